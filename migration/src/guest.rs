@@ -1,0 +1,263 @@
+//! What a migration needs of a virtual machine and of its disks.
+//!
+//! The engine in this crate knows nothing of KVM, of files or of sockets of the guest: both ends are written against the
+//! traits below. `vmm` implements them over KVM, a memfd and io_uring; `testing` implements them over plain vectors, so
+//! that every phase and every failure of a migration is tested without a hypervisor.
+//!
+//! # Ordering contract
+//!
+//! * Between [`SourceGuest::pause`] and [`SourceGuest::resume`] nothing writes to guest memory or to a disk: vCPUs stop
+//!   first, then devices finish or withdraw the requests that are in flight. `resume` starts devices before vCPUs.
+//! * A page or block that is written after `collect_dirty` has returned is reported by the next `collect_dirty`. Bits that
+//!   were collected belong to the caller: after a failed migration the next one starts with everything dirty.
+//! * After [`SourceGuest::fence`] the machine does not run again here until [`SourceGuest::unfence`], whatever happens.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::page::Bitmap;
+
+/// Bytes in a page: the granularity of memory dirty tracking and transfer.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// Bytes in a block: the granularity of disk dirty tracking and transfer.
+pub const BLOCK_BYTES: u64 = 64 * 1024;
+
+/// A run of guest-physical addresses backed by RAM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryRegion {
+    /// First guest-physical address; a multiple of [`PAGE_BYTES`].
+    pub gpa: u64,
+    /// Length in bytes; a multiple of [`PAGE_BYTES`].
+    pub bytes: u64,
+}
+
+/// The shape of one disk as the guest sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskLayout {
+    /// The device's name in the machine's configuration.
+    pub id: String,
+    /// Capacity in bytes. The last block may be shorter than [`BLOCK_BYTES`].
+    pub bytes: u64,
+    /// The guest cannot write to it.
+    pub read_only: bool,
+}
+
+impl DiskLayout {
+    /// How many blocks cover the disk.
+    pub fn blocks(&self) -> u64 {
+        self.bytes.div_ceil(BLOCK_BYTES)
+    }
+}
+
+/// One device whose state travels: the name of its payload and the newest state version that this build writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSlot {
+    /// For example `virtio-block/disk0`, `vcpu/0`, `irqchip`.
+    pub name: String,
+    /// State version; a destination refuses one that it does not know.
+    pub version: u16,
+}
+
+/// The processor that the guest was shown, and that the destination must be able to offer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct CpuProfile {
+    /// CPUID leaves given to the guest: (function, index, eax, ebx, ecx, edx).
+    pub leaves: Vec<[u32; 6]>,
+    /// TSC frequency in kHz that the guest was started with.
+    pub tsc_khz: u32,
+}
+
+/// Everything that both ends must agree on before the first page moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineLayout {
+    /// The machine's name.
+    pub machine: String,
+    /// Number of vCPUs.
+    pub vcpus: u16,
+    /// RAM, in ascending order of address. Page number `n` counts pages through these regions in order.
+    pub memory: Vec<MemoryRegion>,
+    /// Disks, in the order of their disk number on the wire.
+    pub disks: Vec<DiskLayout>,
+    /// Devices and other holders of state.
+    pub devices: Vec<DeviceSlot>,
+    /// What the guest knows of its processor.
+    pub cpu: CpuProfile,
+}
+
+impl MachineLayout {
+    /// Total number of pages over all regions.
+    pub fn pages(&self) -> u64 {
+        self.memory.iter().map(|region| region.bytes / PAGE_BYTES).sum()
+    }
+}
+
+/// The saved state of one device, vCPU or interrupt controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatePayload {
+    /// Name and version, as announced in [`MachineLayout::devices`].
+    pub slot: DeviceSlot,
+    /// Encoded by its owner; opaque here.
+    pub bytes: Vec<u8>,
+}
+
+/// A failure inside the machine or one of its disks, told in words that name the cause and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct GuestError {
+    /// Cause and remedy.
+    pub message: String,
+}
+
+impl GuestError {
+    /// Wraps a message.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+}
+
+/// Result of an operation on the machine.
+pub type GuestResult<T> = Result<T, GuestError>;
+
+/// The machine at the source.
+pub trait SourceGuest: Send + Sync {
+    /// What the destination has to build.
+    fn layout(&self) -> GuestResult<MachineLayout>;
+
+    /// Starts to record written pages, by vCPUs and by devices. Idempotent.
+    fn start_dirty_tracking(&self) -> GuestResult<()>;
+
+    /// Stops recording; called after the switchover or on abort.
+    fn stop_dirty_tracking(&self) -> GuestResult<()>;
+
+    /// Sets in `into` (page numbers) every page written since the last call, and forgets them.
+    fn collect_dirty(&self, into: &mut Bitmap) -> GuestResult<()>;
+
+    /// The first run of pages at or after `from` that may hold something but zeroes. Pages outside such runs were never
+    /// touched and read as zeroes: they need not even be looked at.
+    fn next_populated(&self, from: u64) -> GuestResult<Option<Range<u64>>>;
+
+    /// Copies pages `first..` into `buffer`, whose length is a multiple of [`PAGE_BYTES`]. The guest may be running: what
+    /// is copied can be torn, and then the page is dirty.
+    fn read_pages(&self, first: u64, buffer: &mut [u8]) -> GuestResult<()>;
+
+    /// Stops the machine. Idempotent.
+    fn pause(&self) -> GuestResult<()>;
+
+    /// Lets it run again. Refused while fenced.
+    fn resume(&self) -> GuestResult<()>;
+
+    /// State of everything but memory and disks; the machine is paused.
+    fn save_state(&self) -> GuestResult<Vec<StatePayload>>;
+
+    /// From now on the machine must not run here: called just before Commit is sent.
+    fn fence(&self) -> GuestResult<()>;
+
+    /// Lifts the fence, once it is certain that the destination did not and will never run the machine.
+    fn unfence(&self) -> GuestResult<()>;
+
+    /// The disks, in the order of the layout.
+    fn disks(&self) -> Vec<Arc<dyn SourceDisk>>;
+}
+
+/// One disk at the source. All numbers are block numbers.
+pub trait SourceDisk: Send + Sync {
+    /// Starts to record blocks that the guest writes or discards. Idempotent.
+    fn start_dirty_tracking(&self) -> GuestResult<()>;
+
+    /// Stops recording.
+    fn stop_dirty_tracking(&self) -> GuestResult<()>;
+
+    /// Sets in `into` every block written since the last call, and forgets them.
+    fn collect_dirty(&self, into: &mut Bitmap) -> GuestResult<()>;
+
+    /// The first run of blocks at or after `from` that the file system has data for (`SEEK_DATA`).
+    fn next_data(&self, from: u64) -> GuestResult<Option<Range<u64>>>;
+
+    /// A reader with a queue of its own.
+    fn reader(&self) -> GuestResult<Box<dyn BlockReader>>;
+}
+
+/// Reads blocks of a disk with many requests in flight.
+pub trait BlockReader: Send {
+    /// How many requests may be in flight.
+    fn depth(&self) -> usize;
+
+    /// Queues a read of one block.
+    fn submit(&mut self, block: u64) -> GuestResult<()>;
+
+    /// Waits for any queued read and hands its block number and bytes to `take`. Returns false if nothing is in flight.
+    fn complete(&mut self, take: &mut dyn FnMut(u64, &[u8])) -> GuestResult<bool>;
+}
+
+/// How long the parts of a resume at the destination took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResumeTiming {
+    /// From the arrival of Commit until the first vCPU was told to run.
+    pub resume: Duration,
+}
+
+/// The machine at the destination: it is built from the layout, filled, and resumed once.
+pub trait DestinationGuest: Send + Sync {
+    /// Checks that this host can run such a machine (CPU, devices and their versions, disks, room) and builds it, empty and
+    /// not running.
+    fn prepare(&self, layout: &MachineLayout) -> GuestResult<()>;
+
+    /// Stores pages `first..`; `data` is a multiple of [`PAGE_BYTES`] and has been checked against the layout.
+    fn write_pages(&self, first: u64, data: &[u8]) -> GuestResult<()>;
+
+    /// Makes the pages read as zeroes.
+    fn zero_pages(&self, pages: Range<u64>) -> GuestResult<()>;
+
+    /// Restores everything but memory and disks. Nothing runs yet; may be called once.
+    fn restore_state(&self, payloads: &[StatePayload]) -> GuestResult<()>;
+
+    /// Runs the machine and announces its MAC addresses on its networks. Written pages are tracked from here on until
+    /// [`DestinationGuest::stop_dirty_tracking`], for the sake of verification.
+    fn resume(&self) -> GuestResult<()>;
+
+    /// Pages written since the resume, or since the last call.
+    fn collect_dirty(&self, into: &mut Bitmap) -> GuestResult<()>;
+
+    /// Ends the tracking that `resume` began.
+    fn stop_dirty_tracking(&self) -> GuestResult<()>;
+
+    /// Copies pages, for verification.
+    fn read_pages(&self, first: u64, buffer: &mut [u8]) -> GuestResult<()>;
+
+    /// The disks, in the order of the layout; valid after `prepare`.
+    fn disks(&self) -> Vec<Arc<dyn DestinationDisk>>;
+
+    /// Drops the half-built machine: the migration failed before Commit.
+    fn discard(&self);
+}
+
+/// One disk at the destination.
+pub trait DestinationDisk: Send + Sync {
+    /// A writer with a queue of its own.
+    fn writer(&self) -> GuestResult<Box<dyn BlockWriter>>;
+
+    /// A reader, for verification.
+    fn reader(&self) -> GuestResult<Box<dyn BlockReader>>;
+
+    /// Blocks that the guest wrote since the resume.
+    fn collect_dirty(&self, into: &mut Bitmap) -> GuestResult<()>;
+
+    /// Ends the tracking that the resume began.
+    fn stop_dirty_tracking(&self) -> GuestResult<()>;
+}
+
+/// Writes blocks of a disk with many requests in flight.
+pub trait BlockWriter: Send {
+    /// Queues a write of one block. Waits for an earlier write only if the queue is full.
+    fn write(&mut self, block: u64, data: &[u8]) -> GuestResult<()>;
+
+    /// Makes the blocks read as zeroes and gives their space back.
+    fn zero(&mut self, blocks: Range<u64>) -> GuestResult<()>;
+
+    /// Waits for every queued write; with `durable`, also until they are on stable storage.
+    fn flush(&mut self, durable: bool) -> GuestResult<()>;
+}

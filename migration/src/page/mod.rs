@@ -1,0 +1,5 @@
+//! Pages and blocks: which ones, what they hold, and their digests.
+
+mod bitmap;
+
+pub use bitmap::Bitmap;

@@ -1,0 +1,177 @@
+//! The VMM's API: HTTP/1.1 and JSON on a unix socket, one request a connection.
+//!
+//! | request | body | answer |
+//! | --- | --- | --- |
+//! | `GET /v1/machine` | | [`MachineInfo`] |
+//! | `PUT /v1/machine/pause` | | [`MachineInfo`] |
+//! | `PUT /v1/machine/resume` | | [`MachineInfo`]; 409 while fenced |
+//! | `PUT /v1/machine/save` | `{"path": DIR}` | [`MachineInfo`]; the machine must be paused |
+//! | `GET /v1/machine/digest` | | [`MachineDigest`]; the machine must be paused or fenced |
+//! | `PUT /v1/machine/quit` | | 204, then the process ends |
+//! | `GET /v1/metrics` | | [`Metrics`] |
+//! | `PUT /v1/migration/receive` | [`crate::config::ReceiveConfig`] | [`Receiving`] |
+//! | `PUT /v1/migration/send` | [`crate::config::SendConfig`] | 202 [`MigrationStatus`]; runs in the background |
+//! | `GET /v1/migration` | | [`MigrationStatus`]; 404 if there was none |
+//! | `DELETE /v1/migration` | | 202 [`MigrationStatus`]; 409 once Commit was sent |
+//! | `PUT /v1/migration/settle` | [`Settle`] | [`MachineInfo`]; only while in doubt |
+//!
+//! Errors are RFC 9457 problem documents ([`Problem`]).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use migration::report::Report;
+use serde::{Deserialize, Serialize};
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineState {
+    /// Waits for a migration to arrive.
+    Incoming,
+    /// vCPUs run.
+    Running,
+    /// vCPUs are stopped and can be resumed.
+    Paused,
+    /// Given away: must not run here.
+    Fenced,
+    /// The guest shut down or failed; `reason` says which.
+    Stopped,
+}
+
+/// `GET /v1/machine`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineInfo {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: MachineState,
+    /// Why it stopped.
+    pub reason: Option<String>,
+    /// Process id of the VMM.
+    pub pid: u32,
+    /// Version of the VMM.
+    pub version: String,
+    /// Number of vCPUs.
+    pub vcpus: u16,
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// From the start of the process to the first entry of a vCPU.
+    pub first_instruction_us: Option<u64>,
+}
+
+/// `GET /v1/metrics`: counters since the start; whoever samples takes differences.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Processor time of the vCPU threads in microseconds.
+    pub vcpu_us: u64,
+    /// Processor time of the whole process in microseconds.
+    pub process_us: u64,
+    /// Guest RAM that is populated on the host.
+    pub memory_resident_bytes: u64,
+    /// Memory of the VMM itself beyond guest RAM.
+    pub overhead_bytes: u64,
+    /// Read from disks.
+    pub disk_read_bytes: u64,
+    /// Written to disks.
+    pub disk_write_bytes: u64,
+    /// Received by the guest.
+    pub net_receive_bytes: u64,
+    /// Sent by the guest.
+    pub net_transmit_bytes: u64,
+    /// Exits from guest mode.
+    pub exits: u64,
+}
+
+/// `GET /v1/machine/digest`: BLAKE3 in hexadecimal over all RAM and over each disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineDigest {
+    /// Over all pages in order.
+    pub memory: String,
+    /// Over each disk in order.
+    pub disks: Vec<String>,
+}
+
+/// Body of `PUT /v1/machine/save`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Save {
+    /// Directory, made by this call; must not exist.
+    pub path: PathBuf,
+}
+
+/// Answer of `PUT /v1/migration/receive`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Receiving {
+    /// Where the source shall connect to.
+    pub address: SocketAddr,
+}
+
+/// Phase of a migration, the same words on both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Destination: listening. Source: connecting, versions, layout.
+    Handshake,
+    /// Disk and memory rounds while the guest runs.
+    Precopy,
+    /// The guest is stopped.
+    Switchover,
+    /// Commit was sent or received.
+    Committed,
+    /// The destination runs; digests and probes.
+    Verify,
+    /// Ended; the outcome is in the report.
+    Ended,
+}
+
+/// `GET /v1/migration`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrationStatus {
+    /// Migration id.
+    pub id: String,
+    /// Where it is.
+    pub phase: Phase,
+    /// True once the destination runs the machine, or may run it.
+    pub committed: bool,
+    /// Current round of memory.
+    pub round: u32,
+    /// Bytes sent or received.
+    pub bytes_done: u64,
+    /// Bytes of memory and disk left in this pass.
+    pub bytes_remaining: u64,
+    /// Rate over the last second.
+    pub bytes_per_second: f64,
+    /// Rate at which the guest dirties memory.
+    pub dirty_bytes_per_second: f64,
+    /// Expected time to the switchover in milliseconds; `null` if it does not converge at this rate.
+    pub expected_remaining_ms: Option<f64>,
+    /// Present at the source once ended.
+    pub report: Option<Report>,
+    /// What went wrong, once ended without success (both sides).
+    pub error: Option<String>,
+}
+
+/// Body of `PUT /v1/migration/settle`: what the daemons have agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Settle {
+    /// The destination runs it: this process may go.
+    RunsThere,
+    /// The destination never ran it and never will: resume here.
+    RunsHere,
+}
+
+/// An RFC 9457 problem document.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Problem {
+    /// `about:blank`, or a URN that names the kind of problem.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// A short summary of the kind.
+    pub title: String,
+    /// HTTP status.
+    pub status: u16,
+    /// Cause and remedy.
+    pub detail: String,
+}

@@ -1,0 +1,197 @@
+//! The configuration of one machine, as `headroom-vmm --config FILE` reads it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// Name, unique on its host: letters, digits, `-` and `_`, at most 64.
+    pub name: String,
+    /// Number of vCPUs, 1 to 64.
+    #[serde(default = "one")]
+    pub vcpus: u16,
+    /// RAM in MiB, 16 to 1,048,576.
+    pub memory_mib: u64,
+    /// Kernel: an ELF with a PVH note, an ELF `vmlinux`, or a bzImage. Not needed by a machine that arrives by migration.
+    #[serde(default)]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk.
+    #[serde(default)]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line; the VMM appends its virtio-mmio devices.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Disks.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network cards.
+    #[serde(default)]
+    pub networks: Vec<NetworkConfig>,
+    /// Where the serial console goes.
+    #[serde(default)]
+    pub serial: SerialConfig,
+}
+
+fn one() -> u16 {
+    1
+}
+
+/// One disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Name, unique in the machine; travels with a migration.
+    pub id: String,
+    /// The raw image: a path, or an open file descriptor inherited from the parent.
+    #[serde(flatten)]
+    pub source: DiskSource,
+    /// Refuse writes of the guest.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// Where a disk's bytes are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskSource {
+    /// A raw image file or a block device.
+    Path(PathBuf),
+    /// A file descriptor that the parent left open.
+    Fd(i32),
+}
+
+/// One network card.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// Name, unique in the machine; travels with a migration.
+    pub id: String,
+    /// The tap device.
+    #[serde(flatten)]
+    pub source: TapSource,
+    /// MAC address, for example `02:00:00:00:00:05`: unicast and locally administered.
+    pub mac: String,
+}
+
+/// Where a network card's frames go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TapSource {
+    /// Name of an existing tap device (created with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`).
+    Tap(String),
+    /// An open tap file descriptor that the parent left open.
+    Fd(i32),
+}
+
+/// Where the serial console goes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SerialConfig {
+    /// Nowhere.
+    #[default]
+    Off,
+    /// Standard output (and input, if it is a terminal).
+    Stdio,
+    /// Appended to a file.
+    File(PathBuf),
+}
+
+/// Keys and certificates of this host, as PEM.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsIdentity {
+    /// Certificates of the authority that signed both hosts.
+    pub ca_pem: String,
+    /// This host's certificate chain.
+    pub certificate_pem: String,
+    /// Its private key.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for TlsIdentity {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("TlsIdentity(..)")
+    }
+}
+
+/// A migration to be received (`PUT /v1/migration/receive`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReceiveConfig {
+    /// Migration id, agreed by both daemons.
+    pub id: String,
+    /// Where to listen; port 0 lets the kernel choose, and the answer tells which.
+    pub listen: SocketAddr,
+    /// One-time secret that the source must present, hexadecimal, 32 bytes.
+    pub token: String,
+    /// Host name that the source's certificate must carry.
+    pub source_host: String,
+    /// This host's name.
+    pub destination_host: String,
+    /// Identity of this host.
+    pub tls: TlsIdentity,
+    /// Give up if nothing has been committed by then.
+    pub deadline_s: u64,
+}
+
+/// A migration to be sent (`PUT /v1/migration/send`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SendConfig {
+    /// Migration id, agreed by both daemons.
+    pub id: String,
+    /// The destination's listener.
+    pub address: SocketAddr,
+    /// The one-time secret, hexadecimal, 32 bytes.
+    pub token: String,
+    /// This host's name, for the report.
+    pub source_host: String,
+    /// Host name that the destination's certificate must carry.
+    pub destination_host: String,
+    /// Identity of this host.
+    pub tls: TlsIdentity,
+    /// What the operator allows.
+    #[serde(default)]
+    pub limits: MigrationLimits,
+    /// Why it was started; copied into the report.
+    #[serde(default)]
+    pub trigger: migration::report::Trigger,
+}
+
+/// What the operator allows a migration to cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MigrationLimits {
+    /// Longest downtime, in milliseconds, that the switchover may be expected to take.
+    pub downtime_ms: u64,
+    /// Bytes per second over all channels; `null` is no limit.
+    pub bandwidth_bytes_per_second: Option<u64>,
+    /// Memory channels, each its own TLS session, 1 to 16.
+    pub streams: u16,
+    /// Give up after so many memory rounds without convergence.
+    pub max_rounds: u32,
+    /// Give up after so many seconds.
+    pub timeout_s: u64,
+    /// When it does not converge: give up, or accept a longer downtime.
+    pub force_switchover: bool,
+    /// Test mode: compare full images of both stopped machines before Commit.
+    pub compare_full: bool,
+}
+
+impl Default for MigrationLimits {
+    fn default() -> Self {
+        Self {
+            downtime_ms: 50,
+            bandwidth_bytes_per_second: None,
+            streams: 1,
+            max_rounds: 30,
+            timeout_s: 600,
+            force_switchover: false,
+            compare_full: false,
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Headroom's virtual machine monitor.
+
+pub mod api;
+pub mod config;

@@ -1,0 +1,50 @@
+# Headroom: `make demo` and `make test` are the two commands to know; `make help` lists all.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+.PHONY: demo
+demo: ## the whole product in three minutes: forecast, migrate before contention, verify (DEMO_ARGS="--json FILE")
+	@scripts/install-deps.sh build
+	@$(CARGO) build --release --locked --package vmm --package hostd --bins
+	@target/release/headroom demo $(DEMO_ARGS)
+
+.PHONY: build
+build: ## headroom, hostd and headroom-vmm in target/release
+	@scripts/install-deps.sh build
+	@$(CARGO) build --release --locked --package vmm --package hostd --bins
+
+# The tests of one area at a time: they run real machines, and two of them would compete for the same two cores.
+.PHONY: test
+test: ## unit tests, then real machines, migrations and failures (needs root and /dev/kvm; says so when it has not)
+	@scripts/install-deps.sh test
+	@[ -e /dev/kvm ] || echo "/dev/kvm is missing: the tests that run machines are skipped (with HEADROOM_REQUIRE_KVM=1 they fail)"
+	@tests/linux/build.sh
+	@$(CARGO) build --locked --workspace --bins
+	@$(CARGO) test --locked --workspace --exclude tests
+	@RUST_TEST_THREADS=1 $(CARGO) test --locked --package tests
+
+.PHONY: lint
+lint: ## rustfmt, clippy without warnings, documentation without broken links, licences
+	@scripts/install-deps.sh build
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --offline check licenses bans sources; \
+	 else echo "cargo-deny is not installed: licences and sources were not checked (cargo install --locked cargo-deny)"; fi
+
+.PHONY: bench
+bench: ## downtime against QEMU, start-up, resident memory; writes docs/benchmarks.md (BENCH_ARGS="--runs 5")
+	@scripts/install-deps.sh bench
+	@$(CARGO) build --release --locked --workspace --bins
+	@target/release/downtime all $(BENCH_ARGS)
+
+.PHONY: clean
+clean: ## remove what was built
+	@$(CARGO) clean

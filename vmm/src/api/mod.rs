@@ -17,6 +17,8 @@
 //!
 //! Errors are RFC 9457 problem documents ([`Problem`]).
 
+pub mod client;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 

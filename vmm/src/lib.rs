@@ -2,4 +2,6 @@
 
 pub mod api;
 pub mod config;
+pub mod device;
+pub mod disk;
 pub mod memory;

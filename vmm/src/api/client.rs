@@ -192,8 +192,8 @@ impl Call<'_> {
 
     fn raw(&self, body: Option<Vec<u8>>) -> Result<Vec<u8>, ClientError> {
         let socket = &self.client.socket;
-        let mut stream = UnixStream::connect(socket)
-            .map_err(|source| ClientError::Connect { socket: socket.clone(), source })?;
+        let mut stream =
+            UnixStream::connect(socket).map_err(|source| ClientError::Connect { socket: socket.clone(), source })?;
         let answer = self.transfer(&mut stream, &body.unwrap_or_default()).map_err(|source| ClientError::Transfer {
             method: self.method,
             path: self.path,

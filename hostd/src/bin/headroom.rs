@@ -1,2 +1,5 @@
-//! TODO
-fn main() {}
+//! The command line of an operator.
+
+fn main() -> std::process::ExitCode {
+    hostd::cli::main()
+}

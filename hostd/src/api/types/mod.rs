@@ -1,0 +1,28 @@
+//! Every type that crosses the control socket, as JSON.
+//!
+//! Units are in the names. Times are milliseconds since 1970 (`_unix_ms`) so that any language can read them. A field that
+//! may be unknown is `null` and never zero. Bodies of requests refuse unknown fields: a misspelt limit is an error and not
+//! a limit that silently is not there.
+
+mod audit;
+mod host;
+mod machine;
+mod migration;
+mod plan;
+mod pool;
+
+pub use self::migration::{MigrateRequest, Migration, MigrationSide, MigrationStage};
+pub use audit::{AuditRecord, Decision};
+pub use host::{HostView, PeerView, Pressure};
+pub use machine::{
+    CreateMachine, Disk, KernelChoice, Machine, MachineStatus, Network, NewDisk, NewNetwork, ProbeSpec, Usage,
+};
+pub use plan::{Candidate, Event, EventTarget, NewEvent, Plan, PlanOutcome};
+pub use pool::{
+    Capacity, HostSummary, MachineForecast, MachineSummary, PoolView, Quantile, Resource, ResourceForecast,
+    ResourceScore, TriggerState, TriggerView,
+};
+
+pub use ::migration::report::Report;
+pub use vmm::api::{MigrationStatus, Phase, Problem};
+pub use vmm::config::MigrationLimits;

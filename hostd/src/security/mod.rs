@@ -1,0 +1,3 @@
+//! Who may do what, TLS between hosts, and the record of both.
+
+pub mod access;

@@ -1,0 +1,3 @@
+//! Bytes between the two ends.
+
+pub mod tls;

@@ -1,0 +1,107 @@
+//! A raw image together with the map of its dirty blocks.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use migration::guest::{
+    BLOCK_BYTES, BlockReader, BlockWriter, DestinationDisk, DiskLayout, GuestError, GuestResult, SourceDisk,
+};
+use migration::page::Bitmap;
+
+use super::transfer::{Reader, Writer};
+use super::{DiskError, Image, Tracker};
+use crate::config::DiskConfig;
+
+/// A disk of a machine: what the block device serves and a migration copies.
+#[derive(Debug)]
+pub struct RawDisk {
+    image: Arc<Image>,
+    tracker: Tracker,
+}
+
+impl RawDisk {
+    /// Opens and locks the image of a disk.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError`] if it is missing, not permitted, in use elsewhere, or not a multiple of 512 bytes.
+    pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
+        let image = Image::open(config)?;
+        let tracker = Tracker::new(image.layout().bytes);
+        Ok(Self { image: Arc::new(image), tracker })
+    }
+
+    /// Its shape.
+    pub fn layout(&self) -> &DiskLayout {
+        self.image.layout()
+    }
+
+    /// The file.
+    pub fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    /// The map of dirty blocks, marked by the block device.
+    pub fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
+    /// Starts to record what the guest writes. A destination calls this before its machine resumes.
+    pub fn start_dirty_tracking(&self) {
+        self.tracker.start();
+    }
+}
+
+impl SourceDisk for RawDisk {
+    fn start_dirty_tracking(&self) -> GuestResult<()> {
+        self.tracker.start();
+        Ok(())
+    }
+
+    fn stop_dirty_tracking(&self) -> GuestResult<()> {
+        self.tracker.stop();
+        Ok(())
+    }
+
+    fn collect_dirty(&self, into: &mut Bitmap) -> GuestResult<()> {
+        self.tracker.collect(into);
+        Ok(())
+    }
+
+    fn next_data(&self, from: u64) -> GuestResult<Option<Range<u64>>> {
+        let data = self.image.next_data(from.saturating_mul(BLOCK_BYTES)).map_err(|error| {
+            GuestError::new(format!("{}: cannot look for data from block {from}: {error}", self.image.describe()))
+        })?;
+        Ok(data.map(|bytes| bytes.start / BLOCK_BYTES..bytes.end.div_ceil(BLOCK_BYTES)))
+    }
+
+    fn reader(&self) -> GuestResult<Box<dyn BlockReader>> {
+        Ok(Box::new(Reader::new(Arc::clone(&self.image))?))
+    }
+}
+
+impl DestinationDisk for RawDisk {
+    fn writer(&self) -> GuestResult<Box<dyn BlockWriter>> {
+        if self.layout().read_only {
+            return Err(GuestError::new(format!(
+                "{}: is configured read-only here, so a migration cannot fill it; set read_only only once it has arrived",
+                self.image.describe()
+            )));
+        }
+        Ok(Box::new(Writer::new(Arc::clone(&self.image))?))
+    }
+
+    fn reader(&self) -> GuestResult<Box<dyn BlockReader>> {
+        SourceDisk::reader(self)
+    }
+
+    fn collect_dirty(&self, into: &mut Bitmap) -> GuestResult<()> {
+        self.tracker.collect(into);
+        Ok(())
+    }
+
+    fn stop_dirty_tracking(&self) -> GuestResult<()> {
+        self.tracker.stop();
+        Ok(())
+    }
+}

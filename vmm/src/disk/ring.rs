@@ -1,0 +1,181 @@
+//! A small layer over io_uring, and buffers aligned for direct I/O.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::io;
+use std::os::fd::RawFd;
+
+use io_uring::{IoUring, cqueue, squeue};
+
+/// Alignment of every buffer: the page, which satisfies every file's wish.
+const ALIGNMENT: usize = 4096;
+
+/// Zeroed memory, aligned to a page.
+#[derive(Debug)]
+pub struct AlignedBuffer {
+    start: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: it owns its memory, as a `Vec` does.
+unsafe impl Send for AlignedBuffer {}
+
+impl AlignedBuffer {
+    /// `bytes` zeroed bytes, at least one.
+    pub fn new(bytes: usize) -> Self {
+        let layout =
+            Layout::from_size_align(bytes.max(1), ALIGNMENT).expect("buffers are far smaller than the address space");
+        // SAFETY: the layout has a size of at least one byte.
+        let start = unsafe { alloc_zeroed(layout) };
+        if start.is_null() {
+            handle_alloc_error(layout);
+        }
+        Self { start, layout }
+    }
+
+    /// Where it begins, for the kernel. Whoever hands it out does not touch the bytes until the kernel is done.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.start
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: allocated, initialized, and borrowed with self.
+        unsafe { std::slice::from_raw_parts(self.start, self.layout.size()) }
+    }
+
+    /// Its bytes, to be changed.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: allocated, initialized, and borrowed mutably with self.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.layout.size()) }
+    }
+}
+
+impl Drop for AlignedBuffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.start, self.layout) }
+    }
+}
+
+/// An io_uring that counts what is in flight.
+pub struct Ring {
+    ring: IoUring,
+    in_flight: usize,
+}
+
+impl Ring {
+    /// A ring for at most `depth` requests in flight.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; `ENOSYS` or `EPERM` where io_uring is switched off.
+    pub fn new(depth: u32) -> io::Result<Self> {
+        Ok(Self { ring: IoUring::builder().setup_clamp().dontfork().build(depth)?, in_flight: 0 })
+    }
+
+    /// Signals `eventfd` when requests complete.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn notify(&self, eventfd: RawFd) -> io::Result<()> {
+        self.ring.submitter().register_eventfd(eventfd)
+    }
+
+    /// Registers buffers of `bytes` bytes each that begin at `start`; false if the limit for locked memory is too low.
+    ///
+    /// # Safety
+    ///
+    /// The memory outlives the ring.
+    pub unsafe fn register_buffers(&self, start: *mut u8, bytes: usize, count: usize) -> bool {
+        let buffers: Vec<libc::iovec> = (0..count)
+            .map(|index| libc::iovec { iov_base: start.wrapping_add(index * bytes).cast(), iov_len: bytes })
+            .collect();
+        // SAFETY: the caller keeps the memory.
+        unsafe { self.ring.submitter().register_buffers(&buffers) }.is_ok()
+    }
+
+    /// Registers the one file that all requests use.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn register_file(&self, fd: RawFd) -> io::Result<()> {
+        self.ring.submitter().register_files(&[fd])
+    }
+
+    /// Requests pushed and not yet reaped.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Requests pushed and not yet seen by the kernel.
+    pub fn unsubmitted(&mut self) -> usize {
+        self.ring.submission().len()
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    ///
+    /// If the queue is full and the kernel does not take what is in it.
+    ///
+    /// # Safety
+    ///
+    /// Everything that the entry points to stays where it is until the request has been reaped.
+    pub unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        loop {
+            // SAFETY: the caller keeps what the entry points to.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                break;
+            }
+            self.submit()?;
+        }
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Shows all queued requests to the kernel.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn submit(&mut self) -> io::Result<()> {
+        while self.unsubmitted() > 0 {
+            match self.ring.submit() {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// One completion, if there is any.
+    pub fn reap(&mut self) -> Option<cqueue::Entry> {
+        let entry = self.ring.completion().next()?;
+        self.in_flight -= 1;
+        Some(entry)
+    }
+
+    /// One completion; waits for it. `None` if nothing is in flight.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn wait(&mut self) -> io::Result<Option<cqueue::Entry>> {
+        loop {
+            if let Some(entry) = self.reap() {
+                return Ok(Some(entry));
+            }
+            if self.in_flight == 0 {
+                return Ok(None);
+            }
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}

@@ -24,6 +24,7 @@ use crate::security::access::AccessRule;
 
 mod validate;
 
+pub(crate) use validate::host_name_ok;
 pub use validate::{ConfigError, Mistake};
 
 /// One host.

@@ -7,5 +7,8 @@
 pub mod api;
 pub mod cli;
 pub mod client;
+pub mod clock;
 pub mod config;
+pub mod digest;
 pub mod security;
+pub mod store;

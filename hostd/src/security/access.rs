@@ -110,3 +110,204 @@ pub fn check_rule(rule: &AccessRule) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Actor {
+    /// A user of the control socket.
+    User {
+        /// User id of the process at the other end.
+        uid: u32,
+        /// It belongs to `socket_group`, is root, or runs as the same user as hostd.
+        operator: bool,
+    },
+    /// A declared peer, by its certificate.
+    Peer {
+        /// Its name.
+        host: String,
+        /// Its pool, by this host's configuration.
+        pool: String,
+    },
+    /// This daemon's planner.
+    Planner,
+}
+
+impl std::fmt::Display for Actor {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::User { uid, .. } => write!(formatter, "uid:{uid}"),
+            Self::Peer { host, .. } => write!(formatter, "host:{host}"),
+            Self::Planner => formatter.write_str("planner"),
+        }
+    }
+}
+
+/// What an action is about.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Object<'a> {
+    /// Machine, if it is about one.
+    pub machine: Option<&'a str>,
+    /// Pool of the other host, if another host is concerned.
+    pub pool: Option<&'a str>,
+}
+
+/// The outcome of a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it may be done.
+    pub allowed: bool,
+    /// The rule that decided, for people.
+    pub rule: String,
+}
+
+/// The rules of one host.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    rules: Vec<AccessRule>,
+}
+
+impl Access {
+    /// Rules in the order in which they are tried.
+    pub fn new(rules: Vec<AccessRule>) -> Self {
+        Self { rules }
+    }
+
+    /// Whether `actor` may do `action`.
+    pub fn decide(&self, actor: &Actor, action: Action, object: Object<'_>) -> Verdict {
+        for (index, rule) in self.rules.iter().enumerate() {
+            if !matches_actor(&rule.who, actor) || !matches_object(rule, object) {
+                continue;
+            }
+            if rule.may_not.contains(&action) {
+                return Verdict { allowed: false, rule: format!("access[{index}]") };
+            }
+            if rule.may.contains(&action) {
+                return Verdict { allowed: true, rule: format!("access[{index}]") };
+            }
+        }
+        self.default_for(actor, action)
+    }
+
+    fn default_for(&self, actor: &Actor, action: Action) -> Verdict {
+        let (allowed, rule) = match actor {
+            Actor::Planner => (true, "the planner of this host"),
+            Actor::User { operator, .. } => (*operator, "default: root and the members of socket_group"),
+            Actor::Peer { .. } if self.rules.iter().any(|rule| !matches!(rule.who, Who::Uid(_))) => {
+                (false, "default: rules name hosts, and none of them allows this")
+            }
+            Actor::Peer { .. } => (PEER_DEFAULT.contains(&action), "default: declared peers"),
+        };
+        Verdict { allowed, rule: rule.to_owned() }
+    }
+}
+
+fn matches_actor(who: &Who, actor: &Actor) -> bool {
+    match (who, actor) {
+        (Who::Uid(rule), Actor::User { uid, .. }) => rule == uid,
+        (Who::Host(pattern), Actor::Peer { host, .. }) => glob(pattern, host),
+        (Who::Pool(pattern), Actor::Peer { pool, .. }) => glob(pattern, pool),
+        _ => false,
+    }
+}
+
+fn matches_object(rule: &AccessRule, object: Object<'_>) -> bool {
+    let any = |patterns: &[String], name: Option<&str>| {
+        name.is_none_or(|name| patterns.iter().any(|pattern| glob(pattern, name)))
+    };
+    any(&rule.machines, object.machine) && any(&rule.pools, object.pool)
+}
+
+/// Whether `name` matches `pattern`, in which `*` stands for any characters; linear but for the last star, which is retried.
+pub fn glob(pattern: &str, name: &str) -> bool {
+    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
+    let (mut p, mut n) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        if p < pattern.len() && pattern[p] == b'*' {
+            star = Some((p, n));
+            p += 1;
+        } else if p < pattern.len() && pattern[p] == name[n] {
+            p += 1;
+            n += 1;
+        } else if let Some((star_p, star_n)) = star {
+            p = star_p + 1;
+            n = star_n + 1;
+            star = Some((star_p, n));
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(host: &str, pool: &str) -> Actor {
+        Actor::Peer { host: host.into(), pool: pool.into() }
+    }
+
+    fn machine(name: &str) -> Object<'_> {
+        Object { machine: Some(name), pool: None }
+    }
+
+    fn rules(json: &str) -> Access {
+        let rules: Vec<AccessRule> = serde_json::from_str(json).unwrap();
+        assert!(rules.iter().all(|rule| check_rule(rule).is_ok()));
+        Access::new(rules)
+    }
+
+    #[test]
+    fn stars_match_any_characters() {
+        for (pattern, name, expected) in [
+            ("*", "", true),
+            ("web-*", "web-1", true),
+            ("web-*", "db-1", false),
+            ("*b*c", "aabbcc", true),
+            ("*b*c", "aabbcd", false),
+            ("a", "ab", false),
+            ("", "", true),
+            ("**", "x", true),
+        ] {
+            assert_eq!(glob(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn without_rules_operators_may_all_peers_may_migrate_and_others_nothing() {
+        let access = Access::default();
+        let root = Actor::User { uid: 0, operator: true };
+        let other = Actor::User { uid: 1000, operator: false };
+        for action in [Action::View, Action::Create, Action::Delete, Action::Audit] {
+            assert!(access.decide(&root, action, Object::default()).allowed);
+            assert!(!access.decide(&other, action, Object::default()).allowed);
+        }
+        assert!(access.decide(&peer("b1", "b"), Action::Receive, machine("vm1")).allowed);
+        assert!(!access.decide(&peer("b1", "b"), Action::Delete, machine("vm1")).allowed);
+    }
+
+    #[test]
+    fn the_first_matching_rule_decides_and_rules_for_hosts_end_the_default() {
+        let access = rules(
+            r#"[{"who":{"host":"b1"},"may_not":["receive"],"machines":["db-*"]},
+                {"who":{"pool":"b"},"may":["receive","view"]},
+                {"who":{"uid":1000},"may":["view"]},
+                {"who":{"uid":0},"may_not":["delete"]}]"#,
+        );
+        assert!(!access.decide(&peer("b1", "b"), Action::Receive, machine("db-1")).allowed);
+        assert!(access.decide(&peer("b1", "b"), Action::Receive, machine("web-1")).allowed);
+        assert!(!access.decide(&peer("c1", "c"), Action::View, Object::default()).allowed);
+        assert!(access.decide(&Actor::User { uid: 1000, operator: false }, Action::View, Object::default()).allowed);
+        let denied = access.decide(&Actor::User { uid: 0, operator: true }, Action::Delete, machine("vm1"));
+        assert_eq!(denied, Verdict { allowed: false, rule: "access[3]".into() });
+    }
+
+    #[test]
+    fn rules_that_say_nothing_or_both_are_mistakes() {
+        let rule: AccessRule = serde_json::from_str(r#"{"who":{"uid":1}}"#).unwrap();
+        assert!(check_rule(&rule).unwrap_err().contains("list actions"));
+        let rule: AccessRule = serde_json::from_str(r#"{"who":{"uid":1},"may":["view"],"may_not":["view"]}"#).unwrap();
+        assert!(check_rule(&rule).unwrap_err().contains("keep one"));
+    }
+}

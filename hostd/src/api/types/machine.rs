@@ -138,6 +138,9 @@ pub enum MachineStatus {
 pub struct Usage {
     /// Processor time in cores (1.5 = one and a half cores busy).
     pub cpu_cores: f64,
+    /// Processor time wanted: `cpu_cores` and the time spent waiting for a core. Load can exceed a capacity only in this
+    /// measure. 0 where the kernel does not tell.
+    pub cpu_demand_cores: f64,
     /// Resident memory in MiB.
     pub memory_mib: f64,
     /// Read and written.

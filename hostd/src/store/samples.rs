@@ -1,0 +1,142 @@
+//! History of measurements, down-sampled: every sample for two hours, one value a minute for a week, one a quarter of an
+//! hour for ninety days. Coarser values are means of what fell into their span.
+
+use redb::{Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+
+use super::{Store, StoreError};
+use crate::api::types::Usage;
+
+/// Key: series (`machine/vm1`, `host`), time in ms. Value: five numbers and how many samples they are the mean of.
+type Samples = TableDefinition<'static, (&'static str, u64), [f64; 6]>;
+
+/// One resolution.
+struct Level {
+    table: Samples,
+    span_ms: u64,
+    keep_ms: u64,
+}
+
+const HOUR_MS: u64 = 3_600_000;
+
+const LEVELS: [Level; 3] = [
+    Level { table: TableDefinition::new("samples_all"), span_ms: 1, keep_ms: 2 * HOUR_MS },
+    Level { table: TableDefinition::new("samples_minute"), span_ms: 60_000, keep_ms: 7 * 24 * HOUR_MS },
+    Level { table: TableDefinition::new("samples_quarter"), span_ms: HOUR_MS / 4, keep_ms: 90 * 24 * HOUR_MS },
+];
+
+/// Makes the tables.
+pub(super) fn create_tables(write: &WriteTransaction) -> Result<(), StoreError> {
+    for level in &LEVELS {
+        write.open_table(level.table)?;
+    }
+    Ok(())
+}
+
+impl Store {
+    /// Adds one measurement of each series. `durable` also puts everything added since on stable storage.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub fn add_samples(&self, at_unix_ms: u64, samples: &[(String, Usage)], durable: bool) -> Result<(), StoreError> {
+        let mut write = self.database.begin_write()?;
+        let durability = if durable { Durability::Immediate } else { Durability::None };
+        write.set_durability(durability).map_err(|error| StoreError::Access(Box::new(error.into())))?;
+        for level in &LEVELS {
+            let mut table = write.open_table(level.table)?;
+            let start = at_unix_ms - at_unix_ms % level.span_ms;
+            for (series, usage) in samples {
+                let before = table.get((series.as_str(), start))?.map(|value| value.value());
+                table.insert((series.as_str(), start), merge(before, usage))?;
+            }
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    /// Measurements of a series since `since_unix_ms` in the finest resolution that reaches back so far.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be read.
+    pub fn samples(&self, series: &str, since_unix_ms: u64, now_unix_ms: u64) -> Result<Vec<(u64, Usage)>, StoreError> {
+        let age = now_unix_ms.saturating_sub(since_unix_ms);
+        let level = LEVELS.iter().find(|level| level.keep_ms >= age).unwrap_or(&LEVELS[LEVELS.len() - 1]);
+        let table = self.database.begin_read()?.open_table(level.table)?;
+        let mut samples = Vec::new();
+        for entry in table.range((series, since_unix_ms)..=(series, u64::MAX))? {
+            let (key, value) = entry?;
+            samples.push((key.value().1, usage(value.value())));
+        }
+        Ok(samples)
+    }
+
+    /// Forgets measurements that are older than their resolution keeps, and returns how many.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub fn expire_samples(&self, now_unix_ms: u64) -> Result<usize, StoreError> {
+        let write = self.database.begin_write()?;
+        let mut expired = 0;
+        for level in &LEVELS {
+            let oldest = now_unix_ms.saturating_sub(level.keep_ms);
+            let mut table = write.open_table(level.table)?;
+            table.retain(|(_, at), _| {
+                let keep = at >= oldest;
+                expired += usize::from(!keep);
+                keep
+            })?;
+        }
+        write.commit()?;
+        Ok(expired)
+    }
+}
+
+fn merge(before: Option<[f64; 6]>, usage: &Usage) -> [f64; 6] {
+    let [a, b, c, d, e, count] = before.unwrap_or_default();
+    let mean = |old: f64, new: f64| (old * count + new) / (count + 1.0);
+    [
+        mean(a, usage.cpu_cores),
+        mean(b, usage.cpu_demand_cores),
+        mean(c, usage.memory_mib),
+        mean(d, usage.disk_bytes_per_second),
+        mean(e, usage.network_bytes_per_second),
+        count + 1.0,
+    ]
+}
+
+fn usage(value: [f64; 6]) -> Usage {
+    let [cpu_cores, cpu_demand_cores, memory_mib, disk_bytes_per_second, network_bytes_per_second, _] = value;
+    Usage { cpu_cores, cpu_demand_cores, memory_mib, disk_bytes_per_second, network_bytes_per_second }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: u64 = 1_800_000_000_000;
+
+    fn cpu(cores: f64) -> Vec<(String, Usage)> {
+        vec![("machine/vm1".to_owned(), Usage { cpu_cores: cores, ..Usage::default() })]
+    }
+
+    #[test]
+    fn old_samples_become_means_and_then_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("s.redb")).unwrap();
+        for second in 0..120_u64 {
+            store.add_samples(START + second * 1000, &cpu(second as f64), second % 60 == 0).unwrap();
+        }
+        let now = START + 120_000;
+        assert_eq!(store.samples("machine/vm1", START, now).unwrap().len(), 120);
+        assert_eq!(store.samples("machine/vm10", START, now).unwrap().len(), 0);
+        let later = now + 3 * HOUR_MS;
+        assert_eq!(store.expire_samples(later).unwrap(), 120);
+        let minutes = store.samples("machine/vm1", START, later).unwrap();
+        let means: Vec<f64> = minutes.iter().map(|(_, usage)| usage.cpu_cores).collect();
+        assert_eq!(means, [29.5, 89.5]);
+        assert_eq!(store.expire_samples(later + 8 * 24 * HOUR_MS).unwrap(), 2);
+        assert_eq!(store.expire_samples(later + 91 * 24 * HOUR_MS).unwrap(), 1);
+    }
+}

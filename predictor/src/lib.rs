@@ -1,2 +1,41 @@
-//! Forecasts, contention scores and plans; no I/O and no clock.
+//! Forecasts, contention scores and migration plans.
+//!
+//! ```text
+//! samples of machines --> PoolForecaster --> Contention --> Trigger --> plan() --> Plan
+//!  (missing ones too)      Bank per series    probability    hysteresis  candidates  moves, costs,
+//!  scheduled events  -->   quantiles          per resource   cooldown    hard limits latest start, reasons
+//!                                                                            ^
+//!                          finished migrations --> CostModel -----------------'
+//! ```
+//!
+//! Everything here is a pure function of what it is given: no I/O, no clock, no thread, and no randomness. Time comes in as seconds
+//! that the caller chooses (any epoch, monotonic), samples come one a step, and a step is the caller's sampling interval: the
+//! same code looks 30 steps of a second ahead after a minute of history and 12 steps of five minutes after a month.
+//! All state can be stored with serde.
 #![forbid(unsafe_code)]
+
+pub mod bank;
+pub mod candidates;
+pub mod conformal;
+pub mod contention;
+pub mod cost;
+pub mod events;
+pub mod forecast;
+pub mod maximum;
+pub mod model;
+pub mod plan;
+pub mod pool;
+pub mod sample;
+pub mod trigger;
+pub mod window;
+
+pub use bank::{Bank, BankConfig, BankError};
+pub use candidates::{HostView, MachineView, MoveLog, PlanLimits, PoolView, Rejection};
+pub use contention::{Contention, Onset, ResourceContention};
+pub use cost::{Cost, CostModel, MigrationShape};
+pub use events::{Change, Event, Scope};
+pub use forecast::{Distribution, Forecast, LEVELS};
+pub use plan::{Move, Plan, PlanInput, plan};
+pub use pool::{MachineHistory, PoolConfig, PoolForecaster, Tick};
+pub use sample::{PerResource, RateMeter, Resource, Sample};
+pub use trigger::{Decision, Hold, Trigger, TriggerConfig};

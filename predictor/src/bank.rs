@@ -1,0 +1,346 @@
+//! Several forecasters for one series, combined by how well each has done lately.
+
+use crate::conformal::Conformal;
+use crate::forecast::Forecast;
+use crate::model::{Model, ewma::Ewma, holt::Holt, naive::Naive, ridge::Ridge};
+use crate::sample::plausible;
+use crate::window::gaps;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Number of forecasters in the bank.
+const MODELS: usize = 5;
+/// Their names, in the order of weights and losses.
+pub const MODEL_NAMES: [&str; MODELS] = [Naive::NAME, Ewma::NAME, "slow ewma", Holt::NAME, Ridge::NAME];
+/// The most horizons a bank keeps track of.
+pub const MOST_HORIZONS: usize = 6;
+/// The furthest horizon in steps: each step costs memory in every bank.
+pub const LONGEST_HORIZON: usize = 2_016;
+
+/// What a bank is told when it is made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BankConfig {
+    /// Steps ahead at which errors are learned, ascending; forecasts between them are interpolated.
+    pub horizons: Vec<usize>,
+    /// Memory of the losses by which the models are weighed: a loss weighs half after this many steps.
+    pub loss_half_life: f64,
+    /// How sharply a better model is preferred: weights go with (naive's loss / model's loss) to this power.
+    pub sharpness: f64,
+    /// Step of the adaptive quantiles, in usual errors.
+    pub gamma: f64,
+    /// Steps between two solutions of the ridge regression.
+    pub refit_every: u32,
+}
+
+impl Default for BankConfig {
+    fn default() -> Self {
+        Self { horizons: vec![1, 3, 12], loss_half_life: 288.0, sharpness: 4.0, gamma: 0.05, refit_every: 48 }
+    }
+}
+
+impl BankConfig {
+    /// The default with horizons spread up to `steps` ahead.
+    #[must_use]
+    pub fn for_horizon(steps: usize) -> Self {
+        let steps = steps.clamp(1, LONGEST_HORIZON);
+        let mut horizons: Vec<usize> =
+            [1, steps.div_ceil(12), steps.div_ceil(4), steps.div_ceil(2), steps].into_iter().collect();
+        horizons.sort_unstable();
+        horizons.dedup();
+        Self { horizons, ..Self::default() }
+    }
+
+    fn check(&self) -> Result<(), BankError> {
+        let ascending = self.horizons.windows(2).all(|pair| pair[0] < pair[1]);
+        let first = self.horizons.first().copied().unwrap_or(0);
+        let last = self.horizons.last().copied().unwrap_or(0);
+        if first == 0 || !ascending || last > LONGEST_HORIZON || self.horizons.len() > MOST_HORIZONS {
+            return Err(BankError::Horizons(self.horizons.clone()));
+        }
+        let positive = |name, value: f64| {
+            if value.is_finite() && value > 0.0 { Ok(()) } else { Err(BankError::NotPositive { name, value }) }
+        };
+        positive("loss_half_life", self.loss_half_life)?;
+        positive("sharpness", self.sharpness)?;
+        positive("gamma", self.gamma)
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, Error, PartialEq)]
+pub enum BankError {
+    /// Horizons are empty, not ascending, too many or too far.
+    #[error(
+        "horizons {0:?} cannot be used: give 1 to {MOST_HORIZONS} ascending numbers of steps from 1 to {LONGEST_HORIZON}"
+    )]
+    Horizons(Vec<usize>),
+    /// A number that has to be above zero is not.
+    #[error("{name} is {value}: give a number above 0")]
+    NotPositive {
+        /// Name of the setting.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+    },
+}
+
+/// What is kept for one horizon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Track {
+    steps: usize,
+    /// Usual absolute error of each model.
+    losses: [f32; MODELS],
+    seen: u32,
+    conformal: Conformal,
+    /// What was said at each of the last `steps` steps: the models, the combination, its scale.
+    #[serde(with = "gaps")]
+    pending: Vec<f32>,
+}
+
+const SLOT: usize = MODELS + 2;
+
+/// Forecasts one series of a machine or a pool. See the module's description.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Bank {
+    config: BankConfig,
+    naive: Naive,
+    ewma: Ewma,
+    slow: Ewma,
+    holt: Holt,
+    ridge: Ridge,
+    tracks: Vec<Track>,
+    clock: u64,
+    /// The newest value that was measured.
+    last: Option<f64>,
+    samples: u64,
+    /// Slowly forgetting extremes: forecasts stay within reach of them.
+    low: f64,
+    high: f64,
+}
+
+impl Bank {
+    /// A bank that has seen nothing.
+    ///
+    /// # Errors
+    /// [`BankError`] names the setting that cannot be used.
+    pub fn new(config: BankConfig) -> Result<Self, BankError> {
+        config.check()?;
+        let tracks = config
+            .horizons
+            .iter()
+            .map(|steps| Track {
+                steps: *steps,
+                losses: [0.0; MODELS],
+                seen: 0,
+                conformal: Conformal::new(config.gamma),
+                pending: vec![f32::NAN; steps * SLOT],
+            })
+            .collect();
+        Ok(Self {
+            naive: Naive::default(),
+            ewma: Ewma::new(0.3),
+            slow: Ewma::new(0.03),
+            holt: Holt::new(0.5, 0.1, 0.97),
+            ridge: Ridge::new(&config.horizons, 0.999, 3.0, config.refit_every),
+            tracks,
+            config,
+            clock: 0,
+            last: None,
+            samples: 0,
+            low: f64::INFINITY,
+            high: f64::NEG_INFINITY,
+        })
+    }
+
+    /// Takes the sample of the next step; `None`, and anything that cannot be a measurement, is a missing one. Nothing is
+    /// scored or learned at a missing sample, but time passes.
+    pub fn update(&mut self, value: Option<f64>) {
+        let value = plausible(value);
+        if let Some(value) = value {
+            let decay = (-std::f64::consts::LN_2 / self.config.loss_half_life).exp();
+            for track in &mut self.tracks {
+                track.learn(self.clock, value as f32, decay as f32);
+            }
+            self.last = Some(value);
+            self.samples += 1;
+            let span = (self.high - self.low).max(0.0);
+            let forget = if self.samples > 1 { span / (8.0 * self.config.loss_half_life) } else { 0.0 };
+            self.low = (self.low + forget).min(value);
+            self.high = (self.high - forget).max(value);
+        }
+        self.naive.update(value);
+        self.ewma.update(value);
+        self.slow.update(value);
+        self.holt.update(value);
+        self.ridge.update(value);
+        if self.last.is_some() {
+            self.announce();
+        }
+        self.clock += 1;
+    }
+
+    /// Notes what is forecast now, to be scored when its time has come.
+    fn announce(&mut self) {
+        let predictions = self.predictions();
+        for (index, predictions) in predictions.iter().enumerate().take(self.tracks.len()) {
+            let scale = self.scale(index);
+            let point = self.tracks[index].combine(predictions, self.config.sharpness as f32);
+            let track = &mut self.tracks[index];
+            let slot = (self.clock % track.steps as u64) as usize * SLOT;
+            track.pending[slot..slot + MODELS].copy_from_slice(predictions);
+            track.pending[slot + MODELS] = point;
+            track.pending[slot + MODELS + 1] = scale;
+        }
+    }
+
+    /// What each model says for each tracked horizon, kept within reach of what the series has shown.
+    fn predictions(&self) -> [[f32; MODELS]; MOST_HORIZONS] {
+        let mut by_model = [[f32::NAN; MOST_HORIZONS]; MODELS];
+        let horizons = &self.config.horizons;
+        let count = horizons.len();
+        self.naive.forecast(horizons, &mut by_model[0][..count]);
+        self.ewma.forecast(horizons, &mut by_model[1][..count]);
+        self.slow.forecast(horizons, &mut by_model[2][..count]);
+        self.holt.forecast(horizons, &mut by_model[3][..count]);
+        self.ridge.forecast(horizons, &mut by_model[4][..count]);
+        let span = self.high - self.low;
+        let (floor, ceiling) = ((self.low - span).max(0.0) as f32, (self.high + span) as f32);
+        let naive = self.last.unwrap_or(0.0) as f32;
+        std::array::from_fn(|horizon| {
+            std::array::from_fn(|model| {
+                let said = by_model[model][horizon];
+                if said.is_nan() { naive } else { said.clamp(floor, ceiling) }
+            })
+        })
+    }
+
+    /// Usual error at tracked horizon `index`. Without enough outcomes of its own it is borrowed from the nearest shorter
+    /// horizon, growing as a random walk does, or from the size of the value itself.
+    fn scale(&self, index: usize) -> f32 {
+        const ENOUGH: f32 = 4.0;
+        let guess = 0.05 * self.last.unwrap_or(0.0) as f32;
+        let mut scale = guess;
+        let mut steps = 1_usize;
+        for track in &self.tracks[..=index] {
+            let grown = scale * (track.steps as f32 / steps as f32).sqrt();
+            let seen = track.conformal.seen() as f32 / (track.steps as f32).sqrt();
+            let trust = if track.conformal.seen() == 0 { 0.0 } else { (seen / ENOUGH).min(1.0) };
+            scale = trust * track.conformal.scale() + (1.0 - trust) * grown;
+            steps = track.steps;
+        }
+        scale
+    }
+
+    /// The forecast for `steps` ahead: exact at the configured horizons, by straight lines between them, and beyond the last
+    /// with a spread that grows as a random walk's does. `None` before the first sample.
+    #[must_use]
+    pub fn forecast(&self, steps: usize) -> Option<Forecast> {
+        let last = self.last?;
+        let predictions = self.predictions();
+        let at = |index: usize| self.tracked(index, &predictions[index]);
+        let count = self.tracks.len();
+        let above = self.config.horizons.partition_point(|known| *known < steps);
+        if above == count {
+            let mut forecast = at(count - 1);
+            let wider = (steps as f64 / self.config.horizons[count - 1] as f64).sqrt();
+            let point = forecast.point;
+            forecast.steps = steps;
+            forecast.quantiles = forecast.quantiles.map(|value| (point + wider * (value - point)).max(0.0));
+            return Some(forecast);
+        }
+        let after = at(above);
+        let (before, from) = match above {
+            0 => (Forecast::certain(0, last), 0),
+            _ => (at(above - 1), self.config.horizons[above - 1]),
+        };
+        let share = (steps - from) as f64 / (after.steps - from) as f64;
+        let between = |a: f64, b: f64| a + share * (b - a);
+        Some(Forecast {
+            steps,
+            point: between(before.point, after.point),
+            quantiles: std::array::from_fn(|i| between(before.quantiles[i], after.quantiles[i])),
+        })
+    }
+
+    fn tracked(&self, index: usize, predictions: &[f32; MODELS]) -> Forecast {
+        let track = &self.tracks[index];
+        let point = track.combine(predictions, self.config.sharpness as f32);
+        let quantiles = track.conformal.quantiles(point, self.scale(index));
+        Forecast {
+            steps: track.steps,
+            point: f64::from(point),
+            quantiles: quantiles.map(|value| f64::from(value).max(0.0)),
+        }
+    }
+
+    /// The usual absolute error `steps` ahead, at the tracked horizon nearest above or the last; 0 before the first sample.
+    #[must_use]
+    pub fn usual_error(&self, steps: usize) -> f64 {
+        let index = self.config.horizons.partition_point(|known| *known < steps).min(self.tracks.len() - 1);
+        f64::from(self.scale(index))
+    }
+
+    /// The share of each of [`MODEL_NAMES`] in the forecast at the tracked horizon nearest to `steps`.
+    #[must_use]
+    pub fn weights(&self, steps: usize) -> [f64; MODELS] {
+        let index = self.config.horizons.partition_point(|known| *known < steps).min(self.tracks.len() - 1);
+        self.tracks[index].weights(self.config.sharpness as f32).map(f64::from)
+    }
+
+    /// The newest value that was measured.
+    #[must_use]
+    pub fn last(&self) -> Option<f64> {
+        self.last
+    }
+
+    /// How many samples it has seen, missing ones left out.
+    #[must_use]
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// What it was made with.
+    #[must_use]
+    pub fn config(&self) -> &BankConfig {
+        &self.config
+    }
+}
+
+impl Track {
+    /// Scores what was said `steps` ago.
+    fn learn(&mut self, clock: u64, value: f32, decay: f32) {
+        let slot = (clock % self.steps as u64) as usize * SLOT;
+        let said = &self.pending[slot..slot + SLOT];
+        if said[0].is_nan() {
+            return;
+        }
+        self.seen = self.seen.saturating_add(1);
+        let rate = (1.0 - decay).max(1.0 / self.seen as f32);
+        for (loss, said) in self.losses.iter_mut().zip(said) {
+            *loss += ((said - value).abs() - *loss) * rate;
+        }
+        let (point, scale) = (said[MODELS], said[MODELS + 1]);
+        self.conformal.learn(value - point, scale);
+    }
+
+    /// How much each model counts: by how much better it was than naive, and not at all if it was worse.
+    fn weights(&self, sharpness: f32) -> [f32; MODELS] {
+        let naive = self.losses[0];
+        let mut weights = [0.0_f32; MODELS];
+        if self.seen == 0 || naive <= 0.0 {
+            weights[0] = 1.0;
+            return weights;
+        }
+        for (weight, loss) in weights.iter_mut().zip(self.losses) {
+            let gain = naive / loss.max(1e-6 * naive);
+            *weight = if gain >= 1.0 { gain.powf(sharpness) } else { 0.0 };
+        }
+        let total: f32 = weights.iter().sum();
+        weights.map(|weight| weight / total)
+    }
+
+    fn combine(&self, predictions: &[f32; MODELS], sharpness: f32) -> f32 {
+        self.weights(sharpness).iter().zip(predictions).map(|(weight, said)| weight * said).sum()
+    }
+}

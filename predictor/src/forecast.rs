@@ -1,0 +1,213 @@
+//! What a forecast says: a point, quantiles, and whole distributions.
+
+use serde::{Deserialize, Serialize};
+
+/// The quantile levels of every forecast, ascending.
+pub const LEVELS: [f64; 5] = [0.1, 0.5, 0.9, 0.95, 0.99];
+
+/// A forecast for one moment, or for the maximum over a window that ends there.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// How far ahead, in sampling intervals.
+    pub steps: usize,
+    /// The single most useful value (smallest expected absolute error).
+    pub point: f64,
+    /// Values that are not exceeded with the probabilities [`LEVELS`]; ascending.
+    pub quantiles: [f64; LEVELS.len()],
+}
+
+impl Forecast {
+    /// The same certain value for everything.
+    #[must_use]
+    pub fn certain(steps: usize, value: f64) -> Self {
+        Self { steps, point: value, quantiles: [value; LEVELS.len()] }
+    }
+
+    /// The quantile at `level`, by straight lines between those of [`LEVELS`], the outermost beyond them.
+    #[must_use]
+    pub fn quantile(&self, level: f64) -> f64 {
+        let above = LEVELS.partition_point(|known| *known < level);
+        if above == 0 {
+            return self.quantiles[0];
+        }
+        if above == LEVELS.len() {
+            return self.quantiles[LEVELS.len() - 1];
+        }
+        let share = (level - LEVELS[above - 1]) / (LEVELS[above] - LEVELS[above - 1]);
+        self.quantiles[above - 1] + share * (self.quantiles[above] - self.quantiles[above - 1])
+    }
+}
+
+/// How many points a [`Distribution`] keeps.
+const POINTS: usize = 41;
+
+/// The distribution of one uncertain quantity: its quantiles at evenly spaced levels, and an exponential tail above them, so
+/// that what was never seen is improbable and not impossible.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Distribution {
+    /// Ascending; the value at index i is not exceeded with probability (i + 0.5) / len.
+    values: Vec<f64>,
+    /// Mean excess over the last value, given that it is exceeded.
+    tail: f64,
+}
+
+impl Distribution {
+    /// From any number of equally likely values; `None` if there is none that is finite.
+    #[must_use]
+    pub fn from_values(mut values: Vec<f64>) -> Option<Self> {
+        values.retain(|value| value.is_finite());
+        values.sort_by(f64::total_cmp);
+        if values.is_empty() {
+            return None;
+        }
+        let tail = mean_excess(&values);
+        if values.len() > POINTS {
+            let all = Self { values, tail };
+            let values = (0..POINTS).map(|i| all.quantile((i as f64 + 0.5) / POINTS as f64)).collect();
+            return Some(Self { values, tail });
+        }
+        Some(Self { values, tail })
+    }
+
+    /// One certain value.
+    #[must_use]
+    pub fn certain(value: f64) -> Self {
+        Self { values: vec![value], tail: 0.0 }
+    }
+
+    /// The probability that the quantity is above `threshold`, 0 to 1, never growing with `threshold`.
+    #[must_use]
+    pub fn exceedance(&self, threshold: f64) -> f64 {
+        let count = self.values.len() as f64;
+        let (first, last) = (self.values[0], self.values[self.values.len() - 1]);
+        if threshold.is_nan() {
+            return 0.0;
+        }
+        if threshold >= last {
+            let share = 0.5 / count;
+            return match self.tail {
+                tail if tail > 0.0 => share * (-(threshold - last) / tail).exp(),
+                _ => 0.0,
+            };
+        }
+        if threshold < first {
+            // Symmetric to the upper tail.
+            let share = 0.5 / count;
+            return match self.tail {
+                tail if tail > 0.0 => 1.0 - share * (-(first - threshold) / tail).exp(),
+                _ => 1.0,
+            };
+        }
+        let above = self.values.partition_point(|value| *value <= threshold);
+        let (low, high) = (self.values[above - 1], self.values[above]);
+        let share = if high > low { (threshold - low) / (high - low) } else { 0.0 };
+        (1.0 - (above as f64 - 0.5 + share) / count).clamp(0.0, 1.0)
+    }
+
+    /// The value that is not exceeded with probability `level`.
+    #[must_use]
+    pub fn quantile(&self, level: f64) -> f64 {
+        let count = self.values.len();
+        let place = level.clamp(0.0, 1.0) * count as f64 - 0.5;
+        if place <= 0.0 {
+            return self.values[0];
+        }
+        let below = place as usize;
+        if below + 1 >= count {
+            let last = self.values[count - 1];
+            let left = (1.0 - level).max(1e-6) * count as f64 / 0.5;
+            return last + self.tail * (-left.min(1.0).ln());
+        }
+        let share = place - below as f64;
+        self.values[below] + share * (self.values[below + 1] - self.values[below])
+    }
+
+    /// The same quantity plus `by`.
+    #[must_use]
+    pub fn shifted(&self, by: f64) -> Self {
+        Self { values: self.values.iter().map(|value| value + by).collect(), tail: self.tail }
+    }
+
+    /// The distribution when one of several holds, each with its weight (not negative; they need not sum to 1).
+    #[must_use]
+    pub fn mixture(parts: &[(f64, Self)]) -> Option<Self> {
+        let total: f64 = parts.iter().map(|(weight, _)| weight).sum();
+        let low = parts.iter().map(|(_, part)| part.values[0]).reduce(f64::min)?;
+        let high = parts.iter().map(|(_, part)| part.quantile(1.0)).reduce(f64::max)?;
+        if !(total > 0.0 && low.is_finite() && high.is_finite()) {
+            return None;
+        }
+        let exceedance = |x: f64| parts.iter().map(|(w, part)| w * part.exceedance(x)).sum::<f64>() / total;
+        let values = (0..POINTS)
+            .map(|i| {
+                let target = 1.0 - (i as f64 + 0.5) / POINTS as f64;
+                let (mut a, mut b) = (low, high);
+                for _ in 0..60 {
+                    let middle = 0.5 * (a + b);
+                    if exceedance(middle) > target { a = middle } else { b = middle }
+                }
+                b
+            })
+            .collect();
+        let tail = parts.iter().map(|(_, part)| part.tail).fold(0.0, f64::max);
+        Some(Self { values, tail })
+    }
+
+    /// As a [`Forecast`] for `steps` ahead.
+    #[must_use]
+    pub fn forecast(&self, steps: usize) -> Forecast {
+        Forecast { steps, point: self.quantile(0.5), quantiles: LEVELS.map(|level| self.quantile(level)) }
+    }
+}
+
+/// Mean distance of the top tenth of sorted `values` from the value below them.
+fn mean_excess(values: &[f64]) -> f64 {
+    let count = values.len();
+    let top = (count / 10).max(1);
+    if count <= top {
+        return 0.0;
+    }
+    let base = values[count - top - 1];
+    values[count - top..].iter().map(|value| value - base).sum::<f64>() / top as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_distribution_of_known_values_answers_as_they_do() {
+        let distribution = Distribution::from_values((0..1000).map(f64::from).collect()).unwrap();
+        for threshold in [100.0, 500.0, 900.0, 950.0] {
+            let expected = 1.0 - threshold / 1000.0;
+            assert!((distribution.exceedance(threshold) - expected).abs() < 0.01, "at {threshold}");
+        }
+        assert!((distribution.quantile(0.9) - 900.0).abs() < 5.0);
+        assert!(distribution.exceedance(1200.0) > 0.0 && distribution.exceedance(1200.0) < 0.01);
+        assert!(Distribution::from_values(vec![f64::NAN]).is_none());
+    }
+
+    #[test]
+    fn a_mixture_weighs_its_parts() {
+        let parts = [(0.8, Distribution::certain(1.0)), (0.2, Distribution::certain(10.0))];
+        let mixture = Distribution::mixture(&parts).unwrap();
+        assert!((mixture.exceedance(5.0) - 0.2).abs() < 0.03, "{}", mixture.exceedance(5.0));
+        assert!((mixture.quantile(0.5) - 1.0).abs() < 1e-6);
+        assert!((mixture.quantile(0.9) - 10.0).abs() < 1e-6);
+    }
+
+    proptest! {
+        #[test]
+        fn exceedance_never_grows_and_quantiles_never_fall(
+            values in proptest::collection::vec(-1e12_f64..1e12, 1..200), a in -2e12_f64..2e12, b in -2e12_f64..2e12,
+            p in 0.0_f64..1.0, q in 0.0_f64..1.0,
+        ) {
+            let distribution = Distribution::from_values(values).unwrap();
+            let (low, high) = (a.min(b), a.max(b));
+            prop_assert!(distribution.exceedance(low) >= distribution.exceedance(high));
+            prop_assert!((0.0..=1.0).contains(&distribution.exceedance(low)));
+            prop_assert!(distribution.quantile(p.min(q)) <= distribution.quantile(p.max(q)));
+        }
+    }
+}

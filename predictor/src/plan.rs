@@ -1,0 +1,396 @@
+//! Which machine goes where, what that is worth, what it costs, and until when it has to start.
+//!
+//! The worth of a move is in violation minutes: time in which a pool is above its limit, each minute with its probability. A move
+//! avoids some at the source from the moment when it is over, and may cause some at the target. Candidates are taken one by
+//! one, the best first, and the rest is scored again after each.
+
+use crate::candidates::{
+    HostView, MachineView, MoveLog, PlanLimits, PoolView, Rejection, host_obstacle, machine_obstacle,
+};
+use crate::contention::{Contention, ResourceContention, combine};
+use crate::cost::{Cost, CostModel};
+use crate::sample::{PerResource, Resource};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// All that a plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanInput<'a> {
+    /// The caller's clock in seconds.
+    pub now_s: f64,
+    /// Name of the pool that needs relief.
+    pub source_pool: &'a str,
+    /// How it stands.
+    pub source: &'a Contention,
+    /// Its machines.
+    pub machines: &'a [MachineView],
+    /// The other pools.
+    pub pools: &'a [PoolView],
+    /// Hosts of the other pools.
+    pub hosts: &'a [HostView],
+    /// How much each resource counts, as in [`crate::PoolConfig::weights`].
+    pub weights: PerResource<f64>,
+    /// Migrations that run now, anywhere.
+    pub in_flight: usize,
+    /// Past moves.
+    pub log: &'a MoveLog,
+    /// What migrations cost.
+    pub cost: &'a CostModel,
+    /// Hard limits.
+    pub limits: &'a PlanLimits,
+}
+
+/// One move of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Move {
+    /// The machine.
+    pub machine: String,
+    /// The host that it leaves.
+    pub from_host: String,
+    /// The pool that it leaves.
+    pub from_pool: String,
+    /// The host that it goes to.
+    pub to_host: String,
+    /// The pool that it goes to.
+    pub to_pool: String,
+    /// Score of the source before the move.
+    pub score_before: f64,
+    /// Score of the source expected after it.
+    pub score_after: f64,
+    /// Violation minutes avoided at the source.
+    pub benefit_minutes: f64,
+    /// Violation minutes caused at the target.
+    pub harm_minutes: f64,
+    /// What it takes.
+    pub cost: Cost,
+    /// When contention is expected, seconds on the caller's clock.
+    pub contention_at_s: f64,
+    /// The migration has to start until then to be over before contention; before `now` if it is too late already.
+    pub latest_start_s: f64,
+    /// All that in words.
+    pub explanation: String,
+}
+
+/// What to do, and why not something else.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// In the order in which they should start.
+    pub moves: Vec<Move>,
+    /// Candidates that hard limits or a lack of benefit kept back.
+    pub rejected: Vec<Rejection>,
+    /// The decision in words and numbers, one line each.
+    pub explanation: Vec<String>,
+}
+
+/// Shifts of a pool's use by moves so far.
+type Shift = PerResource<f64>;
+
+/// A candidate with its worth.
+struct Candidate<'a> {
+    machine: &'a MachineView,
+    host: &'a HostView,
+    pool: &'a PoolView,
+    demand: Shift,
+    cost: Cost,
+    benefit: f64,
+    harm: f64,
+    after: f64,
+}
+
+impl Candidate<'_> {
+    fn net(&self) -> f64 {
+        self.benefit - self.harm
+    }
+
+    /// Net violation minutes avoided per byte moved.
+    fn worth(&self) -> f64 {
+        self.net() / self.cost.bytes.max(1.0)
+    }
+}
+
+/// Makes a plan. Pure: the same input gives the same plan.
+#[must_use]
+pub fn plan(input: &PlanInput<'_>) -> Plan {
+    let mut state = State { input, gone: PerResource::default(), arrived: BTreeMap::new(), plan: Plan::default() };
+    let room = input.limits.in_flight.saturating_sub(input.in_flight).min(input.limits.moves);
+    if room == 0 {
+        state.plan.explanation.push(format!(
+            "no move: {} migrations in flight, {} allowed at once, {} in a plan",
+            input.in_flight, input.limits.in_flight, input.limits.moves
+        ));
+        return state.plan;
+    }
+    for left in (1..=room).rev() {
+        let before = score(input.source, &state.gone, &input.weights);
+        if before < input.limits.goal {
+            break;
+        }
+        let candidates = state.candidates(before);
+        let Some(best) = choose(&candidates, input.limits, left) else { break };
+        let chosen = state.describe(best, before);
+        let (host, demand) = (best.host.name.clone(), best.demand);
+        state.take(chosen, &host, &demand);
+    }
+    state.conclude();
+    state.plan
+}
+
+/// The best candidate: with one move left, of those that reach the goal, if any, the one that is worth most per byte; otherwise
+/// the largest relief for the bytes, as long as it is worth the minimum.
+fn choose<'a, 'b>(candidates: &'b [Candidate<'a>], limits: &PlanLimits, left: usize) -> Option<&'b Candidate<'a>> {
+    let worthwhile = || candidates.iter().filter(|candidate| candidate.net() >= limits.minimum_benefit_minutes);
+    let by_worth = |a: &&Candidate<'_>, b: &&Candidate<'_>| {
+        a.worth().total_cmp(&b.worth()).then_with(|| b.machine.name.cmp(&a.machine.name))
+    };
+    let reaching = worthwhile().filter(|candidate| candidate.after < limits.goal).max_by(by_worth);
+    if reaching.is_some() {
+        return reaching;
+    }
+    if left > 1 {
+        return worthwhile().max_by(by_worth);
+    }
+    worthwhile().max_by(|a, b| a.net().total_cmp(&b.net()).then_with(|| b.machine.name.cmp(&a.machine.name)))
+}
+
+struct State<'a> {
+    input: &'a PlanInput<'a>,
+    /// What left the source by moves so far.
+    gone: Shift,
+    /// What arrived at hosts by moves so far, and how many machines.
+    arrived: BTreeMap<String, (Shift, usize)>,
+    plan: Plan,
+}
+
+impl<'a> State<'a> {
+    /// All allowed moves with their worth; the others are noted as rejected.
+    fn candidates(&mut self, before: f64) -> Vec<Candidate<'a>> {
+        let mut found = Vec::new();
+        let mut rejected = Vec::new();
+        for machine in self.input.machines {
+            if self.plan.moves.iter().any(|chosen| chosen.machine == machine.name) {
+                continue;
+            }
+            let cost = self.input.cost.predict(&machine.shape);
+            if let Some(why) = machine_obstacle(machine, &cost) {
+                rejected.push(Rejection { machine: machine.name.clone(), host: None, why });
+                continue;
+            }
+            for host in self.input.hosts {
+                match self.candidate(machine, host, cost, before) {
+                    Ok(candidate) => found.push(candidate),
+                    Err(why) => {
+                        rejected.push(Rejection { machine: machine.name.clone(), host: Some(host.name.clone()), why })
+                    }
+                }
+            }
+        }
+        self.plan.rejected = rejected;
+        found
+    }
+
+    fn candidate(
+        &self,
+        machine: &'a MachineView,
+        host: &'a HostView,
+        cost: Cost,
+        before: f64,
+    ) -> Result<Candidate<'a>, String> {
+        let input = self.input;
+        if host.pool == input.source_pool {
+            return Err(format!("is in pool {} too: moving there relieves nothing", host.pool));
+        }
+        let Some(pool) = input.pools.iter().find(|pool| pool.name == host.pool) else {
+            return Err(format!("nothing is known of its pool {}", host.pool));
+        };
+        if let Some(why) = input.log.forbids(&machine.name, &host.pool, input.now_s, input.limits) {
+            return Err(why);
+        }
+        let (more, arriving) = self.arrived.get(&host.name).copied().unwrap_or_default();
+        if let Some(why) = host_obstacle(machine, host, &more, arriving, input.limits) {
+            return Err(why);
+        }
+        let demand = PerResource::from_fn(|resource| expected_demand(machine, resource));
+        let in_pool = self.arrived_in(&host.pool);
+        let target_before = minus(&PerResource::default(), &in_pool);
+        let target_after = minus(&target_before, &demand);
+        let target_score = score(&pool.contention, &target_after, &input.weights);
+        if target_score > input.limits.target_score {
+            return Err(format!(
+                "pool {} would reach a score of {target_score:.2}, {:.2} allowed",
+                pool.name, input.limits.target_score
+            ));
+        }
+        let gone = plus(&self.gone, &demand);
+        let done_s = cost.total_ms / 1000.0;
+        let minutes = |contention: &Contention, shift: &Shift| {
+            violation_minutes(contention, shift, &input.weights, done_s, input.limits.lasting_s)
+        };
+        let benefit = minutes(input.source, &self.gone) - minutes(input.source, &gone);
+        let harm = minutes(&pool.contention, &target_after) - minutes(&pool.contention, &target_before);
+        let after = score(input.source, &gone, &input.weights);
+        let candidate = Candidate { machine, host, pool, demand, cost, benefit, harm, after };
+        if candidate.net() < input.limits.minimum_benefit_minutes {
+            return Err(format!(
+                "would avoid {benefit:.2} and cause {harm:.2} violation minutes (score {before:.2} to {after:.2}), at least \
+                 {:.2} net are asked for",
+                input.limits.minimum_benefit_minutes
+            ));
+        }
+        Ok(candidate)
+    }
+
+    fn arrived_in(&self, pool: &str) -> Shift {
+        let in_pool = |name: &str| self.input.hosts.iter().any(|host| host.name == *name && host.pool == pool);
+        let arrived = self.arrived.iter().filter(|(host, _)| in_pool(host));
+        arrived.fold(PerResource::default(), |sum, (_, (shift, _))| plus(&sum, shift))
+    }
+
+    fn describe(&self, best: &Candidate<'_>, before: f64) -> Move {
+        let input = self.input;
+        let contention_at_s = input.now_s + onset_s(input.source, input.limits.goal);
+        let latest_start_s = contention_at_s - best.cost.total_ms_p90 / 1000.0 - input.limits.margin_s;
+        let in_s = latest_start_s - input.now_s;
+        let latest = if in_s >= 0.0 {
+            format!("has to start within {in_s:.0} s")
+        } else {
+            format!("{:.0} s too late to be over before contention", -in_s)
+        };
+        let why = input.source.reasons.first().map_or("", String::as_str);
+        let explanation = format!(
+            "move {} from {}/{} to {}/{}: {why}; it takes {} away, score {before:.2} to {:.2}, avoids {:.1} and causes {:.1} \
+             violation minutes; about {:.1} s (90 %: {:.1} s) and {:.0} ms of downtime for {}; {latest}",
+            best.machine.name,
+            input.source_pool,
+            best.machine.host,
+            best.pool.name,
+            best.host.name,
+            amounts(&best.demand),
+            best.after,
+            best.benefit,
+            best.harm,
+            best.cost.total_ms / 1000.0,
+            best.cost.total_ms_p90 / 1000.0,
+            best.cost.downtime_ms,
+            Resource::Memory.quantity(best.cost.bytes),
+        );
+        Move {
+            machine: best.machine.name.clone(),
+            from_host: best.machine.host.clone(),
+            from_pool: input.source_pool.to_owned(),
+            to_host: best.host.name.clone(),
+            to_pool: best.pool.name.clone(),
+            score_before: before,
+            score_after: best.after,
+            benefit_minutes: best.benefit,
+            harm_minutes: best.harm,
+            cost: best.cost,
+            contention_at_s,
+            latest_start_s,
+            explanation,
+        }
+    }
+
+    fn take(&mut self, chosen: Move, host: &str, demand: &Shift) {
+        self.gone = plus(&self.gone, demand);
+        let arrived = self.arrived.entry(host.to_owned()).or_default();
+        arrived.0 = plus(&arrived.0, demand);
+        arrived.1 += 1;
+        self.plan.explanation.push(chosen.explanation.clone());
+        self.plan.moves.push(chosen);
+    }
+
+    fn conclude(&mut self) {
+        let after = score(self.input.source, &self.gone, &self.input.weights);
+        let line = match (self.plan.moves.is_empty(), after < self.input.limits.goal) {
+            (true, true) => format!("no move: score {after:.2} is below the goal of {:.2}", self.input.limits.goal),
+            (true, false) => match self.plan.rejected.first() {
+                Some(first) => format!(
+                    "no move possible at score {after:.2}: {} candidates rejected, for example {}{}: {}",
+                    self.plan.rejected.len(),
+                    first.machine,
+                    first.host.as_ref().map(|host| format!(" to {host}")).unwrap_or_default(),
+                    first.why
+                ),
+                None => format!("no move possible at score {after:.2}: there is no machine or no host to consider"),
+            },
+            (false, true) => {
+                format!("score after the plan: {after:.2}, below the goal of {:.2}", self.input.limits.goal)
+            }
+            (false, false) => {
+                format!("score after the plan: {after:.2}, still above the goal of {:.2}", self.input.limits.goal)
+            }
+        };
+        self.plan.explanation.push(line);
+    }
+}
+
+fn expected_demand(machine: &MachineView, resource: Resource) -> f64 {
+    machine.demand[resource].map_or(0.0, |forecast| forecast.point).max(0.0)
+}
+
+fn plus(a: &Shift, b: &Shift) -> Shift {
+    PerResource::from_fn(|resource| a[resource] + b[resource])
+}
+
+fn minus(a: &Shift, b: &Shift) -> Shift {
+    PerResource::from_fn(|resource| a[resource] - b[resource])
+}
+
+fn amounts(demand: &Shift) -> String {
+    let parts: Vec<String> = demand
+        .iter()
+        .filter(|(_, amount)| **amount > 0.0)
+        .map(|(resource, amount)| match resource {
+            Resource::Cpu => resource.quantity(*amount),
+            _ => format!("{} {resource}", resource.quantity(*amount)),
+        })
+        .collect();
+    if parts.is_empty() { "nothing known".to_owned() } else { parts.join(", ") }
+}
+
+/// The score of a pool from which `gone` was taken away (negative: brought there).
+#[must_use]
+pub fn score(contention: &Contention, gone: &PerResource<f64>, weights: &PerResource<f64>) -> f64 {
+    let probabilities = PerResource::from_fn(|resource| {
+        let state = contention.resources[resource].as_ref()?;
+        state.maxima.iter().map(|maximum| maximum.exceedance(state.limit + gone[resource])).reduce(f64::max)
+    });
+    combine(&probabilities, weights).0
+}
+
+/// When contention is to be expected, in seconds from now: when the most pressing resource reaches `level` of probability, or
+/// the end of the horizon.
+fn onset_s(contention: &Contention, level: f64) -> f64 {
+    let reached = contention.resources.iter().filter_map(|(_, state)| state.as_ref()?.reaches(level));
+    reached.fold(contention.horizon_s, f64::min)
+}
+
+/// Minutes above the limit from `from_s` until `lasting_s` after the horizon, each with its probability and its resource's
+/// weight, for a pool from which `gone` was taken away.
+fn violation_minutes(
+    contention: &Contention,
+    gone: &PerResource<f64>,
+    weights: &PerResource<f64>,
+    from_s: f64,
+    lasting_s: f64,
+) -> f64 {
+    let minutes = |(resource, state): (Resource, &Option<ResourceContention>)| {
+        let state = state.as_ref()?;
+        let limit = state.limit + gone[resource];
+        let mut last = (0.0_f64, f64::from(u8::from(state.now > limit)));
+        let mut seconds = 0.0;
+        for (onset, maximum) in state.onset.iter().zip(&state.maxima) {
+            let point = (onset.after_s, maximum.exceedance(limit).max(last.1));
+            let start = last.0.max(from_s);
+            if point.0 > start {
+                let slope = (point.1 - last.1) / (point.0 - last.0);
+                let at_start = last.1 + slope * (start - last.0);
+                seconds += 0.5 * (at_start + point.1) * (point.0 - start);
+            }
+            last = point;
+        }
+        let rest = (last.0 + lasting_s - last.0.max(from_s)).max(0.0);
+        Some(weights[resource] * (seconds + last.1 * rest) / 60.0)
+    };
+    contention.resources.iter().filter_map(minutes).sum()
+}

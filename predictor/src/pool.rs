@@ -1,0 +1,467 @@
+//! Forecasts for a pool and each of its machines from their samples.
+//!
+//! The pool's series is the sum over the machines that are in it *now*, at all times of the history: when a machine comes or
+//! goes, the sum is made anew from the machines' histories, so that a migration does not look like a change of load.
+
+use crate::bank::{Bank, BankConfig, BankError};
+use crate::contention::{Contention, Onset, ResourceContention, combine, describe};
+use crate::events::{Change, Event, EventBook, Evidence, Record, Scope};
+use crate::forecast::{Distribution, Forecast};
+use crate::maximum::Maxima;
+use crate::sample::{PerResource, Resource, Sample, plausible};
+use crate::window::Window;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How a [`PoolForecaster`] works.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PoolConfig {
+    /// The sampling interval in seconds.
+    pub step_s: f64,
+    /// How far to look ahead, in steps.
+    pub horizon_steps: usize,
+    /// Samples kept of each machine and resource.
+    pub history_steps: usize,
+    /// Steps for which the last sample of a machine that gives none stands in for it.
+    pub stale_steps: usize,
+    /// Share of the capacity above which the pool counts as contended. Memory cannot be squeezed, hence its own threshold.
+    pub thresholds: PerResource<f64>,
+    /// How much each resource counts in the score, 0 to 1.
+    pub weights: PerResource<f64>,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self {
+            step_s: 10.0,
+            horizon_steps: 60,
+            history_steps: 2_048,
+            stale_steps: 6,
+            thresholds: PerResource { cpu: 0.95, memory: 0.9, io: 0.9, network: 0.9 },
+            weights: PerResource { cpu: 1.0, memory: 1.0, io: 0.7, network: 0.7 },
+        }
+    }
+}
+
+/// The history of one machine, without the effect of events; travels with it from pool to pool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MachineHistory {
+    windows: PerResource<Window>,
+    banks: PerResource<Bank>,
+    /// Steps since the last sample of each resource.
+    silent: PerResource<usize>,
+}
+
+/// One step's input. See [`PoolForecaster::tick`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tick<'a> {
+    /// The caller's clock in seconds.
+    pub now_s: f64,
+    /// What the pool has of each resource; `None` = not known, not watched.
+    pub capacity: PerResource<Option<f64>>,
+    /// One for **every** machine that is in the pool, with `None` for what was not measured; a machine that is not named has
+    /// left the pool.
+    pub samples: &'a [Sample],
+    /// All events that are declared for the pool now.
+    pub events: &'a [Event],
+}
+
+/// Forecasts of one pool. See the module's description.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PoolForecaster {
+    config: PoolConfig,
+    bank_config: BankConfig,
+    machines: BTreeMap<String, MachineHistory>,
+    /// Change by events of the whole pool that was taken out of each step's sum.
+    taken_out: PerResource<Window>,
+    sums: PerResource<Series>,
+    events: EventBook,
+    /// Sum of the machines at the last tick, events included.
+    measured: PerResource<Option<f64>>,
+    now_s: f64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Series {
+    bank: Bank,
+    maxima: Maxima,
+}
+
+impl Series {
+    fn new(config: &BankConfig) -> Result<Self, BankError> {
+        Ok(Self { bank: Bank::new(config.clone())?, maxima: Maxima::new(&config.horizons) })
+    }
+
+    fn update(&mut self, value: Option<f64>) {
+        self.bank.update(value);
+        self.maxima.update(plausible(value), &self.bank);
+    }
+}
+
+fn each<T>(mut make: impl FnMut() -> Result<T, BankError>) -> Result<PerResource<T>, BankError> {
+    Ok(PerResource { cpu: make()?, memory: make()?, io: make()?, network: make()? })
+}
+
+impl MachineHistory {
+    fn new(config: &PoolConfig, bank: &BankConfig) -> Result<Self, BankError> {
+        Ok(Self {
+            windows: PerResource::from_fn(|_| Window::new(config.history_steps)),
+            banks: each(|| Bank::new(bank.clone()))?,
+            silent: PerResource::default(),
+        })
+    }
+
+    /// How many steps it covers.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.windows.cpu.len()
+    }
+
+    /// Whether it covers nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl PoolForecaster {
+    /// A forecaster that has seen nothing.
+    ///
+    /// # Errors
+    /// [`BankError`] if the step or the horizon cannot be used.
+    pub fn new(config: PoolConfig) -> Result<Self, BankError> {
+        if !(config.step_s.is_finite() && config.step_s > 0.0) {
+            return Err(BankError::NotPositive { name: "step_s", value: config.step_s });
+        }
+        let bank_config = BankConfig::for_horizon(config.horizon_steps);
+        Ok(Self {
+            machines: BTreeMap::new(),
+            taken_out: PerResource::from_fn(|_| Window::new(config.history_steps)),
+            sums: each(|| Series::new(&bank_config))?,
+            events: EventBook::default(),
+            measured: PerResource::default(),
+            now_s: 0.0,
+            bank_config,
+            config,
+        })
+    }
+
+    /// Takes one step's samples and says how the pool stands. Call it once a step, also when nothing could be measured.
+    ///
+    /// # Errors
+    /// None with a configuration that [`PoolForecaster::new`] accepted.
+    pub fn tick(&mut self, tick: &Tick<'_>) -> Result<Contention, BankError> {
+        self.now_s = tick.now_s;
+        self.follow_membership(tick.samples)?;
+        self.events.declare(tick.events, tick.now_s);
+        self.measured = PerResource::from_fn(|resource| self.sum_of(tick.samples, resource));
+        self.weigh_events(tick);
+        self.learn(tick.samples);
+        Ok(self.contention(&tick.capacity))
+    }
+
+    /// The machines named in `samples` are the members from now on; the sums are made anew if that changed.
+    fn follow_membership(&mut self, samples: &[Sample]) -> Result<(), BankError> {
+        let before = self.machines.len();
+        self.machines.retain(|name, _| samples.iter().any(|sample| sample.machine == *name));
+        let mut changed = self.machines.len() != before;
+        for sample in samples {
+            if !self.machines.contains_key(&sample.machine) {
+                let history = MachineHistory::new(&self.config, &self.bank_config)?;
+                self.machines.insert(sample.machine.clone(), history);
+                changed = true;
+            }
+        }
+        if changed {
+            self.rebuild(samples)?;
+        }
+        Ok(())
+    }
+
+    /// Replays the sums of the present members. A machine counts before its first sample with its first value.
+    fn rebuild(&mut self, samples: &[Sample]) -> Result<(), BankError> {
+        let longest = self.machines.values().map(MachineHistory::len).max().unwrap_or(0);
+        self.sums = each(|| Series::new(&self.bank_config))?;
+        for resource in Resource::ALL {
+            let firsts: Vec<(f64, &Window)> = self
+                .machines
+                .iter()
+                .filter_map(|(name, history)| {
+                    let window = &history.windows[resource];
+                    let now = samples.iter().find(|sample| sample.machine == *name)?.values[resource];
+                    let first = window.iter().flatten().next().or(plausible(now))?;
+                    Some((first, window))
+                })
+                .collect();
+            let mut carried: Vec<f64> = firsts.iter().map(|(first, _)| *first).collect();
+            for age in (0..longest).rev() {
+                for (value, (_, window)) in carried.iter_mut().zip(&firsts) {
+                    *value = window.back(age).unwrap_or(*value);
+                }
+                let sum: f64 = carried.iter().sum::<f64>() - self.taken_out[resource].back(age).unwrap_or(0.0);
+                self.sums[resource].update((!carried.is_empty()).then_some(sum.max(0.0)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The pool's use; a machine without a sample counts with its last one for a while, after that the sum is not known.
+    fn sum_of(&self, samples: &[Sample], resource: Resource) -> Option<f64> {
+        let mut sum = None;
+        for sample in samples {
+            let value = match plausible(sample.values[resource]) {
+                Some(value) => value,
+                None => {
+                    let history = self.machines.get(&sample.machine)?;
+                    match history.banks[resource].last() {
+                        Some(_) if history.silent[resource] >= self.config.stale_steps => return None,
+                        Some(last) => last,
+                        // Never measured at all: it cannot be waited for.
+                        None => continue,
+                    }
+                }
+            };
+            sum = Some(sum.unwrap_or(0.0) + value);
+        }
+        sum
+    }
+
+    fn weigh_events(&mut self, tick: &Tick<'_>) {
+        let Self { events, sums, machines, measured, .. } = self;
+        events.observe(tick.now_s, |scope, resource| {
+            let (bank, value) = match scope {
+                Scope::Pool => (&sums[resource].bank, measured[resource]?),
+                Scope::Machine(name) => {
+                    let sample = tick.samples.iter().find(|sample| sample.machine == *name)?;
+                    (&machines.get(name)?.banks[resource], plausible(sample.values[resource])?)
+                }
+            };
+            let baseline = bank.forecast(1)?.point;
+            Some(Evidence { residual: value - baseline, baseline, usual_error: bank.usual_error(1) })
+        });
+    }
+
+    /// The believed effect of events now on `scope`.
+    fn effect_now(&self, scope: &Scope, resource: Resource, baseline: f64) -> f64 {
+        self.events
+            .now()
+            .filter(|effect| effect.event.scope == *scope)
+            .filter_map(|effect| {
+                Some(effect.probability * effect.size * effect.event.change[resource]?.amount(baseline))
+            })
+            .sum()
+    }
+
+    /// Takes the believed effect of events out of the samples and learns from what is left.
+    fn learn(&mut self, samples: &[Sample]) {
+        for resource in Resource::ALL {
+            let mut machine_effects = 0.0;
+            for sample in samples {
+                let Some(history) = self.machines.get(&sample.machine) else { continue };
+                let value = plausible(sample.values[resource]);
+                let expected = history.banks[resource].forecast(1).map_or(value.unwrap_or(0.0), |f| f.point);
+                let effect = self.effect_now(&Scope::Machine(sample.machine.clone()), resource, expected);
+                let without = value.map(|value| (value - effect).max(0.0));
+                machine_effects += value.zip(without).map_or(0.0, |(value, without)| value - without);
+                if let Some(history) = self.machines.get_mut(&sample.machine) {
+                    history.banks[resource].update(without);
+                    history.windows[resource].push(without);
+                    history.silent[resource] =
+                        if value.is_some() { 0 } else { history.silent[resource].saturating_add(1) };
+                }
+            }
+            let measured = self.measured[resource];
+            let expected = self.sums[resource].bank.forecast(1).map_or(measured.unwrap_or(0.0), |f| f.point);
+            let effect = self.effect_now(&Scope::Pool, resource, expected);
+            let without = measured.map(|sum| (sum - machine_effects - effect).max(0.0));
+            let taken_out = measured.zip(without).map(|(sum, without)| sum - machine_effects - without);
+            self.taken_out[resource].push(taken_out);
+            self.sums[resource].update(without);
+        }
+    }
+
+    /// How the pool stands against `capacity`; also answers for another capacity than that of the last tick.
+    #[must_use]
+    pub fn contention(&self, capacity: &PerResource<Option<f64>>) -> Contention {
+        let horizon_s = self.config.step_s * self.config.horizon_steps as f64;
+        let resources =
+            PerResource::from_fn(|resource| self.resource_contention(resource, plausible(capacity[resource])?));
+        let probabilities =
+            PerResource::from_fn(|resource| resources[resource].as_ref().map(|state| state.probability));
+        let (score, any, weighted_mean) = combine(&probabilities, &self.config.weights);
+        let mut told: Vec<(f64, String)> = resources
+            .iter()
+            .filter_map(|(resource, state)| Some((resource, state.as_ref()?)))
+            .map(|(resource, state)| (state.probability, describe(resource, state, horizon_s)))
+            .collect();
+        told.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let mut reasons: Vec<String> = told.into_iter().map(|(_, reason)| reason).collect();
+        reasons.extend(self.event_reasons(horizon_s));
+        Contention { now_s: self.now_s, horizon_s, score, any, weighted_mean, resources, reasons }
+    }
+
+    fn event_reasons(&self, horizon_s: f64) -> Vec<String> {
+        self.events
+            .within(self.now_s, horizon_s)
+            .map(|effect| {
+                let in_s = effect.event.start_s - self.now_s;
+                let when = if in_s > 0.0 { format!("in {in_s:.0} s") } else { "due now".to_owned() };
+                format!("event \"{}\" {when}, {:.0} % probable", effect.event.name, 100.0 * effect.probability)
+            })
+            .collect()
+    }
+
+    fn resource_contention(&self, resource: Resource, capacity: f64) -> Option<ResourceContention> {
+        let bank = &self.sums[resource].bank;
+        bank.last()?;
+        let limit = capacity * self.config.thresholds[resource];
+        let mut onset = Vec::new();
+        let mut maxima = Vec::new();
+        let mut path = Vec::new();
+        let mut highest = 0.0_f64;
+        for steps in &self.bank_config.horizons {
+            let maximum = self.maximum(resource, *steps)?;
+            highest = highest.max(maximum.exceedance(limit));
+            onset.push(Onset { after_s: *steps as f64 * self.config.step_s, probability: highest });
+            maxima.push(maximum);
+            path.extend(self.forecast(resource, *steps));
+        }
+        let now = self.measured[resource].or(bank.last())?;
+        Some(ResourceContention { capacity, limit, now, probability: highest, onset, path, maxima })
+    }
+
+    /// Amounts and probabilities of the events that matter for the next `window_steps` steps.
+    fn effects_ahead(&self, resource: Resource, from_steps: usize, to_steps: usize) -> Vec<(f64, f64)> {
+        let step_s = self.config.step_s;
+        let pool_baseline = self.sums[resource].bank.last().unwrap_or(0.0);
+        let from_s = self.now_s + from_steps as f64 * step_s;
+        let mut effects: Vec<(f64, f64)> = self
+            .events
+            .within(self.now_s, to_steps as f64 * step_s)
+            .filter(|effect| effect.event.end_s > from_s)
+            .filter_map(|effect| {
+                let baseline = match &effect.event.scope {
+                    Scope::Pool => pool_baseline,
+                    Scope::Machine(name) => self.machines.get(name)?.banks[resource].last()?,
+                };
+                let change: Change = effect.event.change[resource]?;
+                Some((effect.probability, effect.size * change.amount(baseline)))
+            })
+            .collect();
+        effects.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
+        effects
+    }
+
+    /// Distribution of the maximum of the pool's use over the next `steps` steps, events included. `None` before the first
+    /// sample.
+    #[must_use]
+    pub fn maximum(&self, resource: Resource, steps: usize) -> Option<Distribution> {
+        let series = &self.sums[resource];
+        let base = series.maxima.distribution(steps, &series.bank)?;
+        // An event that lowers the use cannot be relied on to last the whole window.
+        let effects: Vec<(f64, f64)> =
+            self.effects_ahead(resource, 0, steps).into_iter().filter(|(_, amount)| *amount > 0.0).collect();
+        Some(with_effects(&base, &effects))
+    }
+
+    /// The pool's use `steps` ahead, events included. `None` before the first sample.
+    #[must_use]
+    pub fn forecast(&self, resource: Resource, steps: usize) -> Option<Forecast> {
+        let base = self.sums[resource].bank.forecast(steps)?;
+        let expected: f64 = self.effects_ahead(resource, steps, steps).iter().map(|(p, amount)| p * amount).sum();
+        Some(Forecast {
+            steps,
+            point: (base.point + expected).max(0.0),
+            quantiles: base.quantiles.map(|value| (value + expected).max(0.0)),
+        })
+    }
+
+    /// One machine's use `steps` ahead, events of its own included. `None` before its first sample.
+    #[must_use]
+    pub fn machine_forecast(&self, machine: &str, resource: Resource, steps: usize) -> Option<Forecast> {
+        let bank = &self.machines.get(machine)?.banks[resource];
+        let base = bank.forecast(steps)?;
+        let (now_s, step_s) = (self.now_s, self.config.step_s);
+        let expected: f64 = self
+            .events
+            .within(now_s, steps as f64 * step_s)
+            .filter(|effect| matches!(&effect.event.scope, Scope::Machine(name) if name == machine))
+            .filter(|effect| effect.event.end_s > now_s + steps as f64 * step_s)
+            .filter_map(|effect| {
+                Some(effect.probability * effect.size * effect.event.change[resource]?.amount(base.point))
+            })
+            .sum();
+        Some(Forecast {
+            steps,
+            point: (base.point + expected).max(0.0),
+            quantiles: base.quantiles.map(|value| (value + expected).max(0.0)),
+        })
+    }
+
+    /// The history of a machine, to be given to the pool that it moves to.
+    #[must_use]
+    pub fn history(&self, machine: &str) -> Option<&MachineHistory> {
+        self.machines.get(machine)
+    }
+
+    /// Takes over a machine with the history it has from another pool of the same sampling interval. Call it before the first
+    /// tick that names the machine; the sums are made anew at that tick.
+    ///
+    /// # Errors
+    /// None with a configuration that [`PoolForecaster::new`] accepted.
+    pub fn adopt(&mut self, machine: &str, history: MachineHistory) -> Result<(), BankError> {
+        self.machines.insert(machine.to_owned(), history);
+        let samples: Vec<Sample> =
+            self.machines.keys().map(|name| Sample { machine: name.clone(), ..Sample::default() }).collect();
+        self.rebuild(&samples)
+    }
+
+    /// The members of the pool.
+    pub fn machines(&self) -> impl Iterator<Item = &str> {
+        self.machines.keys().map(String::as_str)
+    }
+
+    /// The forecasters of the pool's sum of one resource.
+    #[must_use]
+    pub fn bank(&self, resource: Resource) -> &Bank {
+        &self.sums[resource].bank
+    }
+
+    /// What past events of that name did.
+    #[must_use]
+    pub fn event_record(&self, name: &str) -> Record {
+        self.events.record(name)
+    }
+
+    /// How it was set up.
+    #[must_use]
+    pub fn config(&self) -> &PoolConfig {
+        &self.config
+    }
+}
+
+/// The distribution when each of `effects` (probability, amount) comes or does not; beyond the six largest their mean is added.
+fn with_effects(base: &Distribution, effects: &[(f64, f64)]) -> Distribution {
+    let (large, small) = effects.split_at(effects.len().min(6));
+    if effects.is_empty() {
+        return base.clone();
+    }
+    let mean: f64 = small.iter().map(|(probability, amount)| probability * amount).sum();
+    let parts: Vec<(f64, Distribution)> = (0..1_usize << large.len())
+        .map(|mask| {
+            let (mut weight, mut amount) = (1.0, mean);
+            for (bit, (probability, change)) in large.iter().enumerate() {
+                if mask >> bit & 1 == 1 {
+                    weight *= probability;
+                    amount += change;
+                } else {
+                    weight *= 1.0 - probability;
+                }
+            }
+            (weight, base.shifted(amount))
+        })
+        .filter(|(weight, _)| *weight > 1e-6)
+        .collect();
+    Distribution::mixture(&parts).unwrap_or_else(|| base.clone())
+}

@@ -1,0 +1,114 @@
+//! The last samples of a series, missing ones included.
+
+use serde::{Deserialize, Serialize};
+
+/// A bounded history, oldest first. Values are kept as `f32` (seven digits are more than any meter gives); a missing sample
+/// takes its place in time as NaN.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Window {
+    #[serde(with = "gaps")]
+    values: Vec<f32>,
+    capacity: usize,
+    /// Where the next value goes once the window is full.
+    next: usize,
+}
+
+impl Window {
+    /// An empty window of at most `capacity` samples (at least 1).
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self { values: Vec::new(), capacity: capacity.max(1), next: 0 }
+    }
+
+    /// Adds the newest sample and drops the oldest if the window is full.
+    pub fn push(&mut self, value: Option<f64>) {
+        let value = value.map_or(f32::NAN, |value| value as f32);
+        if self.values.len() < self.capacity {
+            self.values.push(value);
+        } else {
+            self.values[self.next] = value;
+        }
+        self.next = (self.next + 1) % self.capacity;
+    }
+
+    /// How many samples it holds, missing ones included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Whether nothing was pushed yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// The sample `age` steps before the newest (0 = newest); `None` if missing or never seen.
+    #[must_use]
+    pub fn back(&self, age: usize) -> Option<f64> {
+        let len = self.values.len();
+        if age >= len {
+            return None;
+        }
+        let newest = if len < self.capacity { len - 1 } else { (self.next + self.capacity - 1) % self.capacity };
+        let value = self.values[(newest + len - age) % len];
+        (!value.is_nan()).then_some(f64::from(value))
+    }
+
+    /// All samples, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = Option<f64>> + '_ {
+        (0..self.len()).rev().map(|age| self.back(age))
+    }
+
+    /// The mean of the newest `steps` samples that were measured.
+    #[must_use]
+    pub fn mean(&self, steps: usize) -> Option<f64> {
+        let (sum, count) = (0..steps.min(self.len()))
+            .filter_map(|age| self.back(age))
+            .fold((0.0, 0_u32), |(sum, count), value| (sum + value, count + 1));
+        (count > 0).then(|| sum / f64::from(count))
+    }
+
+    /// The largest of the newest `steps` samples that were measured.
+    #[must_use]
+    pub fn max(&self, steps: usize) -> Option<f64> {
+        (0..steps.min(self.len())).filter_map(|age| self.back(age)).reduce(f64::max)
+    }
+}
+
+/// NaN stands for a gap in memory; JSON knows no NaN, so that gaps are stored as `None`.
+pub(crate) mod gaps {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(values: &[f32], serializer: S) -> Result<S::Ok, S::Error> {
+        let options: Vec<Option<f32>> = values.iter().map(|value| value.is_finite().then_some(*value)).collect();
+        options.serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f32>, D::Error> {
+        let options = Vec::<Option<f32>>::deserialize(deserializer)?;
+        Ok(options.into_iter().map(|value| value.unwrap_or(f32::NAN)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_order_and_gaps_through_wrapping() {
+        let mut window = Window::new(3);
+        assert_eq!(window.back(0), None);
+        for value in [Some(1.0), None, Some(3.0), Some(4.0)] {
+            window.push(value);
+        }
+        assert_eq!(window.iter().collect::<Vec<_>>(), [None, Some(3.0), Some(4.0)]);
+        assert_eq!(window.back(0), Some(4.0));
+        assert_eq!(window.back(2), None);
+        assert_eq!(window.back(3), None);
+        assert_eq!(window.mean(3), Some(3.5));
+        assert_eq!(window.max(1), Some(4.0));
+        window.push(None);
+        assert_eq!(window.iter().collect::<Vec<_>>(), [Some(3.0), Some(4.0), None]);
+    }
+}

@@ -20,7 +20,7 @@ mod transfer;
 use std::io;
 use std::path::PathBuf;
 
-pub use image::Image;
+pub use image::{Image, SECTOR_BYTES};
 pub use raw::RawDisk;
 pub use ring::{AlignedBuffer, Ring};
 pub use tracker::Tracker;

@@ -2,7 +2,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::{IoUring, cqueue, squeue};
 
@@ -58,6 +58,9 @@ impl Drop for AlignedBuffer {
 }
 
 /// An io_uring that counts what is in flight.
+///
+/// Files are not registered with it: the kernel gives registered files up only some time after the ring was closed, and with
+/// an image its lock would linger.
 pub struct Ring {
     ring: IoUring,
     in_flight: usize,
@@ -73,15 +76,6 @@ impl Ring {
         Ok(Self { ring: IoUring::builder().setup_clamp().dontfork().build(depth)?, in_flight: 0 })
     }
 
-    /// Signals `eventfd` when requests complete.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub fn notify(&self, eventfd: RawFd) -> io::Result<()> {
-        self.ring.submitter().register_eventfd(eventfd)
-    }
-
     /// Registers buffers of `bytes` bytes each that begin at `start`; false if the limit for locked memory is too low.
     ///
     /// # Safety
@@ -93,15 +87,6 @@ impl Ring {
             .collect();
         // SAFETY: the caller keeps the memory.
         unsafe { self.ring.submitter().register_buffers(&buffers) }.is_ok()
-    }
-
-    /// Registers the one file that all requests use.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub fn register_file(&self, fd: RawFd) -> io::Result<()> {
-        self.ring.submitter().register_files(&[fd])
     }
 
     /// Requests pushed and not yet reaped.
@@ -177,5 +162,12 @@ impl Ring {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// The ring's descriptor, readable when there are completions.
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
     }
 }

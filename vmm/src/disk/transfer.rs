@@ -55,7 +55,6 @@ impl Transfer {
             ))
         };
         let ring = Ring::new(DEPTH as u32).map_err(failed)?;
-        ring.register_file(image.file().as_raw_fd()).map_err(failed)?;
         let mut buffers = AlignedBuffer::new(DEPTH * BLOCK);
         // SAFETY: the buffers live in the same structure and are dropped after the ring.
         let registered = unsafe { ring.register_buffers(buffers.as_mut_ptr(), BLOCK, DEPTH) };
@@ -100,7 +99,7 @@ impl Transfer {
         let slot = self.slots[index];
         let start = self.buffers.as_mut_ptr().wrapping_add(index * BLOCK + slot.done);
         let (length, offset) = ((slot.length - slot.done) as u32, slot.block * BLOCK_BYTES + slot.done as u64);
-        let (file, buffer) = (types::Fixed(0), index as u16);
+        let (file, buffer) = (types::Fd(self.image.file().as_raw_fd()), index as u16);
         let entry: squeue::Entry = match (self.direction, self.registered) {
             (Direction::Read, true) => opcode::ReadFixed::new(file, start, length, buffer).offset(offset).build(),
             (Direction::Read, false) => opcode::Read::new(file, start, length).offset(offset).build(),

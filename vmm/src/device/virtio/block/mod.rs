@@ -1,82 +1,50 @@
-//! The disk of a machine (virtio 1.2, section 5.2).
+//! The disk of a machine (virtio 1.2, section 5.2): read, write, flush, discard, write-zeroes and get-id.
+//!
+//! ```text
+//! queue ──pop──> Request (parsed, checked) ──> slot ──> io_uring ──> image, from or into guest memory
+//!                    │ immediate answers                   │ completion: more to do? ── yes ──> io_uring
+//!                    ▼                                     ▼ no
+//!                 used ring <───── status byte <───── dirty blocks and dirty pages marked
+//! ```
+//!
+//! * `request.rs`: what a chain asks for, and whether it may.
+//! * `transfer.rs`: one accepted request on its way through the ring: short transfers, bounce buffers, lists of ranges.
+//! * `worker.rs`: the thread: queue, ring, pause.
+//! * `device.rs`: the device as the machine sees it, and its configuration space; `state.rs`: its saved state.
+//!
+//! Data moves between the image and guest memory without a copy. Where the image is read with `O_DIRECT` and the guest's
+//! buffers are not aligned for it, a bounce buffer is used, in pieces.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+mod device;
+mod request;
+mod state;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod worker;
 
-use migration::guest::{DeviceSlot, StatePayload};
-
-use super::Wiring;
-use super::mmio::MmioTransport;
-use crate::device::{Device, DeviceError};
-use crate::disk::RawDisk;
+pub use device::{Block, BlockCounters};
 
 /// Number of queues.
 pub const QUEUES: usize = 1;
 
-/// What the guest did to a disk since the process started.
-#[derive(Debug, Default)]
-pub struct BlockCounters {
-    /// Bytes read.
-    pub read_bytes: AtomicU64,
-    /// Bytes written.
-    pub write_bytes: AtomicU64,
+/// Feature bits (virtio 1.2, section 5.2.3).
+mod feature {
+    pub const SEG_MAX: u64 = 1 << 2;
+    pub const RO: u64 = 1 << 5;
+    pub const BLK_SIZE: u64 = 1 << 6;
+    pub const FLUSH: u64 = 1 << 9;
+    pub const DISCARD: u64 = 1 << 13;
+    pub const WRITE_ZEROES: u64 = 1 << 14;
 }
 
-/// A disk device. It also implements [`crate::device::Device`].
-pub struct Block {
-    disk: Arc<RawDisk>,
-    counters: Arc<BlockCounters>,
-}
-
-impl Block {
-    /// A new device over `disk`.
-    ///
-    /// # Errors
-    ///
-    /// If its thread, ring or descriptors cannot be made.
-    pub fn new(disk: Arc<RawDisk>, _wiring: Wiring) -> Result<Self, DeviceError> {
-        Ok(Self { disk, counters: Arc::default() })
-    }
-
-    /// A device as it was saved, paused.
-    ///
-    /// # Errors
-    ///
-    /// As [`Block::new`], or if the state does not fit.
-    pub fn restore(disk: Arc<RawDisk>, wiring: Wiring, _state: &StatePayload) -> Result<Self, DeviceError> {
-        Self::new(disk, wiring)
-    }
-
-    /// The registers, to be put on the bus.
-    pub fn transport(&self) -> MmioTransport {
-        unreachable!("skeleton")
-    }
-
-    /// The disk behind it.
-    pub fn disk(&self) -> &Arc<RawDisk> {
-        &self.disk
-    }
-
-    /// What the guest did.
-    pub fn counters(&self) -> &Arc<BlockCounters> {
-        &self.counters
-    }
-}
-
-impl Device for Block {
-    fn slot(&self) -> DeviceSlot {
-        DeviceSlot { name: "virtio-block/".into(), version: 1 }
-    }
-
-    fn pause(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn resume(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn save(&self) -> Result<StatePayload, DeviceError> {
-        Err(DeviceError::NotPaused { device: self.slot().name })
-    }
-}
+/// Descriptors in the queue.
+const QUEUE_SIZE: u16 = 256;
+/// Data segments in one request: a queue's length without header and status.
+const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
+/// Requests in flight at the image.
+const IN_FLIGHT_MAX: usize = 64;
+/// Ranges in one discard or write-zeroes request.
+const RANGES_MAX: u32 = 16;
+/// Sectors in one such range: 2 GiB, so that one request does not hold a pause for long.
+const RANGE_SECTORS_MAX: u32 = 1 << 22;

@@ -3,41 +3,83 @@
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
 mod console;
+mod guest;
+mod memory;
+mod net;
+mod oracle;
 mod port;
+mod power;
+#[path = "../../src/protocol/mod.rs"]
+#[allow(dead_code)] // The library uses the rest of it.
+mod protocol;
 mod ring0;
 mod runtime;
+mod time;
+mod virtio;
+mod work;
+
+use guest::Guest;
+use net::Network;
+use protocol::command_line::{CommandLine, MmioDevice};
+use protocol::workload::Workload;
+use time::{Clock, Timer, timer};
+use virtio::block::Block;
+use virtio::net::Net;
+use virtio::{Device, Unusable};
+use virtio_drivers::transport::DeviceType;
+use work::disk::Disk;
 
 /// Where ring 0 ends and Rust begins.
 #[unsafe(no_mangle)]
 extern "C" fn ring3_entry() -> ! {
     console::init();
-    say!("headroom-guest ready");
-    let facts = ring0::facts();
-    say!(
-        "system_time {} khz {} tsc {} {} {}",
-        facts.system_time,
-        facts.kvm_tsc_khz,
-        facts.tsc_denominator,
-        facts.tsc_numerator,
-        facts.crystal_hz
-    );
-    for _ in 0..5 {
-        let tsc = unsafe { core::arch::x86_64::_rdtsc() };
-        let p = ring0::system_time();
-        unsafe {
-            say!(
-                "tsc {} entry {} version {} tsc_timestamp {} system_time {} mul {} shift {} flags {}",
-                tsc,
-                facts.entry_tsc,
-                (p as *const u32).read_volatile(),
-                (p.add(8) as *const u64).read_volatile(),
-                (p.add(16) as *const u64).read_volatile(),
-                (p.add(24) as *const u32).read_volatile(),
-                (p.add(28) as *const i8).read_volatile(),
-                (p.add(29)).read_volatile()
-            );
+    let memory = memory::init();
+    let clock = Clock::new();
+    let timer = Timer::new(&clock);
+    let CommandLine { workload, devices, rejected } = CommandLine::parse(&memory.command_line);
+    say!("headroom-guest {} MiB of RAM, clock: {}", memory.ram_bytes >> 20, clock.describe());
+    for word in rejected {
+        say!("headroom-guest ignores {word:?}: its value cannot be read");
+    }
+    let mut found = Found::default();
+    // Interrupt source 0 is the timer.
+    for (device, source) in devices.iter().zip(1..ring0::SOURCES) {
+        if let Err(error) = found.open(device, source, &workload, &clock) {
+            say!("headroom-guest cannot use the device at {:#x}: {error}", device.base);
         }
     }
-    ring0::stop()
+    let work = work::memory::Memory::new(memory.area, workload.fill_mib);
+    Guest::new(clock, timer, workload, work, found.disk, found.network).run()
+}
+
+/// The first disk and the first network.
+#[derive(Default)]
+struct Found {
+    disk: Option<Disk>,
+    network: Option<Network>,
+}
+
+impl Found {
+    fn open(&mut self, window: &MmioDevice, source: usize, workload: &Workload, clock: &Clock) -> Result<(), Unusable> {
+        let device = Device::new(window, source)?;
+        match device.kind() {
+            DeviceType::Block if self.disk.is_none() => {
+                let block = Block::new(device, oracle::verifier::CHUNK_BYTES)?;
+                say!("headroom-guest disk: {} MiB", block.bytes() >> 20);
+                self.disk = Some(Disk::new(block));
+            }
+            DeviceType::Network if self.network.is_none() => {
+                let (net, mac) = Net::new(device)?;
+                say!("headroom-guest network: {mac:02x?}");
+                let seed = ring0::facts().entry_tsc;
+                self.network = Some(Network::new(net, mac, workload, seed, clock.now()));
+            }
+            _ => return Ok(()),
+        }
+        timer::route(window.gsi, source);
+        Ok(())
+    }
 }

@@ -4,4 +4,6 @@ pub mod api;
 pub mod config;
 pub mod device;
 pub mod disk;
+pub mod kvm;
 pub mod memory;
+pub mod vcpu;

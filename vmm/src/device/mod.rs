@@ -19,6 +19,9 @@
 
 use migration::guest::{DeviceSlot, StatePayload};
 
+pub mod bus;
+pub mod power;
+pub mod serial;
 pub mod state;
 pub mod virtio;
 

@@ -25,7 +25,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
-pub use dirty::DirtyTracker;
+pub use dirty::{DirtyTracker, TrackError};
 pub use layout::{DEVICE_HOLE, regions};
 pub use slots::Slots;
 

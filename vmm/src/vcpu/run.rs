@@ -1,0 +1,303 @@
+//! The vCPU threads: run, park, end.
+//!
+//! # Stopping without a race
+//!
+//! A vCPU thread is in `KVM_RUN` or handles an exit. To stop it, the target state is set, then `kvm_run.immediate_exit`,
+//! then the thread is sent a signal, in this order. Wherever the thread is, it notices:
+//!
+//! * about to enter `KVM_RUN`: KVM looks at `immediate_exit` first and returns EINTR;
+//! * past that look, or in the guest: the signal is pending, and KVM returns EINTR;
+//! * handling an exit: it enters `KVM_RUN` once more, where KVM completes the instruction that caused the exit and then
+//!   returns EINTR. A parked vCPU has therefore no half-done instruction, and its registers can be saved (KVM API, 5).
+//!
+//! # Locks
+//!
+//! `Shared::state` is held for a few instructions only, never while a vCPU runs or another lock is taken. The lock of a
+//! vCPU's descriptor is held by its thread while it runs, and by whoever saves or restores it while it is parked.
+
+use std::fmt;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::VcpuError;
+use super::exit::{Exits, Next};
+
+/// Stack of a vCPU thread. Its deepest path is an exit into a device's registers.
+const STACK_BYTES: usize = 256 << 10;
+
+/// Why a machine stopped by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The guest turned the machine off, or asked for a reset.
+    Guest(String),
+    /// The guest, or KVM, cannot go on.
+    Failure(String),
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Guest(reason) | Self::Failure(reason)) = self;
+        formatter.write_str(reason)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Park,
+    Run,
+    End,
+}
+
+#[derive(Debug)]
+struct State {
+    target: Target,
+    parked: usize,
+    stop: Option<StopReason>,
+}
+
+/// What the threads of one machine share.
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    kicks: OnceLock<Vec<Kick>>,
+    stopped: EventFd,
+    first_entry: OnceLock<Instant>,
+    exits: AtomicU64,
+}
+
+/// Makes one vCPU thread leave `KVM_RUN`.
+#[derive(Debug)]
+struct Kick {
+    immediate_exit: *const AtomicU8,
+    thread: libc::pthread_t,
+}
+
+// SAFETY: the pointer leads into the `kvm_run` mapping of a vCPU that its `Vcpus` keeps alive together with this, and is
+// only used for atomic access; the thread is joined by the same `Vcpus`, after the last use of its id.
+unsafe impl Send for Kick {}
+// SAFETY: as above.
+unsafe impl Sync for Kick {}
+
+impl Kick {
+    fn kick(&self) {
+        // SAFETY: see the impl of Send: the mapping is alive. KVM reads this byte whenever it wants.
+        unsafe { (*self.immediate_exit).store(1, Ordering::SeqCst) };
+        // SAFETY: the thread has not been joined yet.
+        unsafe { libc::pthread_kill(self.thread, kick_signal()) };
+    }
+}
+
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+/// The signal only has to interrupt: its handler does nothing.
+fn install_kick_handler() {
+    static INSTALLED: Once = Once::new();
+    extern "C" fn nothing(_: libc::c_int) {}
+    INSTALLED.call_once(|| {
+        // SAFETY: all-zero is a valid `sigaction`: no flags (hence no SA_RESTART), an empty mask.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        // SAFETY: the handler does nothing and is therefore safe in any context.
+        unsafe { libc::sigaction(kick_signal(), &raw const action, std::ptr::null_mut()) };
+    });
+}
+
+struct Vcpu {
+    fd: Arc<Mutex<VcpuFd>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// All vCPUs of a machine, each with its thread. New ones are parked.
+pub struct Vcpus {
+    shared: Arc<Shared>,
+    vcpus: Vec<Vcpu>,
+}
+
+impl Vcpus {
+    /// Starts a thread for each vCPU, parked. `stopped` is written to when the machine stops by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`VcpuError::Thread`] if a thread cannot be made; those made before are ended again.
+    pub fn new(fds: Vec<VcpuFd>, exits: &Arc<Exits>, stopped: EventFd) -> Result<Self, VcpuError> {
+        install_kick_handler();
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State { target: Target::Park, parked: 0, stop: None }),
+            changed: Condvar::new(),
+            kicks: OnceLock::new(),
+            stopped,
+            first_entry: OnceLock::new(),
+            exits: AtomicU64::new(0),
+        });
+        let mut vcpus = Self { shared, vcpus: Vec::with_capacity(fds.len()) };
+        let mut kicks = Vec::with_capacity(fds.len());
+        for (id, mut fd) in (0u8..=u8::MAX).zip(fds) {
+            let immediate_exit = (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>().cast_const();
+            let fd = Arc::new(Mutex::new(fd));
+            let thread = Thread { shared: Arc::clone(&vcpus.shared), exits: Arc::clone(exits), fd: Arc::clone(&fd) };
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{id}"))
+                .stack_size(STACK_BYTES)
+                .spawn(move || thread.main())
+                .map_err(|source| VcpuError::Thread { id, source })?;
+            kicks.push(Kick { immediate_exit, thread: thread.as_pthread_t() });
+            vcpus.vcpus.push(Vcpu { fd, thread: Some(thread) });
+        }
+        let _ = vcpus.shared.kicks.set(kicks);
+        Ok(vcpus)
+    }
+
+    /// Lets all vCPUs run; false if the machine has stopped by itself.
+    pub fn run(&self) -> bool {
+        let mut state = self.shared.lock();
+        if state.stop.is_some() {
+            return false;
+        }
+        state.target = Target::Run;
+        self.shared.changed.notify_all();
+        true
+    }
+
+    /// Stops all vCPUs and waits until each is parked with its last instruction complete.
+    pub fn park(&self) {
+        let mut state = self.shared.lock();
+        if state.target == Target::Run {
+            state.target = Target::Park;
+            self.shared.kick_all();
+        }
+        while state.parked < self.vcpus.len() {
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Why the machine stopped by itself, if it did.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.shared.lock().stop.clone()
+    }
+
+    /// Calls `action` with the descriptors of all vCPUs, in order. Blocks while they run: park them first.
+    pub fn with<T>(&self, action: impl FnOnce(&[&VcpuFd]) -> T) -> T {
+        let guards: Vec<MutexGuard<'_, VcpuFd>> =
+            self.vcpus.iter().map(|vcpu| vcpu.fd.lock().unwrap_or_else(PoisonError::into_inner)).collect();
+        let fds: Vec<&VcpuFd> = guards.iter().map(|guard| &**guard).collect();
+        action(&fds)
+    }
+
+    /// When the first vCPU first entered the guest.
+    pub fn first_entry(&self) -> Option<Instant> {
+        self.shared.first_entry.get().copied()
+    }
+
+    /// Exits to the VMM since the start.
+    pub fn exits(&self) -> u64 {
+        self.shared.exits.load(Ordering::Relaxed)
+    }
+
+    /// Processor time of all vCPU threads.
+    pub fn processor_time(&self) -> Duration {
+        self.vcpus.iter().filter_map(|vcpu| vcpu.thread.as_ref()).map(thread_time).sum()
+    }
+}
+
+fn thread_time(thread: &JoinHandle<()>) -> Duration {
+    let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+    // SAFETY: the thread has not been joined, so that its id is valid; both pointers are valid for writing.
+    let failed = unsafe {
+        libc::pthread_getcpuclockid(thread.as_pthread_t(), &raw mut clock) != 0
+            || libc::clock_gettime(clock, &raw mut time) != 0
+    };
+    if failed { Duration::ZERO } else { Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32) }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.target = Target::End;
+        self.shared.kick_all();
+        self.shared.changed.notify_all();
+        drop(state);
+        for thread in self.vcpus.iter_mut().filter_map(|vcpu| vcpu.thread.take()) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread has panicked");
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Called with the state locked and its target set.
+    fn kick_all(&self) {
+        for kick in self.kicks.get().into_iter().flatten() {
+            kick.kick();
+        }
+    }
+
+    fn stop(&self, reason: StopReason) {
+        let mut state = self.lock();
+        if state.stop.is_none() {
+            tracing::info!(%reason, "machine stopped by itself");
+            state.stop = Some(reason);
+            let _ = self.stopped.write(1);
+        }
+        if state.target == Target::Run {
+            state.target = Target::Park;
+        }
+        self.kick_all();
+    }
+}
+
+/// One vCPU thread.
+struct Thread {
+    shared: Arc<Shared>,
+    exits: Arc<Exits>,
+    fd: Arc<Mutex<VcpuFd>>,
+}
+
+impl Thread {
+    fn main(self) {
+        while self.wait_parked() {
+            let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.first_entry.get_or_init(Instant::now);
+            self.run(&mut fd);
+        }
+    }
+
+    /// Waits until the vCPU is to run; false when the thread is to end.
+    fn wait_parked(&self) -> bool {
+        let mut state = self.shared.lock();
+        state.parked += 1;
+        self.shared.changed.notify_all();
+        while state.target == Target::Park {
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked -= 1;
+        state.target == Target::Run
+    }
+
+    fn run(&self, fd: &mut VcpuFd) {
+        loop {
+            if let Next::Interrupted = self.exits.run_once(fd, |reason| self.shared.stop(reason)) {
+                let state = self.shared.lock();
+                if state.target != Target::Run {
+                    return;
+                }
+                // The signal came late, for a stop that is over. Cleared under the lock, so that a new stop is not lost.
+                fd.set_kvm_immediate_exit(0);
+            }
+            self.shared.exits.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

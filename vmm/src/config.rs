@@ -40,6 +40,84 @@ fn one() -> u16 {
     1
 }
 
+/// A configuration that no machine can have.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The machine's name, or that of a disk or network.
+    #[error("{what} name {name:?} must have 1 to 64 letters, digits, '-' or '_'")]
+    Name {
+        /// Whose name.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// Two devices of one name.
+    #[error("the name {0:?} is given to two devices: each disk and network needs its own")]
+    Twice(String),
+    /// Number of vCPUs.
+    #[error("vcpus is {0}: 1 to 64 are possible")]
+    Vcpus(u16),
+    /// More vCPUs than this host's KVM has.
+    #[error("{wanted} vCPUs were asked for, this host's KVM takes at most {most}: lower vcpus")]
+    TooManyVcpus {
+        /// Configured.
+        wanted: u16,
+        /// What KVM says.
+        most: usize,
+    },
+    /// Size of memory.
+    #[error("memory_mib is {0}: 16 to 1048576 MiB are possible")]
+    Memory(u64),
+    /// Number of devices.
+    #[error("{wanted} disks and networks were asked for, a machine has room for {most}: remove some")]
+    TooManyDevices {
+        /// Configured.
+        wanted: usize,
+        /// Interrupt lines for them.
+        most: usize,
+    },
+}
+
+impl MachineConfig {
+    /// Checks what the types cannot say. Files and taps are looked at when they are opened.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] that names the field, its value and what is possible.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check_name("machine", &self.name)?;
+        if !(1..=64).contains(&self.vcpus) {
+            return Err(ConfigError::Vcpus(self.vcpus));
+        }
+        if !(16..=1 << 20).contains(&self.memory_mib) {
+            return Err(ConfigError::Memory(self.memory_mib));
+        }
+        let (wanted, most) = (self.disks.len() + self.networks.len(), crate::builder::MAX_VIRTIO_DEVICES);
+        if wanted > most {
+            return Err(ConfigError::TooManyDevices { wanted, most });
+        }
+        let disks = self.disks.iter().map(|disk| ("disk", &disk.id));
+        let mut seen = Vec::with_capacity(wanted);
+        for (what, id) in disks.chain(self.networks.iter().map(|network| ("network", &network.id))) {
+            check_name(what, id)?;
+            if seen.contains(&id) {
+                return Err(ConfigError::Twice(id.clone()));
+            }
+            seen.push(id);
+        }
+        Ok(())
+    }
+}
+
+fn check_name(what: &'static str, name: &str) -> Result<(), ConfigError> {
+    let fits = (1..=64).contains(&name.len());
+    if fits && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
+        Ok(())
+    } else {
+        Err(ConfigError::Name { what, name: name.chars().take(100).collect() })
+    }
+}
+
 /// One disk.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

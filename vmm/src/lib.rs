@@ -1,9 +1,12 @@
 //! Headroom's virtual machine monitor.
 
 pub mod api;
+pub mod boot;
+pub mod builder;
 pub mod config;
 pub mod device;
 pub mod disk;
 pub mod kvm;
 pub mod memory;
 pub mod vcpu;
+pub mod vm;

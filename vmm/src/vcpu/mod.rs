@@ -3,13 +3,14 @@
 pub mod compat;
 pub mod cpuid;
 pub mod exit;
+mod feature_names;
 pub mod msr;
 pub mod run;
 pub mod state;
 
 use crate::kvm::KvmError;
 
-pub use run::{StopReason, Vcpus};
+pub use run::{StopHandle, StopReason, Vcpus};
 
 /// A vCPU cannot be made, saved or restored.
 #[derive(Debug, thiserror::Error)]

@@ -18,7 +18,7 @@
 use std::fmt;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -192,6 +192,11 @@ impl Vcpus {
         action(&fds)
     }
 
+    /// A handle for devices by which the guest can stop the machine. It does not keep the vCPUs alive.
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle(Arc::downgrade(&self.shared))
+    }
+
     /// When the first vCPU first entered the guest.
     pub fn first_entry(&self) -> Option<Instant> {
         self.shared.first_entry.get().copied()
@@ -205,6 +210,19 @@ impl Vcpus {
     /// Processor time of all vCPU threads.
     pub fn processor_time(&self) -> Duration {
         self.vcpus.iter().filter_map(|vcpu| vcpu.thread.as_ref()).map(thread_time).sum()
+    }
+}
+
+/// Stops a machine from one of its devices.
+#[derive(Clone, Debug)]
+pub struct StopHandle(Weak<Shared>);
+
+impl StopHandle {
+    /// Every vCPU parks after its current instruction. Returns at once.
+    pub fn stop(&self, reason: StopReason) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.stop(reason);
+        }
     }
 }
 

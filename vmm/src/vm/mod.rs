@@ -1,0 +1,309 @@
+//! A machine's life.
+//!
+//! ```text
+//!            boot                       pause                fence
+//!   (none) ────────> Paused  <────────────────────> Running        Paused <───────> Fenced
+//!            incoming          resume                 │                   unfence
+//!   (none) ────────> Incoming ──restore_state──> Paused   the guest turns itself off, or cannot go on: Stopped
+//! ```
+//!
+//! # Locks
+//!
+//! `transition` is held by whoever pauses, resumes, saves, restores or fences, for as long as that takes: transitions happen
+//! one after the other. `state` and `devices` are held for single reads and writes, never while anything else is waited
+//! for, so that asking what a machine does never waits for a transition. Order: `transition`, then `devices`, then `state`;
+//! vCPU and device locks are inside of all three.
+
+mod state;
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use kvm_ioctls::VmFd;
+use migration::guest::CpuProfile;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::api::{MachineState, Metrics};
+use crate::builder::Sockets;
+use crate::config::MachineConfig;
+use crate::device::bus::Bus;
+use crate::device::serial::Console;
+use crate::device::virtio::block::Block;
+use crate::device::virtio::net::Net;
+use crate::device::{Device, DeviceError};
+use crate::disk::RawDisk;
+use crate::kvm::{Capabilities, KvmError};
+use crate::memory::{DirtyTracker, Memory, TrackError};
+use crate::vcpu::Vcpus;
+use crate::vcpu::run::StopReason;
+
+pub use state::StateFailure;
+
+/// The machine cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// Not in this state.
+    #[error("the machine is {state:?}: it cannot be {action}{remedy}")]
+    State {
+        /// What it does now.
+        state: MachineState,
+        /// What was asked.
+        action: &'static str,
+        /// What to do, beginning with a comma, or nothing.
+        remedy: &'static str,
+    },
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Dirty tracking.
+    #[error(transparent)]
+    Track(#[from] TrackError),
+}
+
+/// The virtio devices, in the order of the configuration.
+#[derive(Default)]
+pub(crate) struct Devices {
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) nets: Vec<Net>,
+}
+
+impl Devices {
+    fn all(&self) -> impl Iterator<Item = &dyn Device> {
+        let blocks = self.blocks.iter().map(|block| block as &dyn Device);
+        blocks.chain(self.nets.iter().map(|net| net as &dyn Device))
+    }
+}
+
+/// What a builder hands over.
+pub(crate) struct Parts {
+    pub(crate) config: MachineConfig,
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) memory: Memory,
+    pub(crate) tracker: DirtyTracker,
+    pub(crate) vcpus: Vcpus,
+    pub(crate) msrs: Vec<u32>,
+    pub(crate) profile: CpuProfile,
+    pub(crate) bus: Bus,
+    pub(crate) console: Console,
+    pub(crate) disks: Vec<Arc<RawDisk>>,
+    pub(crate) stopped: EventFd,
+}
+
+/// A virtual machine in this process.
+pub struct Machine {
+    parts: Parts,
+    devices: OnceLock<Devices>,
+    state: Mutex<MachineState>,
+    transition: Mutex<Transition>,
+}
+
+/// What waits for the next resume or restore.
+#[derive(Default)]
+struct Transition {
+    sockets: Option<Sockets>,
+    restored: Option<state::Restored>,
+}
+
+impl Machine {
+    pub(crate) fn new(parts: Parts, devices: Devices) -> Self {
+        Self {
+            parts,
+            devices: OnceLock::from(devices),
+            state: Mutex::new(MachineState::Paused),
+            transition: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn waiting(parts: Parts, sockets: Sockets) -> Self {
+        Self {
+            parts,
+            devices: OnceLock::new(),
+            state: Mutex::new(MachineState::Incoming),
+            transition: Mutex::new(Transition { sockets: Some(sockets), restored: None }),
+        }
+    }
+
+    /// How it was configured.
+    pub fn config(&self) -> &MachineConfig {
+        &self.parts.config
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &Memory {
+        &self.parts.memory
+    }
+
+    /// Its record of written pages.
+    pub fn tracker(&self) -> &DirtyTracker {
+        &self.parts.tracker
+    }
+
+    /// Its disks.
+    pub fn disks(&self) -> &[Arc<RawDisk>] {
+        &self.parts.disks
+    }
+
+    /// The processor that the guest knows.
+    pub fn profile(&self) -> &CpuProfile {
+        &self.parts.profile
+    }
+
+    /// Its console.
+    pub fn console(&self) -> &Console {
+        &self.parts.console
+    }
+
+    /// Becomes readable when the machine stops by itself.
+    pub fn stopped_event(&self) -> std::os::fd::RawFd {
+        self.parts.stopped.as_raw_fd()
+    }
+
+    /// What it is doing.
+    pub fn state(&self) -> MachineState {
+        match (*lock(&self.state), self.stop_reason()) {
+            (MachineState::Running | MachineState::Paused, Some(_)) => MachineState::Stopped,
+            (state, _) => state,
+        }
+    }
+
+    /// Why it stopped by itself, if it did.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.parts.vcpus.stop_reason()
+    }
+
+    /// When its first vCPU first entered the guest.
+    pub fn first_entry(&self) -> Option<Instant> {
+        self.parts.vcpus.first_entry()
+    }
+
+    /// Stops vCPUs, then devices. Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Device`] if a device cannot finish its work; the machine then runs on.
+    pub fn pause(&self) -> Result<(), MachineError> {
+        let _transition = lock(&self.transition);
+        match *lock(&self.state) {
+            MachineState::Paused | MachineState::Fenced => return Ok(()),
+            MachineState::Running => {}
+            state => return Err(MachineError::State { state, action: "paused", remedy: "" }),
+        }
+        self.parts.vcpus.park();
+        if let Err(error) = self.devices().all().try_for_each(Device::pause) {
+            self.run()?;
+            return Err(error.into());
+        }
+        *lock(&self.state) = MachineState::Paused;
+        Ok(())
+    }
+
+    /// Starts devices, then vCPUs. Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::State`] while fenced, before it was restored, or after it stopped by itself.
+    pub fn resume(&self) -> Result<(), MachineError> {
+        let mut transition = lock(&self.transition);
+        let refuse = |state, remedy| Err(MachineError::State { state, action: "resumed", remedy });
+        match self.state() {
+            MachineState::Running => return Ok(()),
+            MachineState::Paused => {}
+            MachineState::Fenced => {
+                return refuse(MachineState::Fenced, ", it may run at its destination: ask there, then settle");
+            }
+            state => return refuse(state, ""),
+        }
+        if let Some(restored) = transition.restored.take() {
+            restored.start_clocks(&self.parts)?;
+        }
+        self.run()?;
+        *lock(&self.state) = MachineState::Running;
+        Ok(())
+    }
+
+    fn run(&self) -> Result<(), MachineError> {
+        let parts = &self.parts;
+        parts.tracker.before_run()?;
+        self.devices().all().try_for_each(Device::resume)?;
+        parts.vcpus.with(|vcpus| {
+            for vcpu in vcpus {
+                crate::vcpu::state::notify_stopped(vcpu, &parts.capabilities);
+            }
+        });
+        parts.vcpus.run();
+        Ok(())
+    }
+
+    /// Forbids it to run here, until [`Machine::unfence`]. Idempotent; the machine must be paused.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::State`] if it is not paused.
+    pub fn fence(&self) -> Result<(), MachineError> {
+        self.change("fenced", MachineState::Paused, MachineState::Fenced)
+    }
+
+    /// Lifts the fence. Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::State`] if it is neither fenced nor paused.
+    pub fn unfence(&self) -> Result<(), MachineError> {
+        self.change("unfenced", MachineState::Fenced, MachineState::Paused)
+    }
+
+    fn change(&self, action: &'static str, from: MachineState, to: MachineState) -> Result<(), MachineError> {
+        let _transition = lock(&self.transition);
+        let mut state = lock(&self.state);
+        if *state != from && *state != to {
+            return Err(MachineError::State { state: *state, action, remedy: "" });
+        }
+        *state = to;
+        Ok(())
+    }
+
+    /// True while no vCPU can run.
+    pub fn is_parked(&self) -> bool {
+        *lock(&self.state) != MachineState::Running
+    }
+
+    /// Tells the networks where the machine's MAC addresses are now.
+    pub fn announce(&self) {
+        self.devices().nets.iter().for_each(Net::announce);
+    }
+
+    /// Counters of vCPUs and devices; the process's own are left at zero.
+    pub fn metrics(&self) -> Metrics {
+        let mut metrics = Metrics {
+            vcpu_us: self.parts.vcpus.processor_time().as_micros() as u64,
+            memory_resident_bytes: self.parts.memory.resident_bytes(),
+            exits: self.parts.vcpus.exits(),
+            ..Metrics::default()
+        };
+        let devices = self.devices();
+        for counters in devices.blocks.iter().map(Block::counters) {
+            metrics.disk_read_bytes += counters.read_bytes.load(Ordering::Relaxed);
+            metrics.disk_write_bytes += counters.write_bytes.load(Ordering::Relaxed);
+        }
+        for counters in devices.nets.iter().map(Net::counters) {
+            metrics.net_receive_bytes += counters.receive_bytes.load(Ordering::Relaxed);
+            metrics.net_transmit_bytes += counters.transmit_bytes.load(Ordering::Relaxed);
+        }
+        metrics
+    }
+
+    fn devices(&self) -> &Devices {
+        static NONE: Devices = Devices { blocks: Vec::new(), nets: Vec::new() };
+        self.devices.get().unwrap_or(&NONE)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

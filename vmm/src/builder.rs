@@ -20,10 +20,10 @@ use crate::config::{ConfigError, MachineConfig};
 use crate::device::bus::{Bus, Overlap};
 use crate::device::power::{self, Power};
 use crate::device::serial::{self, Console, SerialError};
+use crate::device::virtio::Wiring;
 use crate::device::virtio::block::{self, Block};
 use crate::device::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, WINDOW_BYTES};
 use crate::device::virtio::net::{self, Net, Tap, TapError};
-use crate::device::virtio::Wiring;
 use crate::device::{BusDevice, DeviceError};
 use crate::disk::{DiskError, RawDisk};
 use crate::kvm::capability::ioctl_error;
@@ -94,7 +94,8 @@ impl Machine {
         let devices = config.disks.len() + config.networks.len();
         let cmdline = config.cmdline.clone() + &boot::virtio_words(devices);
         let (parts, sockets) = build(config, None)?;
-        let blocks = sockets.disks.into_iter().map(|(disk, wiring)| Block::new(disk, wiring)).collect::<Result<_, _>>()?;
+        let blocks =
+            sockets.disks.into_iter().map(|(disk, wiring)| Block::new(disk, wiring)).collect::<Result<_, _>>()?;
         let nets = sockets.taps.into_iter().map(|(tap, wiring)| Net::new(tap, wiring)).collect::<Result<_, _>>()?;
         let devices = Devices { blocks, nets };
         devices.put_on(&parts.bus)?;
@@ -142,8 +143,7 @@ fn build(config: MachineConfig, profile: Option<&CpuProfile>) -> Result<(Parts, 
     power_devices(&bus, &vcpus)?;
     let sockets = sockets(&config, &vm, memory.ram())?;
     let disks = sockets.disks.iter().map(|(disk, _)| Arc::clone(disk)).collect();
-    let parts =
-        Parts { config, vm, capabilities, memory, tracker, vcpus, msrs, profile, bus, console, disks, stopped };
+    let parts = Parts { config, vm, capabilities, memory, tracker, vcpus, msrs, profile, bus, console, disks, stopped };
     Ok((parts, sockets))
 }
 

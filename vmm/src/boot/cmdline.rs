@@ -38,9 +38,6 @@ pub(super) fn write(ram: &GuestRam, cmdline: &str) -> Result<(), BootError> {
 mod tests {
     #[test]
     fn devices_are_announced_in_order() {
-        assert_eq!(
-            super::virtio_words(2),
-            " virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"
-        );
+        assert_eq!(super::virtio_words(2), " virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6");
     }
 }

@@ -66,7 +66,8 @@ fn check_segments(file: &File, path: &Path, limit: u64) -> Result<(), BootError>
     const PT_LOAD: u32 = 1;
     const MACHINE_X86_64: u16 = 62;
     let read = |offset: u64, buffer: &mut [u8]| {
-        file.read_exact_at(buffer, offset).map_err(|error| unusable(path, format_args!("its header is cut short ({error})")))
+        file.read_exact_at(buffer, offset)
+            .map_err(|error| unusable(path, format_args!("its header is cut short ({error})")))
     };
     let mut header = [0; 64];
     read(0, &mut header)?;
@@ -103,7 +104,8 @@ fn load_elf(ram: &GuestRam, file: &mut File, path: &Path, limit: u64) -> Result<
 fn load_bzimage(ram: &GuestRam, file: &mut File, path: &Path, limit: u64) -> Result<Loaded, BootError> {
     let bytes = file.metadata().map_err(|error| unusable(path, error))?.len();
     check_range(path, KERNEL_START, bytes, limit)?;
-    let loaded = BzImage::load(ram, Some(GuestAddress(KERNEL_START)), file, None).map_err(|error| unusable(path, error))?;
+    let loaded =
+        BzImage::load(ram, Some(GuestAddress(KERNEL_START)), file, None).map_err(|error| unusable(path, error))?;
     let Some(setup) = loaded.setup_header else { return Err(unusable(path, "it has no setup header")) };
     if setup.version < 0x20c || setup.xloadflags & XLF_KERNEL_64 == 0 {
         return Err(unusable(path, "it has no 64-bit entry point (Linux 3.8 or newer for x86-64 is needed)"));

@@ -1,7 +1,7 @@
 //! What a kernel is told of its memory: PVH start info, or the zero page of the Linux boot protocol.
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use linux_loader::loader_gen::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use migration::guest::MemoryRegion;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -83,7 +83,7 @@ pub(super) fn write_zero_page(
     }
     let mut params = boot_params { hdr: header, e820_entries: map.len() as u8, ..Default::default() };
     for (entry, &(addr, size, type_)) in params.e820_table.iter_mut().zip(map) {
-        *entry = boot_e820_entry { addr, size, type_ };
+        *entry = boot_e820_entry { addr, size, r#type: type_ };
     }
     Ok(ram.write_obj(params, GuestAddress(ZERO_PAGE))?)
 }

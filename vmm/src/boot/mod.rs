@@ -70,7 +70,9 @@ pub enum BootError {
         detail: String,
     },
     /// No room.
-    #[error("{path} needs guest memory {start:#x}..{end:#x}, the machine has 0x100000..{limit:#x} for it: raise memory_mib")]
+    #[error(
+        "{path} needs guest memory {start:#x}..{end:#x}, the machine has 0x100000..{limit:#x} for it: raise memory_mib"
+    )]
     OutsideRam {
         /// The configured path.
         path: PathBuf,
@@ -157,12 +159,7 @@ fn load_initrd(ram: &GuestRam, path: &Path, kernel_end: u64, limit: u64) -> Resu
     let bytes = file.metadata().map_err(read)?.len();
     let address = limit.saturating_sub(bytes) & !0xfff;
     if address < kernel_end {
-        return Err(BootError::OutsideRam {
-            path: path.to_owned(),
-            start: kernel_end,
-            end: kernel_end + bytes,
-            limit,
-        });
+        return Err(BootError::OutsideRam { path: path.to_owned(), start: kernel_end, end: kernel_end + bytes, limit });
     }
     ram.read_exact_volatile_from(GuestAddress(address), &mut file, bytes as usize)?;
     Ok(Initrd { address, bytes })

@@ -11,8 +11,8 @@ use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::state::{self, StateError};
 use super::BusDevice;
+use super::state::{self, StateError};
 use crate::config::SerialConfig;
 
 /// Its ports.

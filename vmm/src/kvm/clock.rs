@@ -12,9 +12,7 @@
 
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, kvm_clock_data, kvm_device_attr, kvm_msr_entry,
-};
+use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, kvm_clock_data, kvm_device_attr, kvm_msr_entry};
 use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::errno::Error as Errno;
@@ -138,8 +136,7 @@ impl PendingClock {
             Duration::ZERO
         };
         let pause_ns = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
-        let clock =
-            kvm_clock_data { clock: self.state.guest_ns.saturating_add(pause_ns), ..kvm_clock_data::default() };
+        let clock = kvm_clock_data { clock: self.state.guest_ns.saturating_add(pause_ns), ..kvm_clock_data::default() };
         vm.set_clock(&clock).map_err(ioctl_error("KVM_SET_CLOCK"))?;
         let ticks = u128::from(pause_ns) * u128::from(self.state.tsc_khz) / 1_000_000;
         Ok(self.state.guest_tsc.wrapping_add(ticks as u64))

@@ -37,7 +37,9 @@ pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The host refused the memory itself.
-    #[error("the host refuses {mib} MiB of guest memory ({step}): lower memory_mib, or raise the limit that the error names")]
+    #[error(
+        "the host refuses {mib} MiB of guest memory ({step}): lower memory_mib, or raise the limit that the error names"
+    )]
     Allocate {
         /// Size asked for.
         mib: u64,

@@ -75,7 +75,11 @@ impl Memory {
             }
             let at = |page: u64| (((page - first) * PAGE_BYTES) as usize).min(data.len());
             let part = &data[at(page)..at(run)];
-            if known { self.copy_in(page, part)? } else { self.write_through_file(page, part)? }
+            if known {
+                self.copy_in(page, part)?
+            } else {
+                self.write_through_file(page, part)?
+            }
             page = run;
         }
         Ok(())
@@ -87,8 +91,8 @@ impl Memory {
         let mut from = pages.start;
         while let Some(run) = self.next_populated(from)?.filter(|run| run.start < pages.end) {
             let run = run.start..run.end.min(pages.end);
-            let mode = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE
-                | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let mode =
+                nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
             let (offset, length) = (run.start * PAGE_BYTES, (run.end - run.start) * PAGE_BYTES);
             nix::fcntl::fallocate(&*self.file, mode, offset.cast_signed(), length.cast_signed())
                 .map_err(|error| io_error("fallocate(PUNCH_HOLE)", run.start)(error.into()))?;

@@ -141,11 +141,7 @@ fn registers(profile: &CpuProfile, leaf: u32, index: u32) -> [u32; 4] {
     found.map_or([0; 4], |&[_, _, eax, ebx, ecx, edx]| [eax, ebx, ecx, edx])
 }
 
-fn missing_bits(
-    (leaf, index, masks): (u32, u32, [u32; 4]),
-    wanted: &CpuProfile,
-    offer: &CpuProfile,
-) -> Vec<Missing> {
+fn missing_bits((leaf, index, masks): (u32, u32, [u32; 4]), wanted: &CpuProfile, offer: &CpuProfile) -> Vec<Missing> {
     let (wanted, offer) = (registers(wanted, leaf, index), registers(offer, leaf, index));
     let mut missing = Vec::new();
     for (column, register) in REGISTERS.into_iter().enumerate() {
@@ -210,10 +206,7 @@ mod tests {
         assert!(matches!(check(&wanted, &profile(), false), Err(Incompatible::Vendor { .. })));
         let mut wanted = profile();
         wanted.leaves.push([0x8000_0077, 1, 1, 0, 0, 0]);
-        assert_eq!(
-            check(&wanted, &profile(), false),
-            Err(Incompatible::UnknownLeaf { leaf: 0x8000_0077, index: 1 })
-        );
+        assert_eq!(check(&wanted, &profile(), false), Err(Incompatible::UnknownLeaf { leaf: 0x8000_0077, index: 1 }));
         let mut wanted = profile();
         wanted.tsc_khz = 2_600_000;
         assert!(matches!(check(&wanted, &profile(), false), Err(Incompatible::Tsc { here: 2_100_000, .. })));

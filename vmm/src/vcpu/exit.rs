@@ -132,7 +132,9 @@ fn internal_error(fd: &VcpuFd, run: *const kvm_run) -> StopReason {
     let rip = fd.get_regs().map_or_else(|_| "an unknown address".to_owned(), |regs| format!("{:#x}", regs.rip));
     StopReason::Failure(match suberror(run) {
         KVM_INTERNAL_ERROR_EMULATION => {
-            format!("KVM cannot emulate the guest's instruction at {rip}: the guest uses something that this host's KVM lacks")
+            format!(
+                "KVM cannot emulate the guest's instruction at {rip}: the guest uses something that this host's KVM lacks"
+            )
         }
         code => format!("KVM failed inside (sub-error {code}) with the guest at {rip}: see the host's kernel log"),
     })

@@ -34,7 +34,12 @@ const NAMES: [Names; 10] = [
         "EDX",
         "- - avx512_4vnniw avx512_4fmaps fsrm uintr - - avx512_vp2intersect srbds md_clear - - tsx_force_abort serialize - tsxldtrk - pconfig arch_lbr ibt - amx_bf16 avx512_fp16 amx_tile amx_int8 spec_ctrl intel_stibp flush_l1d arch_capabilities core_capabilities ssbd",
     ),
-    (7, 1, "EAX", "sha512 sm3 sm4 rao_int avx_vnni avx512_bf16 lass cmpccxadd - - fzrm fsrs fsrc - - - - - - wrmsrns nmi_src amx_fp16 hreset avx_ifma - - lam"),
+    (
+        7,
+        1,
+        "EAX",
+        "sha512 sm3 sm4 rao_int avx_vnni avx512_bf16 lass cmpccxadd - - fzrm fsrs fsrc - - - - - - wrmsrns nmi_src amx_fp16 hreset avx_ifma - - lam",
+    ),
     (0xd, 1, "EAX", "xsaveopt xsavec xgetbv1 xsaves xfd"),
     (
         0x8000_0001,

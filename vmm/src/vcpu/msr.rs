@@ -69,7 +69,10 @@ pub fn list(host: &Host, vcpu: &VcpuFd) -> Result<Vec<u32>, KvmError> {
         let done = read_some(vcpu, batch)?.len();
         readable.extend_from_slice(&batch[..done]);
         if done < batch.len() {
-            tracing::debug!(index = format_args!("{:#x}", batch[done]), "KVM lists this MSR but does not let it be read");
+            tracing::debug!(
+                index = format_args!("{:#x}", batch[done]),
+                "KVM lists this MSR but does not let it be read"
+            );
         }
         rest = &rest[(done + 1).min(batch.len())..];
     }

@@ -10,11 +10,11 @@ use migration::guest::{DeviceSlot, StatePayload};
 use super::{Devices, Machine, MachineError, Parts, lock};
 use crate::api::MachineState;
 use crate::builder::BuildError;
+use crate::device::DeviceError;
 use crate::device::serial;
 use crate::device::state::{StateError, decode, encode};
 use crate::device::virtio::block::Block;
 use crate::device::virtio::net::Net;
-use crate::device::{Device, DeviceError};
 use crate::kvm::KvmError;
 use crate::kvm::clock::{ClockStateV1, PendingClock, start_tsc};
 use crate::kvm::irq::IrqchipStateV1;
@@ -130,7 +130,9 @@ impl Machine {
         })?;
         let parts = &self.parts;
         let expected = self.slots();
-        if let Some(surplus) = payloads.iter().find(|payload| !expected.iter().any(|slot| slot.name == payload.slot.name)) {
+        if let Some(surplus) =
+            payloads.iter().find(|payload| !expected.iter().any(|slot| slot.name == payload.slot.name))
+        {
             return Err(StateFailure::Surplus(surplus.slot.name.clone()));
         }
         let find = |slot: &DeviceSlot| {
@@ -145,7 +147,9 @@ impl Machine {
         }
         let irqchip: IrqchipStateV1 = decode(&slot("irqchip"), find(&slot("irqchip"))?)?;
 
-        parts.vcpus.with(|fds| fds.iter().zip(&vcpus).try_for_each(|(fd, state)| state.restore(fd, &parts.capabilities)))?;
+        parts
+            .vcpus
+            .with(|fds| fds.iter().zip(&vcpus).try_for_each(|(fd, state)| state.restore(fd, &parts.capabilities)))?;
         parts.console.restore(find(&serial::slot())?)?;
         let blocks = sockets.disks.into_iter().zip(&parts.config.disks).map(|((disk, wiring), config)| {
             Ok(Block::restore(disk, wiring, find(&slot(format!("virtio-block/{}", config.id)))?)?)

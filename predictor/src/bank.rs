@@ -17,12 +17,25 @@ pub const MOST_HORIZONS: usize = 6;
 /// The furthest horizon in steps: each step costs memory in every bank.
 pub const LONGEST_HORIZON: usize = 2_016;
 
+/// What is forecast for a horizon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The value at its end.
+    #[default]
+    Value,
+    /// The highest value from the next step to its end.
+    Maximum,
+}
+
 /// What a bank is told when it is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BankConfig {
     /// Steps ahead at which errors are learned, ascending; forecasts between them are interpolated.
     pub horizons: Vec<usize>,
+    /// What is forecast.
+    pub target: Target,
     /// Memory of the losses by which the models are weighed: a loss weighs half after this many steps.
     pub loss_half_life: f64,
     /// How sharply a better model is preferred: weights go with (naive's loss / model's loss) to this power.
@@ -35,7 +48,14 @@ pub struct BankConfig {
 
 impl Default for BankConfig {
     fn default() -> Self {
-        Self { horizons: vec![1, 3, 12], loss_half_life: 288.0, sharpness: 4.0, gamma: 0.05, refit_every: 48 }
+        Self {
+            horizons: vec![1, 3, 12],
+            target: Target::Value,
+            loss_half_life: 288.0,
+            sharpness: 4.0,
+            gamma: 0.05,
+            refit_every: 48,
+        }
     }
 }
 
@@ -117,6 +137,9 @@ pub struct Bank {
     /// Slowly forgetting extremes: forecasts stay within reach of them.
     low: f64,
     high: f64,
+    /// Newest values, as many as the longest horizon, if maxima are forecast.
+    #[serde(with = "gaps")]
+    recent: Vec<f32>,
 }
 
 impl Bank {
@@ -144,12 +167,16 @@ impl Bank {
             holt: Holt::new(0.5, 0.1, 0.97),
             ridge: Ridge::new(&config.horizons, 0.999, 3.0, config.refit_every),
             tracks,
+            recent: match config.target {
+                Target::Value => Vec::new(),
+                Target::Maximum => vec![f32::NAN; config.horizons.last().copied().unwrap_or(1)],
+            },
             config,
             clock: 0,
             last: None,
             samples: 0,
-            low: f64::INFINITY,
-            high: f64::NEG_INFINITY,
+            low: f64::MAX,
+            high: f64::MIN,
         })
     }
 
@@ -157,10 +184,11 @@ impl Bank {
     /// scored or learned at a missing sample, but time passes.
     pub fn update(&mut self, value: Option<f64>) {
         let value = plausible(value);
+        let outcomes = self.outcomes(value);
         if let Some(value) = value {
             let decay = (-std::f64::consts::LN_2 / self.config.loss_half_life).exp();
-            for track in &mut self.tracks {
-                track.learn(self.clock, value as f32, decay as f32);
+            for (track, outcome) in self.tracks.iter_mut().zip(outcomes) {
+                track.learn(self.clock, outcome, decay as f32);
             }
             self.last = Some(value);
             self.samples += 1;
@@ -173,11 +201,35 @@ impl Bank {
         self.ewma.update(value);
         self.slow.update(value);
         self.holt.update(value);
-        self.ridge.update(value);
+        self.ridge.update_with(value, &outcomes);
         if self.last.is_some() {
             self.announce();
         }
         self.clock += 1;
+    }
+
+    /// What came of the forecasts that are due now, by horizon. A window that ends in a gap has no outcome: its maximum may
+    /// have been in the gap.
+    fn outcomes(&mut self, value: Option<f64>) -> [f32; MOST_HORIZONS] {
+        let value = value.map_or(f32::NAN, |value| value as f32);
+        if self.recent.is_empty() {
+            return [value; MOST_HORIZONS];
+        }
+        let length = self.recent.len();
+        let place = (self.clock % length as u64) as usize;
+        self.recent[place] = value;
+        let mut outcomes = [f32::NAN; MOST_HORIZONS];
+        if !value.is_nan() {
+            let (mut highest, mut age) = (value, 0);
+            for (outcome, steps) in outcomes.iter_mut().zip(&self.config.horizons) {
+                while age < *steps {
+                    highest = highest.max(self.recent[(place + length - age) % length]);
+                    age += 1;
+                }
+                *outcome = highest;
+            }
+        }
+        outcomes
     }
 
     /// Notes what is forecast now, to be scored when its time has come.
@@ -313,6 +365,9 @@ impl Track {
         let slot = (clock % self.steps as u64) as usize * SLOT;
         let said = &self.pending[slot..slot + SLOT];
         if said[0].is_nan() {
+            return;
+        }
+        if value.is_nan() {
             return;
         }
         self.seen = self.seen.saturating_add(1);

@@ -66,6 +66,8 @@ pub struct PoolView {
 pub struct PlanLimits {
     /// A plan tries to bring the score of the source below this.
     pub goal: f64,
+    /// Contention is expected when its probability has reached this, or at the end of the horizon.
+    pub onset: f64,
     /// No target pool's score may rise above this by a move.
     pub target_score: f64,
     /// Share of a target host's capacity that may be used after the move.
@@ -94,6 +96,7 @@ impl Default for PlanLimits {
     fn default() -> Self {
         Self {
             goal: 0.2,
+            onset: 0.5,
             target_score: 0.2,
             target_use: PerResource { cpu: 0.9, memory: 0.9, io: 0.9, network: 0.9 },
             moves: 1,
@@ -207,8 +210,8 @@ pub(crate) fn host_obstacle(
         let (Some(capacity), Some(demand)) = (host.capacity[resource], &machine.demand[resource]) else { continue };
         let room = capacity * limits.target_use[resource];
         let wanted = host.expected_use[resource].unwrap_or(0.0) + more[resource] + demand.quantile(0.95);
-        // Not `>`: what cannot be compared is not allowed either.
-        if !(wanted <= room) {
+        // What cannot be compared is not allowed either.
+        if wanted.is_nan() || room.is_nan() || wanted > room {
             return Some(format!(
                 "would use {} {resource} of {} allowed",
                 resource.quantity(wanted),

@@ -114,6 +114,8 @@ pub struct EventBook {
 const MOST_EVIDENCE: f64 = 3.0;
 /// Probability that a due event starts, or one in effect stops, from one step to the next.
 const HAZARD: f64 = 0.02;
+/// Events that come late do so by 1 / this of their duration in the mean.
+const LATENESS: f64 = 4.0;
 /// Below this an event that is over is closed.
 const CLOSED: f64 = 0.05;
 
@@ -210,7 +212,7 @@ impl EventBook {
     fn still_coming(&self, belief: &Belief, now_s: f64) -> f64 {
         let confidence = self.confidence(&belief.event).clamp(0.0, 1.0 - 1e-6);
         let late = ((now_s - belief.event.start_s) / (belief.event.end_s - belief.event.start_s)).max(0.0);
-        let waiting = confidence * (-4.0 * late).exp();
+        let waiting = confidence * (-LATENESS * late).exp();
         waiting / (waiting + 1.0 - confidence)
     }
 
@@ -242,7 +244,8 @@ impl EventBook {
             } else if now_s >= event.end_s {
                 belief.in_effect
             } else {
-                belief.in_effect + (1.0 - belief.in_effect) * self.still_coming(belief, now_s)
+                let lateness = 1.0 - (-LATENESS * window_s / (event.end_s - event.start_s)).exp();
+                belief.in_effect + (1.0 - belief.in_effect) * self.still_coming(belief, now_s) * lateness
             };
             (probability > 0.0).then(|| Effect { event, probability, size: self.size(&event.name) })
         })

@@ -104,6 +104,17 @@ impl Distribution {
         (1.0 - (above as f64 - 0.5 + share) / count).clamp(0.0, 1.0)
     }
 
+    /// The mean of what the quantity is above `threshold`, counting nothing where it is below: area under the exceedance.
+    #[must_use]
+    pub fn excess(&self, threshold: f64) -> f64 {
+        let count = self.values.len() as f64;
+        let above: f64 = self.values.iter().map(|value| (value - threshold).max(0.0)).sum();
+        let last = self.values[self.values.len() - 1];
+        above / count
+            + self.tail * 0.5 / count
+                * if threshold > last && self.tail > 0.0 { (-(threshold - last) / self.tail).exp() } else { 1.0 }
+    }
+
     /// The value that is not exceeded with probability `level`.
     #[must_use]
     pub fn quantile(&self, level: f64) -> f64 {
@@ -184,6 +195,8 @@ mod tests {
             assert!((distribution.exceedance(threshold) - expected).abs() < 0.01, "at {threshold}");
         }
         assert!((distribution.quantile(0.9) - 900.0).abs() < 5.0);
+        assert!((distribution.excess(900.0) - 5.0).abs() < 2.0, "{}", distribution.excess(900.0));
+        assert!((distribution.excess(0.0) - 500.0).abs() < 5.0, "{}", distribution.excess(0.0));
         assert!(distribution.exceedance(1200.0) > 0.0 && distribution.exceedance(1200.0) < 0.01);
         assert!(Distribution::from_values(vec![f64::NAN]).is_none());
     }

@@ -29,12 +29,13 @@ pub mod sample;
 pub mod trigger;
 pub mod window;
 
-pub use bank::{Bank, BankConfig, BankError};
+pub use bank::{Bank, BankConfig, BankError, Target};
 pub use candidates::{HostView, MachineView, MoveLog, PlanLimits, PoolView, Rejection};
 pub use contention::{Contention, Onset, ResourceContention};
 pub use cost::{Cost, CostModel, MigrationShape};
 pub use events::{Change, Event, Scope};
 pub use forecast::{Distribution, Forecast, LEVELS};
+pub use maximum::Maxima;
 pub use plan::{Move, Plan, PlanInput, plan};
 pub use pool::{MachineHistory, PoolConfig, PoolForecaster, Tick};
 pub use sample::{PerResource, RateMeter, Resource, Sample};

@@ -1,7 +1,7 @@
 //! Which machine goes where, what that is worth, what it costs, and until when it has to start.
 //!
-//! The worth of a move is in violation minutes: time in which a pool is above its limit, each minute with its probability. A move
-//! avoids some at the source from the moment when it is over, and may cause some at the target. Candidates are taken one by
+//! The worth of a move is in violation minutes: time in which a pool is above its limit, each minute with its probability, and
+//! weighing more the further above (so that one move of two that are needed is worth something). A move avoids some at the source from the moment when it is over, and may cause some at the target. Candidates are taken one by
 //! one, the best first, and the rest is scored again after each.
 
 use crate::candidates::{
@@ -57,7 +57,7 @@ pub struct Move {
     pub score_before: f64,
     /// Score of the source expected after it.
     pub score_after: f64,
-    /// Violation minutes avoided at the source.
+    /// Violation minutes avoided at the source: minutes above the limit, each with its probability and severity.
     pub benefit_minutes: f64,
     /// Violation minutes caused at the target.
     pub harm_minutes: f64,
@@ -179,7 +179,7 @@ impl<'a> State<'a> {
                 match self.candidate(machine, host, cost, before) {
                     Ok(candidate) => found.push(candidate),
                     Err(why) => {
-                        rejected.push(Rejection { machine: machine.name.clone(), host: Some(host.name.clone()), why })
+                        rejected.push(Rejection { machine: machine.name.clone(), host: Some(host.name.clone()), why });
                     }
                 }
             }
@@ -247,7 +247,7 @@ impl<'a> State<'a> {
 
     fn describe(&self, best: &Candidate<'_>, before: f64) -> Move {
         let input = self.input;
-        let contention_at_s = input.now_s + onset_s(input.source, input.limits.goal);
+        let contention_at_s = input.now_s + onset_s(input.source, input.limits.onset);
         let latest_start_s = contention_at_s - best.cost.total_ms_p90 / 1000.0 - input.limits.margin_s;
         let in_s = latest_start_s - input.now_s;
         let latest = if in_s >= 0.0 {
@@ -365,8 +365,11 @@ fn onset_s(contention: &Contention, level: f64) -> f64 {
     reached.fold(contention.horizon_s, f64::min)
 }
 
-/// Minutes above the limit from `from_s` until `lasting_s` after the horizon, each with its probability and its resource's
-/// weight, for a pool from which `gone` was taken away.
+/// A minute in which the limit is exceeded by a quarter weighs twice as much as one in which it is just exceeded.
+const SEVERITY: f64 = 4.0;
+
+/// Minutes above the limit from `from_s` until `lasting_s` after the horizon, each with its probability, its severity and its
+/// resource's weight, for a pool from which `gone` was taken away.
 fn violation_minutes(
     contention: &Contention,
     gone: &PerResource<f64>,
@@ -377,10 +380,13 @@ fn violation_minutes(
     let minutes = |(resource, state): (Resource, &Option<ResourceContention>)| {
         let state = state.as_ref()?;
         let limit = state.limit + gone[resource];
-        let mut last = (0.0_f64, f64::from(u8::from(state.now > limit)));
+        let severity = |excess: f64| SEVERITY * (excess / state.limit.max(f64::MIN_POSITIVE)).min(1.0);
+        let now = state.now - limit;
+        let mut last = (0.0_f64, if now > 0.0 { 1.0 + severity(now) } else { 0.0 });
         let mut seconds = 0.0;
         for (onset, maximum) in state.onset.iter().zip(&state.maxima) {
-            let point = (onset.after_s, maximum.exceedance(limit).max(last.1));
+            let rate = maximum.exceedance(limit) + severity(maximum.excess(limit));
+            let point = (onset.after_s, rate.max(last.1));
             let start = last.0.max(from_s);
             if point.0 > start {
                 let slope = (point.1 - last.1) / (point.0 - last.0);

@@ -90,12 +90,12 @@ struct Series {
 
 impl Series {
     fn new(config: &BankConfig) -> Result<Self, BankError> {
-        Ok(Self { bank: Bank::new(config.clone())?, maxima: Maxima::new(&config.horizons) })
+        Ok(Self { bank: Bank::new(config.clone())?, maxima: Maxima::new(config)? })
     }
 
     fn update(&mut self, value: Option<f64>) {
         self.bank.update(value);
-        self.maxima.update(plausible(value), &self.bank);
+        self.maxima.update(plausible(value));
     }
 }
 
@@ -358,7 +358,7 @@ impl PoolForecaster {
     #[must_use]
     pub fn maximum(&self, resource: Resource, steps: usize) -> Option<Distribution> {
         let series = &self.sums[resource];
-        let base = series.maxima.distribution(steps, &series.bank)?;
+        let base = series.maxima.distribution(steps)?;
         // An event that lowers the use cannot be relied on to last the whole window.
         let effects: Vec<(f64, f64)> =
             self.effects_ahead(resource, 0, steps).into_iter().filter(|(_, amount)| *amount > 0.0).collect();

@@ -7,6 +7,7 @@
 //! Mathematical Statistics* 35, 1964), since one burst must not rule the weights for days.
 
 use super::Model;
+use crate::bank::MOST_HORIZONS;
 use crate::window::gaps;
 use serde::{Deserialize, Serialize};
 use smartcore::linalg::basic::arrays::{Array, Array2, MutArray};
@@ -125,15 +126,34 @@ impl Model for Ridge {
     const NAME: &'static str = "ridge";
 
     fn update(&mut self, value: Option<f64>) {
+        let outcomes = [value.unwrap_or(f64::NAN) as f32; MOST_HORIZONS];
+        self.update_with(value, &outcomes);
+    }
+
+    fn forecast(&self, _horizons: &[usize], out: &mut [f32]) {
+        if self.seen < 2 || self.scale <= 0.0 {
+            return;
+        }
+        let features = self.features();
+        for (equations, out) in self.equations.iter().zip(out).filter(|(equations, _)| equations.solved) {
+            *out = self.recent[0] as f32 + self.scale as f32 * dot(&equations.weights, &features);
+        }
+    }
+}
+
+impl Ridge {
+    /// Takes the next sample, and for each horizon what came of the forecast made that long ago (NaN: nothing to learn): the
+    /// sample itself, or the maximum since then.
+    pub fn update_with(&mut self, value: Option<f64>, outcomes: &[f32]) {
         let slots = self.pending.len() / (P + 2);
         let clock = self.clock as usize;
         self.clock = self.clock.wrapping_add(1);
         if let Some(value) = value {
-            for equations in &mut self.equations {
+            for (equations, outcome) in self.equations.iter_mut().zip(outcomes) {
                 let slot = (clock + slots - equations.steps) % slots * (P + 2);
-                equations.learn(&self.pending[slot..slot + P + 2], value, self.decay);
+                equations.learn(&self.pending[slot..slot + P + 2], f64::from(*outcome), self.decay);
                 let young = equations.seen < 4 * self.refit_every;
-                if equations.seen > 2 && (young || self.clock % self.refit_every == 0) {
+                if equations.seen > 2 && (young || self.clock.is_multiple_of(self.refit_every)) {
                     equations.solve(self.penalty);
                 }
             }
@@ -149,16 +169,6 @@ impl Model for Ridge {
         self.pending[slot + P] = self.recent[0] as f32;
         self.pending[slot + P + 1] = self.scale as f32;
     }
-
-    fn forecast(&self, _horizons: &[usize], out: &mut [f32]) {
-        if self.seen < 2 || self.scale <= 0.0 {
-            return;
-        }
-        let features = self.features();
-        for (equations, out) in self.equations.iter().zip(out).filter(|(equations, _)| equations.solved) {
-            *out = self.recent[0] as f32 + self.scale as f32 * dot(&equations.weights, &features);
-        }
-    }
 }
 
 fn dot(a: &[f32; P], b: &[f32; P]) -> f32 {
@@ -166,10 +176,10 @@ fn dot(a: &[f32; P], b: &[f32; P]) -> f32 {
 }
 
 impl Equations {
-    /// Learns that `value` followed `steps` after the features in `then`.
+    /// Learns that `value` came `steps` after the features in `then`.
     fn learn(&mut self, then: &[f32], value: f64, decay: f32) {
         let (base, scale) = (f64::from(then[P]), then[P + 1]);
-        if then[0].is_nan() || scale.is_nan() || scale <= 0.0 {
+        if then[0].is_nan() || value.is_nan() || scale.is_nan() || scale <= 0.0 {
             return;
         }
         let mut x = [0.0; P];

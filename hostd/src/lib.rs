@@ -9,6 +9,8 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod demo;
 pub mod digest;
+pub mod lab;
 pub mod security;
 pub mod store;

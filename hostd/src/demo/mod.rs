@@ -1,0 +1,3 @@
+//! `headroom demo`: the whole product in about a minute and a half, on real machines.
+
+pub mod observer;

@@ -1,0 +1,6 @@
+//! The lab itself: hosts are separate, links can be cut, quotas hold, the observer measures what there is, and nothing is
+//! left behind. Needs root, but no KVM.
+
+mod hosts;
+mod observer;
+mod removal;

@@ -67,11 +67,6 @@ impl VirtQueue {
         })
     }
 
-    /// Guest RAM.
-    pub fn ram(&self) -> &GuestRam {
-        &self.ram
-    }
-
     /// (next available, next used) index.
     pub fn progress(&self) -> (u16, u16) {
         (self.queue.next_avail(), self.queue.next_used())

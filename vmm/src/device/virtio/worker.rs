@@ -84,15 +84,27 @@ impl<B: Backend> Worker<B> {
     ///
     /// [`DeviceError::WorkerGone`] if the thread has ended.
     pub fn call<R: Send + 'static>(&self, action: impl FnOnce(&mut B) -> R + Send + 'static) -> Result<R, DeviceError> {
-        let gone = || DeviceError::WorkerGone { device: self.name.clone() };
         let (answer, result) = mpsc::sync_channel(1);
-        let call: Call<B> = Box::new(move |backend| {
+        self.post(move |backend| {
             // The caller waits; should it be gone, nobody needs the answer.
             let _unwanted = answer.send(action(backend));
-        });
-        self.calls.as_ref().ok_or_else(gone)?.send(call).map_err(|_| gone())?;
-        self.wake.write(1).map_err(|_| gone())?;
-        result.recv().map_err(|_| gone())
+        })?;
+        result.recv().map_err(|_| self.gone())
+    }
+
+    /// Runs `action` in the worker, and does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError::WorkerGone`] if the thread has ended.
+    pub fn post(&self, action: impl FnOnce(&mut B) + Send + 'static) -> Result<(), DeviceError> {
+        let calls = self.calls.as_ref().ok_or_else(|| self.gone())?;
+        calls.send(Box::new(action)).map_err(|_| self.gone())?;
+        self.wake.write(1).map_err(|_| self.gone())
+    }
+
+    fn gone(&self) -> DeviceError {
+        DeviceError::WorkerGone { device: self.name.clone() }
     }
 }
 

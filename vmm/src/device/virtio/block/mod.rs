@@ -23,7 +23,7 @@ mod tests;
 mod transfer;
 mod worker;
 
-pub use device::{Block, BlockCounters};
+pub use device::{Block, BlockCounters, slot};
 
 /// Number of queues.
 pub const QUEUES: usize = 1;

@@ -19,6 +19,9 @@ use crate::memory::GuestRam;
 /// Bounce buffers in use at once: 1 MiB together.
 const BOUNCES_MAX: usize = 8;
 
+/// Requests taken before the worker looks at its control descriptor.
+const BATCH_MAX: usize = 1024;
+
 const KICK: u64 = 0;
 const RING: u64 = 1;
 
@@ -32,8 +35,8 @@ pub struct BlockWorker {
     waiting: VecDeque<usize>,
     bounces: usize,
     epoll: Epoll,
-    /// Kept open for epoll, which watches edges: it is never read.
-    _kick: EventFd,
+    /// Watched for edges, never read; written to come back to what a batch has left.
+    kick: EventFd,
     queue: Option<VirtQueue>,
     paused: bool,
     /// The ring failed: nothing works any more.
@@ -61,7 +64,7 @@ impl BlockWorker {
             waiting: VecDeque::new(),
             bounces: 0,
             epoll,
-            _kick: kick,
+            kick,
             queue: None,
             paused: false,
             dead: false,
@@ -81,16 +84,26 @@ impl BlockWorker {
     /// Takes requests while there are any and there is room, and answers what is done, until nothing more can be done now.
     fn pump(&mut self) {
         self.reap();
+        let mut budget = BATCH_MAX;
         loop {
             if self.paused || self.dead || self.free.is_empty() {
                 break;
             }
             let Some(queue) = &mut self.queue else { break };
             queue.mute();
-            while !self.free.is_empty() && self.take_one() {}
+            while !self.free.is_empty() && budget > 0 && self.take_one() {
+                budget -= 1;
+            }
             self.submit();
             self.reap();
             self.signal();
+            if budget == 0 {
+                // A guest that never stops must not keep out whoever wants to pause or reset the device.
+                if let Err(error) = self.kick.write(1) {
+                    self.die(&error);
+                }
+                break;
+            }
             // With all slots in use nothing is asked for: the next completion comes back here.
             if !self.free.is_empty() && !self.queue.as_mut().is_some_and(VirtQueue::listen) {
                 break;

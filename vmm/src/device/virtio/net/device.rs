@@ -1,0 +1,160 @@
+//! The network card as the machine sees it.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+use migration::guest::{DeviceSlot, StatePayload};
+
+use super::announce::Addresses;
+use super::state::{NetStateV1, VERSION};
+use super::tap::Tap;
+use super::worker::{NetWorker, Parts};
+use super::{QUEUE_SIZE, QUEUES, feature};
+use crate::device::virtio::mmio::MmioTransport;
+use crate::device::virtio::{Interrupt, Model, Unit, Wiring, feature as common};
+use crate::device::{Device, DeviceError, StateError, state};
+
+/// Virtio device type (virtio 1.2, section 5).
+const DEVICE_ID: u32 = 1;
+/// Offset of the link status in the configuration space (section 5.1.4).
+pub const CONFIG_STATUS: usize = 6;
+const LINK_UP: u8 = 1;
+
+/// What passed through a card since the process started.
+#[derive(Debug, Default)]
+pub struct NetCounters {
+    /// Bytes received by the guest.
+    pub receive_bytes: AtomicU64,
+    /// Frames received by the guest.
+    pub receive_frames: AtomicU64,
+    /// Bytes sent by the guest.
+    pub transmit_bytes: AtomicU64,
+    /// Frames sent by the guest.
+    pub transmit_frames: AtomicU64,
+    /// Frames of either direction that could not be delivered.
+    pub dropped_frames: AtomicU64,
+}
+
+/// A network card. It also implements [`crate::device::Device`].
+pub struct Net {
+    unit: Unit<NetWorker>,
+    mac: [u8; 6],
+    counters: Arc<NetCounters>,
+}
+
+impl Net {
+    /// A new card.
+    ///
+    /// # Errors
+    ///
+    /// If its thread or descriptors cannot be made.
+    pub fn new(tap: Tap, wiring: Wiring) -> Result<Self, DeviceError> {
+        Self::build(tap, wiring, None)
+    }
+
+    /// A card as it was saved, paused.
+    ///
+    /// # Errors
+    ///
+    /// As [`Net::new`], or if the state does not fit.
+    pub fn restore(tap: Tap, wiring: Wiring, state: &StatePayload) -> Result<Self, DeviceError> {
+        let slot = slot(tap.id());
+        let saved: NetStateV1 = state::decode(&slot, state)?;
+        if saved.mac != tap.mac() {
+            let what = format!(
+                "the guest knows MAC address {:02x?}, the configuration says {:02x?}: configure the same on both hosts",
+                saved.mac,
+                tap.mac()
+            );
+            return Err(StateError::Unfit { device: slot.name, what }.into());
+        }
+        Self::build(tap, wiring, Some(&saved))
+    }
+
+    fn build(tap: Tap, wiring: Wiring, saved: Option<&NetStateV1>) -> Result<Self, DeviceError> {
+        let DeviceSlot { name, version } = slot(tap.id());
+        let notify = wiring.notify.len();
+        let failed = |action| {
+            let device = name.clone();
+            move |source| DeviceError::Setup { device, action, source }
+        };
+        let kicks: Result<Vec<_>, _> = wiring.notify.iter().map(|notify| notify.try_clone()).collect();
+        let kicks = kicks.map_err(failed("duplicate an eventfd"))?;
+        let kicks =
+            kicks.try_into().map_err(|_| DeviceError::Wiring { device: name.clone(), queues: QUEUES, notify })?;
+        let mac = tap.mac();
+        let config = Arc::new(Mutex::new(config_space(mac)));
+        let interrupt = Arc::new(Interrupt::new(wiring.interrupt));
+        let counters = Arc::new(NetCounters::default());
+        let parts = Parts {
+            ram: wiring.ram.clone(),
+            interrupt: Arc::clone(&interrupt),
+            config: Arc::clone(&config),
+            counters: Arc::clone(&counters),
+            addresses: saved.map(|saved| Addresses::from_saved(&saved.addresses)).unwrap_or_default(),
+        };
+        let backend = NetWorker::new(tap, kicks, parts).map_err(failed("set up epoll and a timer"))?;
+        let features = common::COMMON | feature::OFFERED;
+        let queue_sizes = vec![QUEUE_SIZE; QUEUES];
+        let model = Model { name, device_id: DEVICE_ID, features, queue_sizes, state_version: version };
+        let transport = saved.map(|saved| &saved.transport);
+        let unit = Unit::new(model, config, wiring.ram, Arc::clone(&interrupt), wiring.notify, backend, transport)?;
+        if saved.is_some_and(|saved| !saved.link_up) {
+            // The tap that was lost is another host's; here there is one.
+            interrupt.config_changed();
+        }
+        Ok(Self { unit, mac, counters })
+    }
+
+    /// The registers, to be put on the bus.
+    pub fn transport(&self) -> MmioTransport {
+        self.unit.transport()
+    }
+
+    /// Tells the network where this card now is: RARP and gratuitous ARP frames, sent at once and repeated a few times
+    /// from the card's own thread. Returns at once.
+    pub fn announce(&self) {
+        if let Err(error) = self.unit.worker().post(NetWorker::announce) {
+            tracing::error!(%error, "cannot announce the guest");
+        }
+    }
+
+    /// What passed.
+    pub fn counters(&self) -> &Arc<NetCounters> {
+        &self.counters
+    }
+}
+
+impl Device for Net {
+    fn slot(&self) -> DeviceSlot {
+        self.unit.slot().clone()
+    }
+
+    fn pause(&self) -> Result<(), DeviceError> {
+        self.unit.pause()
+    }
+
+    fn resume(&self) -> Result<(), DeviceError> {
+        self.unit.resume()
+    }
+
+    fn save(&self) -> Result<StatePayload, DeviceError> {
+        let transport = self.unit.save()?;
+        let (addresses, link_up) = self.unit.worker().call(|worker| (worker.addresses().saved(), worker.link_up()))?;
+        Ok(state::encode(self.slot(), &NetStateV1 { transport, mac: self.mac, addresses, link_up })?)
+    }
+}
+
+/// The slot of a card's device, for a layout that is told before the device is built.
+pub fn slot(id: &str) -> DeviceSlot {
+    DeviceSlot { name: format!("virtio-net/{id}"), version: VERSION }
+}
+
+/// Configuration space (virtio 1.2, section 5.1.4).
+fn config_space(mac: [u8; 6]) -> Vec<u8> {
+    let mut space = mac.to_vec();
+    space.extend([LINK_UP, 0]);
+    // One pair of queues.
+    space.extend([1, 0]);
+    space
+}

@@ -1,0 +1,255 @@
+//! The card's thread: frames in both directions, and announcements.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::announce::{Addresses, TIMES};
+use super::device::{CONFIG_STATUS, NetCounters};
+use super::receive::{Batch, Passed, Receive};
+use super::transmit::Transmit;
+use super::{QUEUES, Tap};
+use crate::device::virtio::{Backend, Interrupt, VirtQueue};
+use crate::memory::GuestRam;
+
+const RECEIVE_KICK: u64 = 0;
+const TRANSMIT_KICK: u64 = 1;
+const TAP: u64 = 2;
+const TIMER: u64 = 3;
+
+/// Index of the queues (virtio 1.2, section 5.1.2).
+const RECEIVE: usize = 0;
+
+/// State of the thread.
+pub struct NetWorker {
+    tap: Tap,
+    epoll: Epoll,
+    /// Watched for edges, never read; written to come back to what a batch has left.
+    kicks: [EventFd; QUEUES],
+    timer: TimerFd,
+    receive: Receive,
+    transmit: Transmit,
+    /// The tap is watched: there is a driver with buffers.
+    watching: bool,
+    paused: bool,
+    link_up: bool,
+    addresses: Addresses,
+    /// Announcements sent since the last request; all of [`TIMES`] when idle.
+    announced: usize,
+    ram: GuestRam,
+    interrupt: Arc<Interrupt>,
+    config: Arc<Mutex<Vec<u8>>>,
+    counters: Arc<NetCounters>,
+}
+
+/// What a worker needs besides its tap.
+pub struct Parts {
+    /// Guest RAM.
+    pub ram: GuestRam,
+    /// For changes of the link.
+    pub interrupt: Arc<Interrupt>,
+    /// The configuration space, for the same.
+    pub config: Arc<Mutex<Vec<u8>>>,
+    /// What passes.
+    pub counters: Arc<NetCounters>,
+    /// As saved, or none.
+    pub addresses: Addresses,
+}
+
+impl NetWorker {
+    /// For a card that has not been started by its driver.
+    pub fn new(tap: Tap, kicks: [EventFd; QUEUES], parts: Parts) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let timer = TimerFd::new().map_err(io::Error::from)?;
+        let edge = |token| EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
+        epoll.ctl(ControlOperation::Add, kicks[0].as_raw_fd(), edge(RECEIVE_KICK))?;
+        epoll.ctl(ControlOperation::Add, kicks[1].as_raw_fd(), edge(TRANSMIT_KICK))?;
+        epoll.ctl(ControlOperation::Add, timer.as_raw_fd(), EpollEvent::new(EventSet::IN, TIMER))?;
+        let Parts { ram, interrupt, config, counters, addresses } = parts;
+        Ok(Self {
+            tap,
+            epoll,
+            kicks,
+            timer,
+            receive: Receive::default(),
+            transmit: Transmit::default(),
+            watching: false,
+            paused: false,
+            link_up: true,
+            addresses,
+            announced: TIMES.len(),
+            ram,
+            interrupt,
+            config,
+            counters,
+        })
+    }
+
+    /// Starts or stops to watch the tap. Unwatched, a tap with frames does not wake anybody.
+    fn watch(&mut self, on: bool) {
+        if on == self.watching {
+            return;
+        }
+        let operation = if on { ControlOperation::Add } else { ControlOperation::Delete };
+        match self.epoll.ctl(operation, self.tap.as_raw_fd(), EpollEvent::new(EventSet::IN, TAP)) {
+            Ok(()) => self.watching = on,
+            Err(error) => tracing::error!(network = self.tap.id(), %error, "cannot watch the tap"),
+        }
+    }
+
+    fn receive(&mut self) {
+        if self.paused || !self.link_up {
+            return;
+        }
+        let mut passed = Passed::default();
+        let ended = loop {
+            match self.receive.batch(&self.tap, &self.ram, &mut passed) {
+                Batch::Starved if self.receive.listen() => {}
+                ended => break ended,
+            }
+        };
+        let counters = &self.counters;
+        add(&counters.receive_frames, passed.frames);
+        add(&counters.receive_bytes, passed.bytes);
+        add(&counters.dropped_frames, passed.dropped);
+        match ended {
+            // After a full batch the tap, watched for its level, wakes again.
+            Batch::Empty | Batch::Full => self.watch(true),
+            Batch::Starved => self.watch(false),
+            Batch::Gone => self.link_down(),
+        }
+    }
+
+    fn transmit(&mut self) {
+        if self.paused {
+            return;
+        }
+        let mut passed = Passed::default();
+        let ended = self.transmit.batch(&self.tap, &mut self.addresses, &mut passed);
+        let counters = &self.counters;
+        add(&counters.transmit_frames, passed.frames);
+        add(&counters.transmit_bytes, passed.bytes);
+        add(&counters.dropped_frames, passed.dropped);
+        // Others have their turn before the rest: the other direction, and whoever wants to pause the card.
+        if ended == Batch::Full
+            && let Err(error) = self.kicks[1].write(1)
+        {
+            tracing::error!(network = self.tap.id(), %error, "cannot come back to the transmit queue");
+        }
+    }
+
+    /// The tap is gone: tells the guest. What it still sends is dropped.
+    fn link_down(&mut self) {
+        self.watch(false);
+        self.link_up = false;
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        config[CONFIG_STATUS] = 0;
+        drop(config);
+        self.interrupt.config_changed();
+    }
+
+    /// Announces the guest now and a few times more.
+    pub fn announce(&mut self) {
+        self.announced = 0;
+        self.announce_once();
+    }
+
+    fn announce_once(&mut self) {
+        for mut frame in self.addresses.frames(self.tap.mac()) {
+            let part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
+            // SAFETY: the part is the frame.
+            if let Err(error) = unsafe { self.tap.write(&[part]) } {
+                tracing::warn!(network = self.tap.id(), %error, "cannot announce the guest through the tap");
+            }
+        }
+        self.announced += 1;
+        if let Some(next) = TIMES.get(self.announced) {
+            let wait = next.saturating_sub(TIMES[self.announced - 1]);
+            if let Err(error) = self.timer.reset(wait, None) {
+                tracing::warn!(network = self.tap.id(), %error, "cannot repeat the announcement");
+            }
+        }
+    }
+
+    /// To be saved.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// To be saved.
+    pub fn link_up(&self) -> bool {
+        self.link_up
+    }
+}
+
+fn add(counter: &AtomicU64, amount: u64) {
+    if amount > 0 {
+        counter.fetch_add(amount, Ordering::Relaxed);
+    }
+}
+
+impl Backend for NetWorker {
+    fn epoll(&self) -> &Epoll {
+        &self.epoll
+    }
+
+    fn ready(&mut self, token: u64) {
+        match token {
+            TRANSMIT_KICK => self.transmit(),
+            RECEIVE_KICK | TAP => self.receive(),
+            _ => {
+                // Announced in any case: a wait that fails has only found the timer disarmed.
+                if self.timer.wait().is_ok() && self.announced < TIMES.len() {
+                    self.announce_once();
+                }
+            }
+        }
+    }
+
+    fn activate(&mut self, features: u64, queues: Vec<Option<VirtQueue>>) {
+        if let Err(error) = self.tap.set_offloads(features) {
+            tracing::error!(network = self.tap.id(), %error, "the tap refuses offloads that it was asked for");
+        }
+        let mut queues = queues.into_iter();
+        self.receive.start(queues.next().flatten(), features);
+        self.transmit.start(queues.next().flatten());
+        self.receive();
+        self.transmit();
+    }
+
+    fn pause(&mut self) {
+        self.paused = true;
+        self.watch(false);
+        self.receive.pause();
+    }
+
+    fn run(&mut self) {
+        self.paused = false;
+        self.receive();
+        self.transmit();
+    }
+
+    fn stop_queue(&mut self, index: usize) {
+        if index == RECEIVE {
+            self.watch(false);
+            self.receive.stop();
+        } else {
+            self.transmit.stop();
+        }
+        if self.receive.queue().is_none() && self.transmit.queue().is_none() {
+            // The next driver may not know of offloads.
+            if let Err(error) = self.tap.set_offloads(0) {
+                tracing::debug!(network = self.tap.id(), %error, "cannot switch off the offloads");
+            }
+        }
+    }
+
+    fn progress(&self) -> Vec<Option<(u16, u16)>> {
+        vec![self.receive.queue().map(VirtQueue::progress), self.transmit.queue().map(VirtQueue::progress)]
+    }
+}

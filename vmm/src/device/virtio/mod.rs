@@ -16,6 +16,8 @@ use crate::memory::GuestRam;
 
 pub mod block;
 mod chain;
+#[cfg(test)]
+mod hostile;
 mod interrupt;
 pub mod mmio;
 pub mod net;

@@ -172,6 +172,8 @@ pub struct Status {
 /// The answer to a [`Request`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
+// Made one at a time and sent at once.
+#[allow(clippy::large_enum_variant)]
 pub enum Reply {
     /// The request was not understood and nothing was changed.
     Error {

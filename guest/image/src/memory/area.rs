@@ -29,7 +29,10 @@ impl Area {
     /// Adds the whole pages of a range. Ranges come in ascending order, as the memory map has them; what does not fit
     /// into the list or is out of order is left out.
     pub fn add(&mut self, range: Range) {
-        let range = Range { start: range.start.next_multiple_of(PAGE_BYTES), end: range.end / PAGE_BYTES * PAGE_BYTES };
+        let Some(start) = range.start.checked_next_multiple_of(PAGE_BYTES) else {
+            return;
+        };
+        let range = Range { start, end: range.end / PAGE_BYTES * PAGE_BYTES };
         if range.bytes() != 0 && self.count < RANGES_MAX && range.start >= self.end() {
             self.ranges[self.count] = range;
             self.count += 1;

@@ -12,8 +12,11 @@ pub type Page = [u64; WORDS];
 /// Where the copies lie, as word indices.
 const PLACES: [usize; 3] = [0, 254, WORDS - 3];
 
+/// Keeps an empty page from looking like the record of step 0.
+const SALT: u64 = u64::from_le_bytes(*b"headroom");
+
 fn check_word(step: u64, frame: u64, place: usize) -> u64 {
-    mix(step ^ frame.rotate_left(32) ^ ((place as u64) << 17))
+    mix(SALT ^ step ^ frame.rotate_left(32) ^ ((place as u64) << 17))
 }
 
 /// Writes the record of `step` into the page with number `frame`.

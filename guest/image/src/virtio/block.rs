@@ -1,6 +1,5 @@
 //! The block device (Virtio 1.2, 5.2): requests of up to a buffer's size that are queued, and polled for later.
 
-use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -63,7 +62,8 @@ impl Request {
 pub struct Block {
     device: Device,
     queue: VirtQueue<Hal, DESCRIPTORS>,
-    requests: Vec<Box<Request>>,
+    /// Never moved: the vector has its length from the start.
+    requests: Vec<Request>,
     /// Which request each chain of descriptors belongs to.
     owners: [usize; DESCRIPTORS],
     free: Vec<usize>,
@@ -83,7 +83,7 @@ impl Block {
         device.transport.finish_init();
         let request = || {
             let buffer = vec![0; buffer_bytes];
-            Box::new(Request { header: [0; 16], buffer, status: [STATUS_NONE], operation: Operation::Flush })
+            Request { header: [0; 16], buffer, status: [STATUS_NONE], operation: Operation::Flush }
         };
         let mut block = Self {
             device,
@@ -138,7 +138,7 @@ impl Block {
 
         let (mut read, mut write) = (Vec::with_capacity(2), Vec::with_capacity(2));
         request.parts(&mut read, &mut write);
-        // SAFETY: the request is boxed, and not touched before `poll` has popped it: its number is not in `free`.
+        // SAFETY: the request stays where it is, and is not touched before `poll` has popped it: its number is not in `free`.
         if let Ok(token) = unsafe { self.queue.add(&read, &mut write) } {
             self.owners[usize::from(token)] = index;
             self.unsent = true;

@@ -71,7 +71,7 @@ fn the_device_shows_what_it_is() {
     rig.driver.transport.read(0x101, &mut byte);
     assert_eq!(byte, [8]);
     // Past the end, and registers in a width that they do not have.
-    for (offset, length) in [(0x13c, 8), (0xfff, 8), (0, 2), (0x70, 8), (0x200, 4)] {
+    for (offset, length) in [(0x13c, 8), (0xfff, 8), (0x00, 2), (0x70, 8), (0x200, 4)] {
         let mut data = vec![7; length];
         rig.driver.transport.read(offset, &mut data);
         assert!(data.iter().all(|&byte| byte == 0), "{offset:#x} {data:?}");
@@ -87,7 +87,7 @@ fn the_status_follows_the_order_of_the_specification() {
     assert_eq!(driver.read(0x70), 1);
     driver.write(0x70, 3);
     // Not without VERSION_1, nor with features that were not offered.
-    for (select, bits) in [(0, 0), (0, 1 << 24), (2, 1)] {
+    for (select, bits) in [(0, 0), (0, 1u32 << 24), (2, 1)] {
         driver.write(0x24, select);
         driver.write(0x20, bits);
         driver.write(0x70, 11);
@@ -129,7 +129,7 @@ fn an_impossible_queue_does_not_become_ready() {
         (16, ram - 16, 0x2000, 0x3000),
         (16, 0x1000, ram - 2, 0x3000),
         (16, 0x1000, 0x2000, u64::MAX - 3),
-        (16, u64::MAX & !15, 0x2000, 0x3000),
+        (16, !15u64, 0x2000, 0x3000),
     ] {
         let driver = &mut rig.driver;
         driver.write(0x70, 0);

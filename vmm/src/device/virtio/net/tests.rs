@@ -392,3 +392,57 @@ fn a_tap_that_disappears_takes_the_link_down_and_nothing_else() {
         rig.net.save().unwrap();
     });
 }
+
+/// A generator of numbers that are the same in every run (xorshift).
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+#[test]
+fn any_chains_in_both_queues_are_survived() {
+    in_namespace(|| {
+        let mut rig = Rig::new(BASIC);
+        let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
+        let wild = [0, DATA, DATA + 5, TX_BUFFER, 0x10_0000, (16 << 20) - 9, 16 << 20, u64::MAX - 3, 0xd000_0000];
+        for round in 0..300u64 {
+            let merge = if round % 2 == 0 { feature::MRG_RXBUF } else { 0 };
+            rig.driver.start(BASIC | merge);
+            for queue in [RX, TX] {
+                let ram = &rig.driver.board.ram;
+                for index in 0..64 {
+                    let kinds = if numbers.next(4) == 0 { 9 } else { 4 };
+                    let gpa = wild[numbers.next(kinds) as usize];
+                    let bytes = [1, 12, 13, 60, 1500, 70_000, u32::MAX, 0][numbers.next(8) as usize];
+                    let next = numbers.next(70) as u16;
+                    rig.driver.queues[queue].write_descriptor(ram, index, gpa, bytes, numbers.next(8) as u16, next);
+                }
+                for _ in 0..numbers.next(40) {
+                    rig.driver.queues[queue].offer(ram, numbers.next(66) as u16);
+                }
+                rig.driver.kick(queue);
+            }
+            for _ in 0..numbers.next(5) {
+                rig.wire.send(&frame(60 + numbers.next(4000) as usize, round as u8));
+            }
+            rig.net.pause().unwrap();
+            rig.net.save().unwrap();
+            rig.net.resume().unwrap();
+        }
+        rig.driver.start(BASIC);
+        while rig.wire.receive(Duration::from_millis(20)).is_some() {}
+        let sent = frame(99, 9);
+        rig.transmit(&sent);
+        assert_eq!(rig.wire.receive(Duration::from_secs(5)).unwrap(), sent);
+        // What the rounds have left in the tap comes first.
+        rig.wire.send(&sent);
+        rig.offer(200);
+        while rig.received() != sent {}
+    });
+}

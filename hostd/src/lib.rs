@@ -12,5 +12,7 @@ pub mod config;
 pub mod demo;
 pub mod digest;
 pub mod lab;
+pub mod machine;
+pub mod metrics;
 pub mod security;
 pub mod store;

@@ -1,0 +1,150 @@
+//! One machine as hostd knows it: the part that is stored, and the part that is not.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use vmm::api::client::Client;
+
+use super::process::{Process, ProcessId};
+use crate::api::types::{
+    Disk, KernelChoice, Machine, MachineStatus, MachineSummary, MigrationLimits, Network, ProbeSpec, Usage,
+};
+use crate::config::HostConfig;
+
+/// What is stored of a machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// Name.
+    pub name: String,
+    /// Number of vCPUs.
+    pub vcpus: u16,
+    /// RAM in MiB.
+    pub memory_mib: u64,
+    /// Kernel that it was created with.
+    pub kernel: KernelChoice,
+    /// Initial RAM disk that it was created with.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Disks.
+    pub disks: Vec<Disk>,
+    /// Network cards.
+    pub networks: Vec<Network>,
+    /// Declared probes.
+    pub probes: Vec<ProbeSpec>,
+    /// What its migrations may cost.
+    pub limits: MigrationLimits,
+    /// When it was first created.
+    pub created_unix_ms: u64,
+    /// What it was doing when this was stored.
+    pub status: MachineStatus,
+    /// Its process.
+    pub process: Option<ProcessId>,
+    /// Migration that moves it from or to here.
+    pub migration: Option<String>,
+}
+
+impl MachineRecord {
+    /// Total size of its disks.
+    pub fn disk_bytes(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.bytes).sum()
+    }
+}
+
+/// Everything that changes.
+#[derive(Debug)]
+pub struct State {
+    /// What is stored.
+    pub record: MachineRecord,
+    /// Why it stopped.
+    pub reason: Option<String>,
+    /// Its process; shared with those who wait for its end.
+    pub process: Option<Arc<Process>>,
+    /// Last measurement.
+    pub usage: Option<Usage>,
+    /// From the VMM.
+    pub first_instruction_us: Option<u64>,
+}
+
+/// One machine.
+#[derive(Debug)]
+pub struct Entry {
+    state: Mutex<State>,
+    api_socket: PathBuf,
+}
+
+impl Entry {
+    /// A machine that has no process yet.
+    pub fn new(config: &HostConfig, record: MachineRecord) -> Self {
+        let api_socket = config.machine_run_dir(&record.name).join("api.sock");
+        let state = State { record, reason: None, process: None, usage: None, first_instruction_us: None };
+        Self { state: Mutex::new(state), api_socket }
+    }
+
+    /// The state; held for moments only, never across an await.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy of what is stored.
+    pub fn record(&self) -> MachineRecord {
+        self.state().record.clone()
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> MachineStatus {
+        self.state().record.status
+    }
+
+    /// Its VMM's API; calls block.
+    pub fn client(&self) -> Client {
+        Client::new(&self.api_socket)
+    }
+
+    /// Its process, if it has one that has not ended.
+    pub fn process(&self) -> Option<Arc<Process>> {
+        self.state().process.clone().filter(|process| process.ended().is_none())
+    }
+
+    /// As the API shows it.
+    pub fn view(&self, config: &HostConfig) -> Machine {
+        let state = self.state();
+        let record = state.record.clone();
+        Machine {
+            api_socket: self.api_socket.clone(),
+            console: config.machine_run_dir(&record.name).join("console.log"),
+            name: record.name,
+            status: record.status,
+            reason: state.reason.clone(),
+            host: config.host.clone(),
+            pool: config.pool.clone(),
+            vcpus: record.vcpus,
+            memory_mib: record.memory_mib,
+            kernel: record.kernel,
+            cmdline: record.cmdline,
+            disks: record.disks,
+            networks: record.networks,
+            probes: record.probes,
+            limits: record.limits,
+            pid: state.process.as_ref().filter(|process| process.ended().is_none()).map(|process| process.id().pid),
+            first_instruction_us: state.first_instruction_us,
+            created_unix_ms: record.created_unix_ms,
+            migration: record.migration,
+            usage: state.usage,
+        }
+    }
+
+    /// As peers and pool views show it.
+    pub fn summary(&self) -> MachineSummary {
+        let state = self.state();
+        MachineSummary {
+            name: state.record.name.clone(),
+            status: state.record.status,
+            vcpus: state.record.vcpus,
+            memory_mib: state.record.memory_mib,
+            disk_bytes: state.record.disk_bytes(),
+            usage: state.usage,
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! From a record to a running VMM process whose API answers.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use vmm::api::MachineInfo;
+use vmm::api::client::Client;
+use vmm::config::{DiskConfig, DiskSource, MachineConfig, NetworkConfig, SerialConfig, TapSource};
+
+use super::entry::MachineRecord;
+use super::process::{Process, Program, log_tail};
+use super::{MachineError, disk, tap};
+use crate::api::types::KernelChoice;
+use crate::config::HostConfig;
+use crate::digest::{hex, sha256};
+
+/// How long a VMM may take until its API answers: its RAM is only reserved, so this is long even on a busy host.
+const START_PATIENCE: Duration = Duration::from_secs(20);
+
+/// First descriptor number that taps get in the VMM.
+const FIRST_TAP_FD: i32 = 10;
+
+/// Where the program is: as configured, beside the running program, or in `PATH`.
+///
+/// # Errors
+///
+/// [`MachineError::NoVmm`] with the place where it should be.
+pub fn find_vmm(configured: Option<&Path>) -> Result<PathBuf, MachineError> {
+    if let Some(path) = configured {
+        return if path.is_file() { Ok(path.to_owned()) } else { Err(MachineError::NoVmm { path: path.to_owned() }) };
+    }
+    let beside = std::env::current_exe().ok().and_then(|own| own.parent().map(|folder| folder.join("headroom-vmm")));
+    let in_path = std::env::var_os("PATH").unwrap_or_default();
+    let places = beside.iter().cloned().chain(std::env::split_paths(&in_path).map(|folder| folder.join("headroom-vmm")));
+    for place in places {
+        if place.is_file() {
+            return Ok(place);
+        }
+    }
+    Err(MachineError::NoVmm { path: beside.unwrap_or_else(|| "headroom-vmm".into()) })
+}
+
+/// Starts the VMM of `record` and waits until its API answers. With `incoming` it waits for a migration.
+///
+/// # Errors
+///
+/// With the VMM's own last words where it has some. Neither process nor tap nor file is left behind.
+pub async fn launch(
+    config: &HostConfig,
+    record: &MachineRecord,
+    incoming: bool,
+) -> Result<(Process, MachineInfo), MachineError> {
+    let folder = config.machine_run_dir(&record.name);
+    let guard = FolderGuard { folder: Some(folder.clone()) };
+    let _ = std::fs::remove_dir_all(&folder);
+    disk::make_folder(&folder)?;
+    let log = folder.join("vmm.log");
+    let program = prepare(config, record, incoming, &folder, &log)?;
+    let path = program.path.clone();
+    let process = Process::spawn(program).map_err(|source| MachineError::Spawn { path, source })?;
+    let process = KillGuard { process: Some(process) };
+    let info = wait_for_api(&record.name, process.get(), &folder.join("api.sock"), &log).await?;
+    guard.keep();
+    Ok((process.keep(), info))
+}
+
+/// The command line and configuration of a VMM, with taps open.
+fn prepare(
+    config: &HostConfig,
+    record: &MachineRecord,
+    incoming: bool,
+    folder: &Path,
+    log: &Path,
+) -> Result<Program, MachineError> {
+    let vmm = find_vmm(config.vmm.as_deref())?;
+    let (descriptors, networks) = open_taps(config, record)?;
+    let kernel = if incoming { None } else { Some(kernel_path(config, &record.kernel)?) };
+    let machine = MachineConfig {
+        name: record.name.clone(),
+        vcpus: record.vcpus,
+        memory_mib: record.memory_mib,
+        kernel,
+        initrd: record.initrd.clone().filter(|_| !incoming),
+        cmdline: record.cmdline.clone(),
+        disks: record.disks.iter().map(disk_config).collect(),
+        networks,
+        serial: SerialConfig::File(folder.join("console.log")),
+    };
+    let path = folder.join("machine.json");
+    write_json(&path, &machine)?;
+    let mut arguments = vec!["--config".into(), path.into(), "--api-socket".into(), folder.join("api.sock").into()];
+    if incoming {
+        arguments.push("--incoming".into());
+    }
+    Ok(Program { path: vmm, arguments, log: log.to_owned(), descriptors })
+}
+
+fn disk_config(disk: &crate::api::types::Disk) -> DiskConfig {
+    DiskConfig { id: disk.id.clone(), source: DiskSource::Path(disk.path.clone()), read_only: disk.read_only }
+}
+
+type Taps = (Vec<(OwnedFd, i32)>, Vec<NetworkConfig>);
+
+fn open_taps(config: &HostConfig, record: &MachineRecord) -> Result<Taps, MachineError> {
+    let mut descriptors = Vec::new();
+    let mut networks = Vec::new();
+    for (network, number) in record.networks.iter().zip(FIRST_TAP_FD..) {
+        descriptors.push((tap::create(&network.tap, config.bridge.as_deref())?, number));
+        let source = TapSource::Fd(number);
+        networks.push(NetworkConfig { id: network.id.clone(), source, mac: network.mac.clone() });
+    }
+    Ok((descriptors, networks))
+}
+
+async fn wait_for_api(name: &str, process: &Process, socket: &Path, log: &Path) -> Result<MachineInfo, MachineError> {
+    let deadline = Instant::now() + START_PATIENCE;
+    let mut ended = process.watch();
+    loop {
+        let client = Client::new(socket).with_timeout(Duration::from_secs(5));
+        let answer = tokio::task::spawn_blocking(move || client.machine()).await;
+        if let Ok(Ok(info)) = answer {
+            return Ok(info);
+        }
+        let failed = |what: String| MachineError::Vmm { name: name.to_owned(), what, log: last_words(log) };
+        if Instant::now() >= deadline {
+            return Err(failed(format!("did not answer within {} s", START_PATIENCE.as_secs())));
+        }
+        tokio::select! {
+            _ = ended.wait_for(Option::is_some) => {
+                let how = process.ended().unwrap_or_default();
+                return Err(failed(how));
+            }
+            () = tokio::time::sleep(Duration::from_millis(2)) => {}
+        }
+    }
+}
+
+/// The end of a VMM's log, or a word about its absence.
+pub fn last_words(log: &Path) -> String {
+    match log_tail(log, 3) {
+        words if words.is_empty() => "(nothing)".to_owned(),
+        words => words,
+    }
+}
+
+/// The kernel as a file; the bundled one is written once for each version of it.
+fn kernel_path(config: &HostConfig, kernel: &KernelChoice) -> Result<PathBuf, MachineError> {
+    match kernel {
+        KernelChoice::Path(path) => {
+            let readable = std::fs::File::open(path);
+            readable.map_err(|source| MachineError::File {
+                action: "open the kernel (is it there?)",
+                path: path.clone(),
+                source,
+            })?;
+            Ok(path.clone())
+        }
+        KernelChoice::Bundled => bundled_kernel(&config.run_dir),
+    }
+}
+
+/// Writes the bundled guest into `folder` unless it is there already, and returns its path.
+///
+/// # Errors
+///
+/// If it cannot be written.
+pub fn bundled_kernel(folder: &Path) -> Result<PathBuf, MachineError> {
+    let image = headroom_guest::IMAGE;
+    let path = folder.join(format!("guest-{}.elf", hex(&sha256(image)[..6])));
+    if path.is_file() {
+        return Ok(path);
+    }
+    // Written aside and renamed: another machine that starts at this moment sees all of it or nothing.
+    let unique = crate::digest::new_id("guest").map_err(|error| MachineError::Invalid(error.to_string()))?;
+    let aside = folder.join(format!(".{unique}"));
+    let write = || -> io::Result<()> {
+        std::fs::write(&aside, image)?;
+        std::fs::rename(&aside, &path)
+    };
+    write().map_err(|source| {
+        let _ = std::fs::remove_file(&aside);
+        MachineError::File { action: "write the bundled guest to", path: path.clone(), source }
+    })?;
+    Ok(path)
+}
+
+fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), MachineError> {
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        file.write_all(&serde_json::to_vec_pretty(value)?)
+    };
+    write().map_err(|source| MachineError::File { action: "write", path: path.to_owned(), source })
+}
+
+/// Removes a machine's sockets and logs unless told to keep them.
+struct FolderGuard {
+    folder: Option<PathBuf>,
+}
+
+impl FolderGuard {
+    fn keep(mut self) {
+        self.folder = None;
+    }
+}
+
+impl Drop for FolderGuard {
+    fn drop(&mut self) {
+        if let Some(folder) = &self.folder {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
+/// Ends a process unless told to keep it.
+struct KillGuard {
+    process: Option<Process>,
+}
+
+impl KillGuard {
+    fn get(&self) -> &Process {
+        // Only `keep` empties it, and that consumes the guard.
+        self.process.as_ref().unwrap_or_else(|| unreachable!("the guard holds its process until it is consumed"))
+    }
+
+    fn keep(mut self) -> Process {
+        self.process.take().unwrap_or_else(|| unreachable!("the guard holds its process until it is consumed"))
+    }
+}
+
+impl Drop for KillGuard {
+    fn drop(&mut self) {
+        if let Some(process) = &self.process {
+            process.kill();
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Machines of this host: their files, taps and processes.
+//!
+//! ```text
+//!   create:   check ─> record ─> disks ─> taps ─> process ─> API answers ─> running
+//!   arrive:   check ─> record ─> disks ─> taps ─> process (incoming) ─> Commit ─> running
+//!   discard:  quit or kill ─> disks ─> sockets and logs ─> record
+//! ```
+//!
+//! The record is written before the first thing is made, and removed after the last one is gone: whatever a crash leaves
+//! behind has a record, and the next start of hostd clears it up. Taps belong to the process that holds their descriptor
+//! and vanish with it. A machine survives the end of hostd: its process has its own process group, and the next hostd
+//! finds it by pid and start time and talks to it through its API socket again.
+
+pub mod disk;
+pub mod entry;
+pub mod launch;
+pub mod name;
+pub mod process;
+pub mod registry;
+pub mod spec;
+pub mod tap;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use entry::MachineRecord;
+pub use registry::Machines;
+
+use crate::api::types::MachineStatus;
+use crate::store::StoreError;
+
+/// A machine cannot be made, changed or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such machine.
+    #[error("there is no machine `{0}` on this host: `headroom machine list` shows those that are")]
+    Unknown(String),
+    /// The name is taken.
+    #[error("a machine `{0}` is on this host already: choose another name, or delete that one")]
+    Exists(String),
+    /// It is not in a state for this.
+    #[error("the machine `{name}` is {status:?}: {remedy}")]
+    State {
+        /// Machine.
+        name: String,
+        /// What it is doing.
+        status: MachineStatus,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The host has not enough of something.
+    #[error("no room on host `{host}`: {what} needs {needed}, and {free} of {capacity} are free")]
+    NoRoom {
+        /// Host.
+        host: String,
+        /// For example `memory`.
+        what: &'static str,
+        /// With unit.
+        needed: String,
+        /// With unit.
+        free: String,
+        /// With unit.
+        capacity: String,
+    },
+    /// A disk cannot be made or used.
+    #[error("disk `{id}`: cannot {action} {}", path.display())]
+    Disk {
+        /// Disk.
+        id: String,
+        /// What was tried.
+        action: &'static str,
+        /// Image.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A tap cannot be made.
+    #[error(transparent)]
+    Tap(#[from] tap::TapError),
+    /// A file of the machine cannot be written.
+    #[error("cannot {action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The program is not there.
+    #[error("cannot find headroom-vmm ({}): put it beside hostd, or name it as `vmm` in the configuration", path.display())]
+    NoVmm {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The process could not be started.
+    #[error("cannot start {}", path.display())]
+    Spawn {
+        /// Program.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The process ended, or did not answer in time.
+    #[error("the VMM of `{name}` {what}; it said: {log}")]
+    Vmm {
+        /// Machine.
+        name: String,
+        /// What it did.
+        what: String,
+        /// End of its log.
+        log: String,
+    },
+    /// The VMM refused.
+    #[error("the VMM of `{name}` refused")]
+    Api {
+        /// Machine.
+        name: String,
+        /// Cause.
+        #[source]
+        source: vmm::api::client::ClientError,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The error and its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let message = next.to_string();
+        if !text.contains(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = next.source();
+    }
+    text
+}

@@ -1,0 +1,258 @@
+//! The VMM process of a machine: started here, or found again after a restart of hostd.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+use tokio::process::Command;
+use tokio::sync::watch;
+
+/// A process, beyond doubt: pids are used again, a pid together with its start time is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Process id.
+    pub pid: u32,
+    /// Start in clock ticks since boot (field 22 of `/proc/PID/stat`, proc(5)).
+    pub start_ticks: u64,
+}
+
+impl ProcessId {
+    /// The process that has this pid now.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The command's name stands in parentheses and may contain anything, spaces and parentheses too.
+        let after = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace());
+        let field = |number: usize| after.clone().and_then(|mut fields| fields.nth(number - 3));
+        if field(3) == Some("Z") {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended"));
+        }
+        let start = field(22).and_then(|start| start.parse().ok());
+        let start_ticks = start.ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not as expected")))?;
+        Ok(Self { pid, start_ticks })
+    }
+}
+
+/// What to start.
+#[derive(Debug)]
+pub struct Program {
+    /// Executable.
+    pub path: PathBuf,
+    /// Arguments.
+    pub arguments: Vec<std::ffi::OsString>,
+    /// Where standard output and error go; appended.
+    pub log: PathBuf,
+    /// Descriptors that the process gets under the given numbers.
+    pub descriptors: Vec<(OwnedFd, i32)>,
+}
+
+/// A running process whose end is noticed.
+#[derive(Debug)]
+pub struct Process {
+    id: ProcessId,
+    pidfd: OwnedFd,
+    ended: watch::Receiver<Option<String>>,
+}
+
+impl Process {
+    /// Starts `program` in a process group of its own: a Ctrl-C on hostd's terminal is not meant for its machines.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be executed.
+    pub fn spawn(program: Program) -> io::Result<Self> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&program.log)?;
+        let mut command = Command::new(&program.path);
+        command
+            .args(&program.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .kill_on_drop(false);
+        let pairs: Vec<(i32, i32)> =
+            program.descriptors.iter().map(|(descriptor, number)| (descriptor.as_raw_fd(), *number)).collect();
+        // SAFETY: the closure runs between fork and exec and calls only dup2 and fcntl, which are async-signal-safe. It
+        // allocates nothing: `pairs` was made before the fork.
+        unsafe { command.pre_exec(move || pass_descriptors(&pairs)) };
+        let mut child = command.spawn()?;
+        drop(program.descriptors);
+        let pid = child.id().ok_or_else(|| io::Error::other("the process ended at once"))?;
+        let id = ProcessId::of(pid)?;
+        let pidfd = open_pidfd(pid)?;
+        let (sender, ended) = watch::channel(None);
+        tokio::spawn(async move {
+            let how = match child.wait().await {
+                Ok(status) => format!("ended with {status}"),
+                Err(error) => format!("was lost: {error}"),
+            };
+            sender.send_replace(Some(how));
+        });
+        Ok(Self { id, pidfd, ended })
+    }
+
+    /// Finds a process again that an earlier hostd started.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended, or its pid belongs to another process by now.
+    pub fn adopt(id: ProcessId) -> io::Result<Self> {
+        let pidfd = open_pidfd(id.pid)?;
+        // The descriptor is open: from here on the pid cannot be used again behind our back.
+        if ProcessId::of(id.pid)? != id {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the pid belongs to another process by now"));
+        }
+        let waiter = AsyncFd::new(pidfd.try_clone()?)?;
+        let (sender, ended) = watch::channel(None);
+        tokio::spawn(async move {
+            // A pidfd becomes readable when its process ends (pidfd_open(2)).
+            let _ = waiter.readable().await;
+            sender.send_replace(Some("ended".to_owned()));
+        });
+        Ok(Self { id, pidfd, ended })
+    }
+
+    /// Which process.
+    pub fn id(&self) -> ProcessId {
+        self.id
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&self) -> Option<String> {
+        self.ended.borrow().clone()
+    }
+
+    /// A receiver that changes once, when the process ends.
+    pub fn watch(&self) -> watch::Receiver<Option<String>> {
+        self.ended.clone()
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) {
+        // SAFETY: pidfd_send_signal(2) with an open pidfd, no siginfo and no flags.
+        let result = unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, std::ptr::null::<()>(), 0)
+        };
+        if result < 0 {
+            tracing::debug!(pid = self.id.pid, error = %io::Error::last_os_error(), "not killed");
+        }
+    }
+}
+
+/// Waits for the end of a process; `None` if it did not end in time.
+pub async fn wait_end(mut watch: watch::Receiver<Option<String>>, patience: Duration) -> Option<String> {
+    let ended = tokio::time::timeout(patience, watch.wait_for(Option::is_some)).await;
+    match ended {
+        Ok(Ok(how)) => how.clone(),
+        Ok(Err(_)) => Some("ended".to_owned()),
+        Err(_) => None,
+    }
+}
+
+fn pass_descriptors(pairs: &[(i32, i32)]) -> io::Result<()> {
+    // Sources may sit on the numbers that others are to get: move all of them out of the way first. 200 is above
+    // every target and below the usual limit of 1024 descriptors.
+    for (index, (source, _)) in pairs.iter().enumerate() {
+        // SAFETY: both descriptors are plain numbers of this process; the result is checked.
+        let moved = unsafe { libc::dup2(*source, 200 + index as i32) };
+        if moved < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    for (index, (_, target)) in pairs.iter().enumerate() {
+        let parked = 200 + index as i32;
+        // SAFETY: as above; dup2 leaves the copy open across exec, and the parked one is closed again.
+        let passed = unsafe { libc::dup2(parked, *target) };
+        // SAFETY: `parked` was opened by the loop above.
+        unsafe { libc::close(parked) };
+        if passed < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open(2) takes two integers; the result is checked.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = i32::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was just opened and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The last `lines` lines of a log, on one line, bounded to 2,000 bytes; empty if there is none.
+pub fn log_tail(path: &Path, lines: usize) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(2000)))?;
+        let mut bytes = Vec::new();
+        file.take(2000).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let last: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    last[last.len().saturating_sub(lines)..].join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(folder: &Path, script: &str) -> Program {
+        Program {
+            path: "/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into()],
+            log: folder.join("log"),
+            descriptors: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_noticed_with_its_last_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let process = Process::spawn(program(folder.path(), "echo cannot open the disk >&2; exit 3")).unwrap();
+        let how = wait_end(process.watch(), Duration::from_secs(10)).await.unwrap();
+        assert!(how.contains('3'), "{how}");
+        assert_eq!(log_tail(&folder.path().join("log"), 2), "cannot open the disk");
+    }
+
+    #[tokio::test]
+    async fn a_process_is_found_again_and_can_be_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let process = Process::spawn(program(folder.path(), "exec sleep 600")).unwrap();
+        let adopted = Process::adopt(process.id()).unwrap();
+        assert_eq!(adopted.ended(), None);
+        adopted.kill();
+        assert!(wait_end(adopted.watch(), Duration::from_secs(10)).await.is_some());
+        assert!(wait_end(process.watch(), Duration::from_secs(10)).await.is_some());
+        assert!(Process::adopt(process.id()).is_err());
+        let other = ProcessId { pid: std::process::id(), start_ticks: 1 };
+        assert!(Process::adopt(other).is_err(), "a pid alone is not enough");
+    }
+
+    #[tokio::test]
+    async fn descriptors_arrive_under_their_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("passed");
+        let file = std::fs::File::create(&path).unwrap();
+        let mut program = program(folder.path(), "echo through 20 >&20");
+        program.path = "/bin/bash".into();
+        program.descriptors = vec![(file.into(), 20)];
+        let process = Process::spawn(program).unwrap();
+        wait_end(process.watch(), Duration::from_secs(10)).await.unwrap();
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "through 20\n");
+    }
+}

@@ -1,0 +1,416 @@
+//! All machines of this host, and everything that is done with them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use vmm::api::client::ClientError;
+use vmm::api::{MachineInfo, MachineState};
+
+use super::entry::{Entry, MachineRecord};
+use super::launch::{last_words, launch};
+use super::process::{Process, wait_end};
+use super::{MachineError, disk, name, spec};
+use crate::api::types::{CreateMachine, Machine, MachineStatus, Network};
+use crate::clock::unix_ms;
+use crate::config::HostConfig;
+use crate::metrics::room::Room;
+use crate::store::Store;
+use crate::store::embedded::Kind;
+
+/// How long a VMM may take to end by itself before it is killed.
+const QUIT_PATIENCE: Duration = Duration::from_secs(5);
+
+type Result<T> = std::result::Result<T, MachineError>;
+
+/// The machines of this host; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Machines {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Arc<HostConfig>,
+    store: Store,
+    room: Room,
+    entries: Mutex<BTreeMap<String, Arc<Entry>>>,
+}
+
+impl Machines {
+    /// No machines yet; [`Machines::recover`] finds those of an earlier hostd.
+    pub fn new(config: Arc<HostConfig>, store: Store, room: Room) -> Self {
+        Self { inner: Arc::new(Inner { config, store, room, entries: Mutex::default() }) }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Entry>>> {
+        self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All machines, by name.
+    pub fn all(&self) -> Vec<Arc<Entry>> {
+        self.entries().values().cloned().collect()
+    }
+
+    /// All machines as the API shows them.
+    pub fn views(&self) -> Vec<Machine> {
+        self.all().iter().map(|entry| entry.view(&self.inner.config)).collect()
+    }
+
+    /// One machine.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Unknown`].
+    pub fn get(&self, name: &str) -> Result<Arc<Entry>> {
+        self.entries().get(name).cloned().ok_or_else(|| MachineError::Unknown(name.to_owned()))
+    }
+
+    /// One machine as the API shows it.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Unknown`].
+    pub fn view(&self, name: &str) -> Result<Machine> {
+        Ok(self.get(name)?.view(&self.inner.config))
+    }
+
+    /// Creates and starts a machine.
+    ///
+    /// # Errors
+    ///
+    /// Whatever failed; nothing is left behind.
+    pub async fn create(&self, request: &CreateMachine) -> Result<Machine> {
+        spec::check(request)?;
+        let folder = self.inner.config.machine_state_dir(&request.name);
+        let record = MachineRecord {
+            name: request.name.clone(),
+            vcpus: request.vcpus,
+            memory_mib: request.memory_mib,
+            kernel: request.kernel.clone(),
+            initrd: request.initrd.clone(),
+            cmdline: request.cmdline.clone(),
+            disks: disk::plan(&folder, &request.disks)?,
+            networks: self.networks(request),
+            probes: request.probes.clone(),
+            limits: request.limits.clone(),
+            created_unix_ms: unix_ms(),
+            status: MachineStatus::Creating,
+            process: None,
+            migration: None,
+        };
+        let entry = self.build(record, false).await?;
+        entry.state().record.status = MachineStatus::Running;
+        self.save(&entry)?;
+        Ok(entry.view(&self.inner.config))
+    }
+
+    /// Makes everything for a machine that is to arrive by migration `record.migration`; its VMM waits.
+    ///
+    /// # Errors
+    ///
+    /// Whatever failed; nothing is left behind.
+    pub async fn prepare_incoming(&self, mut record: MachineRecord) -> Result<Arc<Entry>> {
+        let folder = self.inner.config.machine_state_dir(&record.name);
+        for disk in &mut record.disks {
+            if !name::device_ok(&disk.id) {
+                return Err(MachineError::Invalid(format!("disk id `{}` is not a name", disk.id.escape_debug())));
+            }
+            disk.path = folder.join(format!("{}.raw", disk.id));
+            disk.owned = true;
+        }
+        for network in &mut record.networks {
+            network.tap = name::tap_name(&self.inner.config.host, &record.name, &network.id);
+        }
+        record.status = MachineStatus::Incoming;
+        record.process = None;
+        self.build(record, true).await
+    }
+
+    fn networks(&self, request: &CreateMachine) -> Vec<Network> {
+        let network = |card: &crate::api::types::NewNetwork| Network {
+            id: card.id.clone(),
+            tap: name::tap_name(&self.inner.config.host, &request.name, &card.id),
+            mac: spec::mac(&request.name, card),
+        };
+        request.networks.iter().map(network).collect()
+    }
+
+    /// Enters a machine, makes its disks and starts its VMM, or leaves nothing.
+    async fn build(&self, record: MachineRecord, incoming: bool) -> Result<Arc<Entry>> {
+        let entry = self.enter(record)?;
+        let guard = EntryGuard { machines: self, entry: Some(Arc::clone(&entry)) };
+        self.save(&entry)?;
+        let record = entry.record();
+        disk::create(&self.inner.config.machine_state_dir(&record.name), &record.disks)?;
+        let (process, info) = launch(&self.inner.config, &record, incoming).await?;
+        self.attach(&entry, process, Some(&info));
+        self.save(&entry)?;
+        guard.keep();
+        Ok(entry)
+    }
+
+    /// Takes the name and the room, both or neither.
+    fn enter(&self, record: MachineRecord) -> Result<Arc<Entry>> {
+        let mut entries = self.entries();
+        if entries.contains_key(&record.name) {
+            return Err(MachineError::Exists(record.name));
+        }
+        let present: Vec<MachineRecord> = entries.values().map(|entry| entry.record()).collect();
+        self.inner.room.check(&self.inner.config.host, &record, &present)?;
+        let entry = Arc::new(Entry::new(&self.inner.config, record.clone()));
+        entries.insert(record.name, Arc::clone(&entry));
+        Ok(entry)
+    }
+
+    /// Stores what is to be remembered of a machine.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails.
+    pub fn save(&self, entry: &Entry) -> Result<()> {
+        let record = entry.record();
+        Ok(self.inner.store.put(Kind::Machine, &record.name, &record)?)
+    }
+
+    /// Gives an entry its process and watches for the end of it.
+    fn attach(&self, entry: &Arc<Entry>, process: Process, info: Option<&MachineInfo>) {
+        let process = Arc::new(process);
+        {
+            let mut state = entry.state();
+            state.record.process = Some(process.id());
+            state.process = Some(Arc::clone(&process));
+            state.first_instruction_us = info.and_then(|info| info.first_instruction_us);
+        }
+        let machines = self.clone();
+        let entry = Arc::clone(entry);
+        tokio::spawn(async move {
+            let mut watch = process.watch();
+            let _ = watch.wait_for(Option::is_some).await;
+            machines.process_ended(&entry, &process.ended().unwrap_or_default());
+        });
+    }
+
+    fn process_ended(&self, entry: &Entry, how: &str) {
+        let name = entry.record().name;
+        let words = last_words(&self.inner.config.machine_run_dir(&name).join("vmm.log"));
+        {
+            let mut state = entry.state();
+            state.usage = None;
+            // Who deletes it, or waits for it to arrive, deals with this himself.
+            if matches!(state.record.status, MachineStatus::Deleting | MachineStatus::Creating | MachineStatus::Incoming) {
+                return;
+            }
+            state.record.status = MachineStatus::Stopped;
+            state.reason = Some(format!("its VMM {how}; it said: {words}"));
+        }
+        tracing::warn!(machine = name, how, words, "a VMM ended");
+        if let Err(error) = self.save(entry) {
+            tracing::error!(machine = name, error = &error as &dyn std::error::Error, "cannot store that it ended");
+        }
+    }
+
+    /// Takes over what the VMM says of itself.
+    pub fn observe(&self, entry: &Entry, info: &MachineInfo) {
+        let changed = {
+            let mut state = entry.state();
+            state.first_instruction_us = info.first_instruction_us.or(state.first_instruction_us);
+            let next = match (state.record.status, info.state) {
+                (MachineStatus::Running | MachineStatus::Paused, MachineState::Stopped) => MachineStatus::Stopped,
+                (MachineStatus::Running, MachineState::Paused) => MachineStatus::Paused,
+                (MachineStatus::Paused, MachineState::Running) => MachineStatus::Running,
+                (status, _) => status,
+            };
+            if next == MachineStatus::Stopped {
+                state.reason.clone_from(&info.reason);
+            }
+            std::mem::replace(&mut state.record.status, next) != next
+        };
+        if changed && let Err(error) = self.save(entry) {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot store a machine's state");
+        }
+    }
+
+    /// Marks a running machine as being moved by migration `id`.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::State`] if it is not running, or is being moved already.
+    pub fn begin_migration(&self, name: &str, id: &str) -> Result<Arc<Entry>> {
+        let entry = self.get(name)?;
+        {
+            let mut state = entry.state();
+            let status = state.record.status;
+            if status != MachineStatus::Running {
+                let remedy = match status {
+                    MachineStatus::Migrating => "wait for its migration to end, or cancel it (`headroom migration list`)",
+                    _ => "only a running machine can be moved",
+                };
+                return Err(MachineError::State { name: name.to_owned(), status, remedy });
+            }
+            state.record.status = MachineStatus::Migrating;
+            state.record.migration = Some(id.to_owned());
+        }
+        self.save(&entry)?;
+        Ok(entry)
+    }
+
+    /// Sets what a machine does once a migration has ended, or is in doubt.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails.
+    pub fn set_status(&self, entry: &Entry, status: MachineStatus, migration: Option<&str>) -> Result<()> {
+        {
+            let mut state = entry.state();
+            state.record.migration = migration.map(str::to_owned);
+            // A process that ended meanwhile stays ended.
+            let gone = state.process.as_ref().is_none_or(|process| process.ended().is_some());
+            state.record.status =
+                if gone && status == MachineStatus::Running { MachineStatus::Stopped } else { status };
+        }
+        self.save(entry)
+    }
+
+    /// Stops and removes a machine at an operator's wish.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::State`] while it is being created or moved.
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        let entry = self.get(name)?;
+        {
+            let mut state = entry.state();
+            let remedy = match state.record.status {
+                MachineStatus::Creating | MachineStatus::Incoming => "wait until it is there",
+                MachineStatus::Migrating => "cancel its migration first, or delete it where it arrives",
+                MachineStatus::InDoubt => "wait until both hosts have settled where it runs",
+                MachineStatus::Deleting => "it is being deleted already",
+                MachineStatus::Running | MachineStatus::Paused | MachineStatus::Stopped => "",
+            };
+            if !remedy.is_empty() {
+                return Err(MachineError::State { name: name.to_owned(), status: state.record.status, remedy });
+            }
+            state.record.status = MachineStatus::Deleting;
+        }
+        self.save(&entry)?;
+        self.discard(&entry).await
+    }
+
+    /// Ends a machine's process and removes everything that hostd made for it, whatever state it is in.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails; process and files are gone nevertheless.
+    pub async fn discard(&self, entry: &Arc<Entry>) -> Result<()> {
+        entry.state().record.status = MachineStatus::Deleting;
+        if let Some(process) = entry.process() {
+            stop(entry, &process).await;
+        }
+        self.clear_away(&entry.record())
+    }
+
+    fn clear_away(&self, record: &MachineRecord) -> Result<()> {
+        disk::remove(&record.disks);
+        let _ = std::fs::remove_dir(self.inner.config.machine_state_dir(&record.name));
+        let _ = std::fs::remove_dir_all(self.inner.config.machine_run_dir(&record.name));
+        let removed = self.inner.store.remove(Kind::Machine, &record.name);
+        self.entries().remove(&record.name);
+        Ok(removed?)
+    }
+
+    /// Stops all machines and keeps their records and disks: they are `stopped` for the next hostd.
+    pub async fn stop_all(&self) {
+        let stopping = self.all().into_iter().map(|entry| async move {
+            if let Some(process) = entry.process() {
+                stop(&entry, &process).await;
+            }
+        });
+        let tasks: Vec<_> = stopping.map(tokio::spawn).collect();
+        for task in tasks {
+            let _ = task.await;
+        }
+    }
+
+    /// Finds the machines of an earlier hostd again. What it had not finished making is cleared away.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails.
+    pub async fn recover(&self) -> Result<()> {
+        for record in self.inner.store.all::<MachineRecord>(Kind::Machine)? {
+            let entry = Arc::new(Entry::new(&self.inner.config, record.clone()));
+            let process = record.process.and_then(|id| Process::adopt(id).ok());
+            let alive = process.is_some();
+            if let Some(process) = process {
+                self.attach(&entry, process, None);
+            }
+            self.entries().insert(record.name.clone(), Arc::clone(&entry));
+            tracing::info!(machine = record.name, status = ?record.status, alive, "found again");
+            match record.status {
+                MachineStatus::Creating | MachineStatus::Deleting => self.discard(&entry).await?,
+                // The migration that it belongs to is settled by the executor.
+                MachineStatus::Incoming | MachineStatus::Migrating | MachineStatus::InDoubt => {}
+                MachineStatus::Running | MachineStatus::Paused if !alive => {
+                    self.process_ended(&entry, "ended while hostd was not running");
+                }
+                MachineStatus::Running | MachineStatus::Paused | MachineStatus::Stopped => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Asks a VMM to end, and ends it if it does not.
+async fn stop(entry: &Entry, process: &Arc<Process>) {
+    let client = entry.client().with_timeout(QUIT_PATIENCE);
+    let asked = tokio::task::spawn_blocking(move || client.quit()).await;
+    let patience = if matches!(asked, Ok(Ok(()))) { QUIT_PATIENCE } else { Duration::ZERO };
+    if wait_end(process.watch(), patience).await.is_none() {
+        process.kill();
+        // SIGKILL cannot be refused; the wait is for the kernel to give back memory, taps and disks.
+        wait_end(process.watch(), Duration::from_secs(30)).await;
+    }
+}
+
+/// Calls the VMM of a machine without blocking the daemon.
+///
+/// # Errors
+///
+/// [`MachineError::Api`] if it refuses or does not answer.
+pub async fn call<T: Send + 'static>(
+    entry: &Entry,
+    request: impl FnOnce(vmm::api::client::Client) -> std::result::Result<T, ClientError> + Send + 'static,
+) -> Result<T> {
+    let client = entry.client();
+    let name = entry.record().name;
+    match tokio::task::spawn_blocking(move || request(client)).await {
+        Ok(answer) => answer.map_err(|source| MachineError::Api { name, source }),
+        Err(panic) => Err(MachineError::Vmm { name, what: format!("could not be asked: {panic}"), log: String::new() }),
+    }
+}
+
+/// Removes a half-made machine unless told to keep it; also when the request that made it is dropped.
+struct EntryGuard<'a> {
+    machines: &'a Machines,
+    entry: Option<Arc<Entry>>,
+}
+
+impl EntryGuard<'_> {
+    fn keep(mut self) {
+        self.entry = None;
+    }
+}
+
+impl Drop for EntryGuard<'_> {
+    fn drop(&mut self) {
+        let Some(entry) = self.entry.take() else { return };
+        entry.state().record.status = MachineStatus::Deleting;
+        if let Some(process) = entry.process() {
+            process.kill();
+        }
+        if let Err(error) = self.machines.clear_away(&entry.record()) {
+            tracing::error!(error = &error as &dyn std::error::Error, "a half-made machine could not be cleared away");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Checks of what an operator or a peer asks for, before anything is made.
+
+use std::collections::HashSet;
+
+use super::MachineError;
+use super::name::{derive_mac, device_ok, machine_ok, parse_mac};
+use crate::api::types::{CreateMachine, MigrationLimits, NewDisk, NewNetwork};
+
+/// Longest kernel command line, in bytes (x86 Linux: `COMMAND_LINE_SIZE` 2048), less what the VMM appends.
+const CMDLINE_MAX: usize = 1536;
+
+/// Largest disk in MiB: 16 TiB.
+const DISK_MIB_MAX: u64 = 16 << 20;
+
+/// Largest number of disks, of cards and of probes.
+const DEVICES_MAX: usize = 8;
+
+/// Checks the whole request.
+///
+/// # Errors
+///
+/// [`MachineError::Invalid`] with the first mistake, where it is, and what to do.
+pub fn check(spec: &CreateMachine) -> Result<(), MachineError> {
+    ensure(machine_ok(&spec.name), || {
+        format!(
+            "name `{}`: use 1 to 64 letters, digits, `-` and `_`, the first a letter or digit",
+            spec.name.escape_debug()
+        )
+    })?;
+    ensure((1..=64).contains(&spec.vcpus), || format!("vcpus {}: use 1 to 64", spec.vcpus))?;
+    ensure((16..=1_048_576).contains(&spec.memory_mib), || {
+        format!("memory_mib {}: use 16 to 1048576", spec.memory_mib)
+    })?;
+    ensure(spec.cmdline.len() <= CMDLINE_MAX, || {
+        format!("cmdline has {} bytes: use at most {CMDLINE_MAX}", spec.cmdline.len())
+    })?;
+    ensure(spec.cmdline.bytes().all(|byte| (b' '..=b'~').contains(&byte)), || {
+        "cmdline has characters that are not printable ASCII: remove them".to_owned()
+    })?;
+    ensure(spec.probes.len() <= DEVICES_MAX, || format!("{} probes: use at most {DEVICES_MAX}", spec.probes.len()))?;
+    disks(&spec.disks)?;
+    networks(&spec.networks)?;
+    limits(&spec.limits)
+}
+
+/// Checks the limits of a migration.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn limits(limits: &MigrationLimits) -> Result<(), MachineError> {
+    ensure((1..=16).contains(&limits.streams), || format!("limits.streams {}: use 1 to 16", limits.streams))?;
+    ensure(limits.downtime_ms >= 1, || "limits.downtime_ms 0: allow at least 1 ms".to_owned())?;
+    ensure(limits.timeout_s >= 1, || "limits.timeout_s 0: allow at least 1 s".to_owned())?;
+    ensure(limits.max_rounds >= 1, || "limits.max_rounds 0: allow at least 1 round".to_owned())?;
+    ensure(limits.bandwidth_bytes_per_second.is_none_or(|bandwidth| bandwidth >= 1 << 20), || {
+        "limits.bandwidth_bytes_per_second: allow at least 1 MiB/s, or leave it out".to_owned()
+    })
+}
+
+fn disks(disks: &[NewDisk]) -> Result<(), MachineError> {
+    ensure(disks.len() <= DEVICES_MAX, || format!("{} disks: use at most {DEVICES_MAX}", disks.len()))?;
+    let mut ids = HashSet::new();
+    for disk in disks {
+        let id = &disk.id;
+        device_id("disk", id, &mut ids)?;
+        match (disk.size_mib, &disk.path) {
+            (Some(size), None) => ensure((1..=DISK_MIB_MAX).contains(&size), || {
+                format!("disk `{id}`: size_mib {size}: use 1 to {DISK_MIB_MAX}")
+            })?,
+            (None, Some(path)) => ensure(path.is_absolute(), || {
+                format!("disk `{id}`: path `{}` is not absolute: write it from `/` on", path.display())
+            })?,
+            _ => return Err(MachineError::Invalid(format!("disk `{id}`: give either size_mib or path"))),
+        }
+    }
+    Ok(())
+}
+
+fn networks(networks: &[NewNetwork]) -> Result<(), MachineError> {
+    ensure(networks.len() <= DEVICES_MAX, || format!("{} networks: use at most {DEVICES_MAX}", networks.len()))?;
+    let mut ids = HashSet::new();
+    for network in networks {
+        device_id("network", &network.id, &mut ids)?;
+        if let Some(mac) = &network.mac {
+            ensure(parse_mac(mac).is_some(), || {
+                format!("network `{}`: mac `{}`: use a unicast address such as 02:00:00:00:00:05", network.id, mac.escape_debug())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn device_id<'a>(kind: &str, id: &'a str, seen: &mut HashSet<&'a str>) -> Result<(), MachineError> {
+    ensure(device_ok(id), || {
+        format!("{kind} id `{}`: use 1 to 32 letters, digits, `-` and `_`", id.escape_debug())
+    })?;
+    ensure(seen.insert(id), || format!("{kind} id `{id}` is there twice: ids are unique in a machine"))
+}
+
+fn ensure(ok: bool, message: impl FnOnce() -> String) -> Result<(), MachineError> {
+    if ok { Ok(()) } else { Err(MachineError::Invalid(message())) }
+}
+
+/// The MAC address of a card: as given, or derived.
+pub fn mac(machine: &str, network: &NewNetwork) -> String {
+    network.mac.as_ref().map_or_else(|| derive_mac(machine, &network.id), |mac| mac.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Result<(), String> {
+        let mut json = serde_json::json!({"name": "vm1", "memory_mib": 64,
+            "disks": [{"id": "disk0", "size_mib": 8}], "networks": [{"id": "net0"}]});
+        change(&mut json);
+        let spec: CreateMachine = serde_json::from_value(json).map_err(|error| error.to_string())?;
+        check(&spec).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn each_mistake_has_its_own_words() {
+        spec(|_| ()).unwrap();
+        type Change = fn(&mut serde_json::Value);
+        let cases: [(Change, &str); 12] = [
+            (|json| json["name"] = "../etc".into(), "name `../etc`"),
+            (|json| json["vcpus"] = 0.into(), "vcpus 0"),
+            (|json| json["memory_mib"] = 1.into(), "memory_mib 1"),
+            (|json| json["memory_gib"] = 1.into(), "unknown field"),
+            (|json| json["cmdline"] = "a\nb".into(), "printable"),
+            (|json| json["disks"][0]["path"] = "/x".into(), "either size_mib or path"),
+            (|json| json["disks"][0] = serde_json::json!({"id": "d", "path": "x"}), "not absolute"),
+            (|json| json["disks"][0]["size_mib"] = 0.into(), "size_mib 0"),
+            (|json| json["disks"] = serde_json::json!([{"id":"d","size_mib":1},{"id":"d","size_mib":1}]), "twice"),
+            (|json| json["networks"][0]["mac"] = "ff:ff:ff:ff:ff:ff".into(), "unicast"),
+            (|json| json["limits"] = serde_json::json!({"streams": 0}), "limits.streams"),
+            (|json| json["limits"] = serde_json::json!({"downtime": 5}), "unknown field"),
+        ];
+        for (change, expected) in cases {
+            let error = spec(change).unwrap_err();
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+    }
+}

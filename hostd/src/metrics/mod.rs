@@ -1,0 +1,6 @@
+//! What machines and host use, and what the host can give.
+
+pub mod capacity;
+pub mod host;
+pub mod room;
+pub mod sampler;

@@ -1,0 +1,114 @@
+//! Whether another machine fits: memory is never promised twice, disk space must be there, processors may be shared.
+
+use std::path::{Path, PathBuf};
+
+use crate::api::types::Capacity;
+use crate::machine::{MachineError, MachineRecord};
+
+/// What this host can promise.
+#[derive(Clone, Debug)]
+pub struct Room {
+    capacity: Capacity,
+    disk_space_mib: Option<f64>,
+    state_dir: PathBuf,
+}
+
+impl Room {
+    /// Of a host with this capacity; `disk_space_mib` where the operator set a limit.
+    pub fn new(capacity: Capacity, disk_space_mib: Option<f64>, state_dir: PathBuf) -> Self {
+        Self { capacity, disk_space_mib, state_dir }
+    }
+
+    /// The capacity.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// Whether `new` fits beside `present`.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::NoRoom`] says what is short, and by how much.
+    pub fn check(&self, host: &str, new: &MachineRecord, present: &[MachineRecord]) -> Result<(), MachineError> {
+        let used: u64 = present.iter().map(|record| record.memory_mib).sum();
+        let free = self.capacity.memory_mib - used as f64;
+        if new.memory_mib as f64 > free {
+            return Err(MachineError::NoRoom {
+                host: host.to_owned(),
+                what: "memory",
+                needed: format!("{} MiB", new.memory_mib),
+                free: format!("{:.0}", free.max(0.0)),
+                capacity: format!("{:.0} MiB", self.capacity.memory_mib),
+            });
+        }
+        self.check_disk(host, new, present)
+    }
+
+    fn check_disk(&self, host: &str, new: &MachineRecord, present: &[MachineRecord]) -> Result<(), MachineError> {
+        let owned = |record: &MachineRecord| {
+            record.disks.iter().filter(|disk| disk.owned).map(|disk| disk.bytes).sum::<u64>() as f64 / f64::from(1 << 20)
+        };
+        let needed = owned(new);
+        let (free, capacity) = match self.disk_space_mib {
+            Some(limit) => (limit - present.iter().map(owned).sum::<f64>(), limit),
+            None => match file_system_mib(&self.state_dir) {
+                Some(measured) => measured,
+                None => return Ok(()),
+            },
+        };
+        if needed <= free.max(0.0) {
+            return Ok(());
+        }
+        Err(MachineError::NoRoom {
+            host: host.to_owned(),
+            what: "disk space",
+            needed: format!("{needed:.0} MiB"),
+            free: format!("{:.0}", free.max(0.0)),
+            capacity: format!("{capacity:.0} MiB"),
+        })
+    }
+}
+
+/// What the file system of `folder` has free and has in all.
+fn file_system_mib(folder: &Path) -> Option<(f64, f64)> {
+    let status = nix::sys::statvfs::statvfs(folder).ok()?;
+    let mib = |blocks: u64| blocks as f64 * status.fragment_size() as f64 / f64::from(1 << 20);
+    Some((mib(status.blocks_available()), mib(status.blocks())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::{Disk, KernelChoice, MachineStatus, MigrationLimits};
+
+    fn record(memory_mib: u64, disk_mib: u64) -> MachineRecord {
+        MachineRecord {
+            name: "vm".into(),
+            vcpus: 1,
+            memory_mib,
+            kernel: KernelChoice::Bundled,
+            initrd: None,
+            cmdline: String::new(),
+            disks: vec![Disk { id: "d".into(), path: "/x".into(), bytes: disk_mib << 20, owned: true, read_only: false }],
+            networks: Vec::new(),
+            probes: Vec::new(),
+            limits: MigrationLimits::default(),
+            created_unix_ms: 0,
+            status: MachineStatus::Running,
+            process: None,
+            migration: None,
+        }
+    }
+
+    #[test]
+    fn memory_and_disk_are_never_promised_twice() {
+        let capacity = Capacity { cpu_cores: 1.0, memory_mib: 1000.0, ..Capacity::default() };
+        let room = Room::new(capacity, Some(100.0), "/".into());
+        let present = [record(600, 60)];
+        room.check("a1", &record(400, 40), &present).unwrap();
+        let memory = room.check("a1", &record(401, 1), &present).unwrap_err().to_string();
+        assert_eq!(memory, "no room on host `a1`: memory needs 401 MiB, and 400 of 1000 MiB are free");
+        let disk = room.check("a1", &record(1, 41), &present).unwrap_err().to_string();
+        assert_eq!(disk, "no room on host `a1`: disk space needs 41 MiB, and 40 of 100 MiB are free");
+    }
+}

@@ -28,8 +28,11 @@ fn existing_bytes(id: &str, path: &Path, read_only: bool) -> Result<u64, Machine
     use std::io::{Seek, SeekFrom};
     let failed = |action| move |source| MachineError::Disk { id: id.to_owned(), action, path: path.to_owned(), source };
     // Opened as the VMM will: a missing or unwritable image is told now and not by a process that ends at once.
-    let mut file =
-        OpenOptions::new().read(true).write(!read_only).open(path).map_err(failed("open (is it there, and writable?)"))?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .open(path)
+        .map_err(failed("open (is it there, and writable?)"))?;
     let kind = file.metadata().map_err(failed("examine"))?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         let wrong = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is neither a file nor a block device");
@@ -119,8 +122,7 @@ mod tests {
         let existing = folder.path().join("existing.raw");
         std::fs::write(&existing, [1; 4096]).unwrap();
         let machine = folder.path().join("vm1");
-        let disks =
-            plan(&machine, &[new("a", Some(64), None), new("b", None, Some(existing.clone()))]).unwrap();
+        let disks = plan(&machine, &[new("a", Some(64), None), new("b", None, Some(existing.clone()))]).unwrap();
         create(&machine, &disks).unwrap();
         let metadata = std::fs::metadata(&disks[0].path).unwrap();
         assert_eq!((metadata.len(), metadata.blocks(), metadata.mode() & 0o777), (64 << 20, 0, 0o600));

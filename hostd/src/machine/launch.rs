@@ -35,7 +35,8 @@ pub fn find_vmm(configured: Option<&Path>) -> Result<PathBuf, MachineError> {
     }
     let beside = std::env::current_exe().ok().and_then(|own| own.parent().map(|folder| folder.join("headroom-vmm")));
     let in_path = std::env::var_os("PATH").unwrap_or_default();
-    let places = beside.iter().cloned().chain(std::env::split_paths(&in_path).map(|folder| folder.join("headroom-vmm")));
+    let places =
+        beside.iter().cloned().chain(std::env::split_paths(&in_path).map(|folder| folder.join("headroom-vmm")));
     for place in places {
         if place.is_file() {
             return Ok(place);

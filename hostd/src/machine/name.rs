@@ -24,7 +24,8 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut bytes = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut bytes {
-        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+        let part =
+            parts.next().filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
     (parts.next().is_none() && bytes[0] & 1 == 0 && bytes != [0; 6]).then_some(bytes)
@@ -59,7 +60,9 @@ mod tests {
     #[test]
     fn mac_addresses_are_unicast() {
         assert_eq!(parse_mac("02:00:00:00:00:05"), Some([2, 0, 0, 0, 0, 5]));
-        for bad in ["", "02:00:00:00:00", "02:00:00:00:00:05:06", "01:00:00:00:00:05", "2:0:0:0:0:5", "02:00:00:00:00:+5"] {
+        for bad in
+            ["", "02:00:00:00:00", "02:00:00:00:00:05:06", "01:00:00:00:00:05", "2:0:0:0:0:5", "02:00:00:00:00:+5"]
+        {
             assert_eq!(parse_mac(bad), None, "{bad}");
         }
         assert!(parse_mac(&derive_mac("vm1", "net0")).is_some());

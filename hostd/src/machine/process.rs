@@ -109,7 +109,8 @@ impl Process {
         if ProcessId::of(id.pid)? != id {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the pid belongs to another process by now"));
         }
-        let waiter = AsyncFd::new(pidfd.try_clone()?)?;
+        // SAFETY: the descriptor belongs to the `AsyncFd` alone, and nothing else closes it while it is registered.
+        let waiter = unsafe { AsyncFd::register(pidfd.try_clone()?) }?;
         let (sender, ended) = watch::channel(None);
         tokio::spawn(async move {
             // A pidfd becomes readable when its process ends (pidfd_open(2)).

@@ -11,7 +11,7 @@ use super::entry::{Entry, MachineRecord};
 use super::launch::{last_words, launch};
 use super::process::{Process, wait_end};
 use super::{MachineError, disk, name, spec};
-use crate::api::types::{CreateMachine, Machine, MachineStatus, Network};
+use crate::api::types::{Capacity, CreateMachine, Machine, MachineStatus, Network};
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
 use crate::metrics::room::Room;
@@ -45,6 +45,11 @@ impl Machines {
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Entry>>> {
         self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What this host can give.
+    pub fn capacity(&self) -> Capacity {
+        self.inner.room.capacity()
     }
 
     /// All machines, by name.
@@ -198,7 +203,10 @@ impl Machines {
             let mut state = entry.state();
             state.usage = None;
             // Who deletes it, or waits for it to arrive, deals with this himself.
-            if matches!(state.record.status, MachineStatus::Deleting | MachineStatus::Creating | MachineStatus::Incoming) {
+            if matches!(
+                state.record.status,
+                MachineStatus::Deleting | MachineStatus::Creating | MachineStatus::Incoming
+            ) {
                 return;
             }
             state.record.status = MachineStatus::Stopped;
@@ -243,7 +251,9 @@ impl Machines {
             let status = state.record.status;
             if status != MachineStatus::Running {
                 let remedy = match status {
-                    MachineStatus::Migrating => "wait for its migration to end, or cancel it (`headroom migration list`)",
+                    MachineStatus::Migrating => {
+                        "wait for its migration to end, or cancel it (`headroom migration list`)"
+                    }
                     _ => "only a running machine can be moved",
                 };
                 return Err(MachineError::State { name: name.to_owned(), status, remedy });

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::MachineError;
 use super::name::{derive_mac, device_ok, machine_ok, parse_mac};
-use crate::api::types::{CreateMachine, MigrationLimits, NewDisk, NewNetwork};
+use super::{MachineError, MachineRecord};
+use crate::api::types::{CreateMachine, Disk, MigrationLimits, Network, NewDisk, NewNetwork};
 
 /// Longest kernel command line, in bytes (x86 Linux: `COMMAND_LINE_SIZE` 2048), less what the VMM appends.
 const CMDLINE_MAX: usize = 1536;
@@ -41,6 +41,42 @@ pub fn check(spec: &CreateMachine) -> Result<(), MachineError> {
     disks(&spec.disks)?;
     networks(&spec.networks)?;
     limits(&spec.limits)
+}
+
+/// Checks a machine that a peer wants to send: what it says becomes folders, files and interfaces here.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn check_arrival(record: &MachineRecord) -> Result<(), MachineError> {
+    for disk in &record.disks {
+        ensure((1..=DISK_MIB_MAX << 20).contains(&disk.bytes), || {
+            format!(
+                "disk `{}` has {} bytes: at most {DISK_MIB_MAX} MiB can be received",
+                disk.id.escape_debug(),
+                disk.bytes
+            )
+        })?;
+    }
+    let disk = |disk: &Disk| NewDisk {
+        id: disk.id.clone(),
+        size_mib: Some(disk.bytes.div_ceil(1 << 20)),
+        path: None,
+        read_only: disk.read_only,
+    };
+    let network = |network: &Network| NewNetwork { id: network.id.clone(), mac: Some(network.mac.clone()) };
+    check(&CreateMachine {
+        name: record.name.clone(),
+        vcpus: record.vcpus,
+        memory_mib: record.memory_mib,
+        kernel: record.kernel.clone(),
+        initrd: None,
+        cmdline: record.cmdline.clone(),
+        disks: record.disks.iter().map(disk).collect(),
+        networks: record.networks.iter().map(network).collect(),
+        probes: record.probes.clone(),
+        limits: record.limits.clone(),
+    })
 }
 
 /// Checks the limits of a migration.
@@ -84,7 +120,11 @@ fn networks(networks: &[NewNetwork]) -> Result<(), MachineError> {
         device_id("network", &network.id, &mut ids)?;
         if let Some(mac) = &network.mac {
             ensure(parse_mac(mac).is_some(), || {
-                format!("network `{}`: mac `{}`: use a unicast address such as 02:00:00:00:00:05", network.id, mac.escape_debug())
+                format!(
+                    "network `{}`: mac `{}`: use a unicast address such as 02:00:00:00:00:05",
+                    network.id,
+                    mac.escape_debug()
+                )
             })?;
         }
     }
@@ -92,9 +132,7 @@ fn networks(networks: &[NewNetwork]) -> Result<(), MachineError> {
 }
 
 fn device_id<'a>(kind: &str, id: &'a str, seen: &mut HashSet<&'a str>) -> Result<(), MachineError> {
-    ensure(device_ok(id), || {
-        format!("{kind} id `{}`: use 1 to 32 letters, digits, `-` and `_`", id.escape_debug())
-    })?;
+    ensure(device_ok(id), || format!("{kind} id `{}`: use 1 to 32 letters, digits, `-` and `_`", id.escape_debug()))?;
     ensure(seen.insert(id), || format!("{kind} id `{id}` is there twice: ids are unique in a machine"))
 }
 

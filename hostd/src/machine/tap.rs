@@ -24,7 +24,9 @@ pub enum TapError {
         source: io::Error,
     },
     /// It could not be attached.
-    #[error("cannot attach the tap `{tap}` to the bridge `{bridge}`: make the bridge (`ip link add {bridge} type bridge`), or correct `bridge` in the configuration")]
+    #[error(
+        "cannot attach the tap `{tap}` to the bridge `{bridge}`: make the bridge (`ip link add {bridge} type bridge`), or correct `bridge` in the configuration"
+    )]
     Bridge {
         /// Tap.
         tap: String,

@@ -19,7 +19,9 @@ pub fn measure(config: &HostConfig) -> Capacity {
     let groups = Groups::of_self();
     let given = &config.capacity;
     Capacity {
-        cpu_cores: given.cpu_cores.unwrap_or_else(|| groups.cpu_quota().unwrap_or(f64::INFINITY).min(online_processors())),
+        cpu_cores: given
+            .cpu_cores
+            .unwrap_or_else(|| groups.cpu_quota().unwrap_or(f64::INFINITY).min(online_processors())),
         memory_mib: given.memory_mib.unwrap_or_else(|| {
             let total = memory_total_mib().unwrap_or(1024.0);
             groups.memory_limit_mib().unwrap_or(f64::INFINITY).min(total) * (1.0 - HOST_MEMORY_SHARE)
@@ -63,7 +65,9 @@ impl Groups {
         let mut found = Self::default();
         for line in groups.lines() {
             let mut fields = line.splitn(3, ':');
-            let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else { continue };
+            let (Some(_), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+                continue;
+            };
             if controllers.is_empty() {
                 found.unified = group_folder(mounts, "cgroup2", None, path);
             }

@@ -46,7 +46,8 @@ impl Room {
 
     fn check_disk(&self, host: &str, new: &MachineRecord, present: &[MachineRecord]) -> Result<(), MachineError> {
         let owned = |record: &MachineRecord| {
-            record.disks.iter().filter(|disk| disk.owned).map(|disk| disk.bytes).sum::<u64>() as f64 / f64::from(1 << 20)
+            record.disks.iter().filter(|disk| disk.owned).map(|disk| disk.bytes).sum::<u64>() as f64
+                / f64::from(1 << 20)
         };
         let needed = owned(new);
         let (free, capacity) = match self.disk_space_mib {
@@ -89,7 +90,13 @@ mod tests {
             kernel: KernelChoice::Bundled,
             initrd: None,
             cmdline: String::new(),
-            disks: vec![Disk { id: "d".into(), path: "/x".into(), bytes: disk_mib << 20, owned: true, read_only: false }],
+            disks: vec![Disk {
+                id: "d".into(),
+                path: "/x".into(),
+                bytes: disk_mib << 20,
+                owned: true,
+                read_only: false,
+            }],
             networks: Vec::new(),
             probes: Vec::new(),
             limits: MigrationLimits::default(),

@@ -102,12 +102,7 @@ impl Sampler {
         readings
     }
 
-    fn usage(
-        &mut self,
-        entry: &Entry,
-        reading: Option<Reading>,
-        throttled_s: Option<f64>,
-    ) -> Option<(String, Usage)> {
+    fn usage(&mut self, entry: &Entry, reading: Option<Reading>, throttled_s: Option<f64>) -> Option<(String, Usage)> {
         let record = entry.record();
         let Some(reading) = reading else {
             self.readings.remove(&record.name);
@@ -166,7 +161,10 @@ fn rates(before: &Reading, now: &Reading, throttled_s: Option<f64>, vcpus: f64) 
         cpu_cores,
         cpu_demand_cores,
         memory_mib: (new.memory_resident_bytes + new.overhead_bytes) as f64 / f64::from(1 << 20),
-        disk_bytes_per_second: rate(new.disk_read_bytes + new.disk_write_bytes, old.disk_read_bytes + old.disk_write_bytes)?,
+        disk_bytes_per_second: rate(
+            new.disk_read_bytes + new.disk_write_bytes,
+            old.disk_read_bytes + old.disk_write_bytes,
+        )?,
         network_bytes_per_second: rate(
             new.net_receive_bytes + new.net_transmit_bytes,
             old.net_receive_bytes + old.net_transmit_bytes,

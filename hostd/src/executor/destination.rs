@@ -1,0 +1,270 @@
+//! The destination's part.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use vmm::api::{MigrationStatus, Phase};
+use vmm::config::ReceiveConfig;
+
+use super::{Active, Executor, ExecutorError, Result, probe};
+use crate::api::types::{MachineStatus, Migration, MigrationSide, MigrationStage, Usage};
+use crate::clock::unix_ms;
+use crate::digest::{hex, random};
+use crate::machine::entry::Entry;
+use crate::machine::registry::call;
+use crate::machine::{MachineRecord, chain, name, spec};
+use crate::metrics::sampler::sum;
+use crate::pool::wire::{Reservation, ReserveRequest, Settlement, Verified};
+use crate::store::embedded::Kind;
+
+/// How often the own VMM is asked: often, since the machine counts as running from the answer on.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Longest deadline that a source may ask for: a day.
+const DEADLINE_MAX_S: u64 = 86_400;
+
+/// How long a question for the outcome waits for this side's own VMM to answer.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(45);
+
+impl Executor {
+    /// Makes ready for a machine from host `source`, which was authenticated and allowed to.
+    ///
+    /// # Errors
+    ///
+    /// What is missing; nothing is left behind.
+    pub async fn reserve(&self, source: &str, request: ReserveRequest) -> Result<Reservation> {
+        let inner = &self.inner;
+        if !name::id_ok(&request.id) || inner.store.get::<Migration>(Kind::Migration, &request.id)?.is_some() {
+            return Err(ExecutorError::Used(request.id.escape_debug().to_string()));
+        }
+        spec::check_arrival(&request.machine)?;
+        let missing = inner.cpu.missing_for(&request.cpu);
+        if !missing.is_empty() {
+            return Err(ExecutorError::Processor { host: inner.config.host.clone(), missing });
+        }
+        self.check_load(request.usage.as_ref())?;
+        let slot = Arc::clone(&inner.slots).try_acquire_owned().map_err(|_| ExecutorError::Busy {
+            host: inner.config.host.clone(),
+            limit: inner.config.concurrent_migrations,
+        })?;
+        let migration = arriving(source, &inner.config.host, &request);
+        let record = MachineRecord { migration: Some(request.id.clone()), ..request.machine };
+        let entry = inner.machines.prepare_incoming(record).await?;
+        match self.open(&entry, &migration, request.deadline_s).await {
+            Ok((reservation, active)) => {
+                let executor = self.clone();
+                tokio::spawn(async move { executor.run_destination(&active, &entry, slot).await });
+                Ok(reservation)
+            }
+            Err(error) => {
+                inner.machines.discard(&entry).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Processor time is shared and not promised; but a host that is full already helps nobody.
+    fn check_load(&self, arriving: Option<&Usage>) -> Result<()> {
+        let inner = &self.inner;
+        let Some(arriving) = arriving else { return Ok(()) };
+        let present: Vec<Usage> = inner.machines.all().iter().filter_map(|entry| entry.state().usage).collect();
+        let load = sum(present.iter());
+        let capacity = inner.machines.capacity();
+        if load.cpu_demand_cores + arriving.cpu_demand_cores > capacity.cpu_cores && arriving.cpu_demand_cores > 0.05 {
+            let detail = format!(
+                "the machine uses {:.2} cores, and {:.2} of {:.2} are free",
+                arriving.cpu_demand_cores,
+                (capacity.cpu_cores - load.cpu_demand_cores).max(0.0),
+                capacity.cpu_cores
+            );
+            return Err(ExecutorError::Load { host: inner.config.host.clone(), detail });
+        }
+        Ok(())
+    }
+
+    /// Has the VMM listen.
+    async fn open(&self, entry: &Entry, migration: &Migration, deadline_s: u64) -> Result<(Reservation, Arc<Active>)> {
+        let token = hex(&random::<32>()?);
+        let config = ReceiveConfig {
+            id: migration.id.clone(),
+            listen: SocketAddr::new(self.inner.config.migration_address, 0),
+            token: token.clone(),
+            source_host: migration.source.clone(),
+            destination_host: migration.destination.clone(),
+            tls: self.inner.identity.pem().clone(),
+            deadline_s: deadline_s.clamp(1, DEADLINE_MAX_S),
+        };
+        let active = self.enter(migration.clone())?;
+        match call(entry, move |client| client.receive(&config)).await {
+            Ok(receiving) => Ok((Reservation { address: receiving.address, token }, active)),
+            Err(error) => {
+                let why = chain(&error);
+                self.update(&active, |migration| {
+                    migration.stage = MigrationStage::Failed;
+                    migration.error = Some(why);
+                });
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Watches the VMM until the machine is here, or will not come.
+    pub(super) async fn run_destination(&self, active: &Active, entry: &Arc<Entry>, slot: OwnedSemaphorePermit) {
+        let id = active.get().id;
+        let mut cancelled = active.cancelled.subscribe();
+        let mut arrived = active.get().stage == MigrationStage::Verifying;
+        let mut told = false;
+        let failure = loop {
+            if *cancelled.borrow_and_update() && !told && !arrived {
+                told = true;
+                // Refused once committed; the next answer then says so.
+                if let Err(error) = call(entry, |client| client.cancel_migration()).await {
+                    tracing::info!(id, error = chain(&error), "the incoming migration was not cancelled");
+                }
+            }
+            match call(entry, |client| client.migration()).await {
+                Ok(Some(status)) if status.id == id => {
+                    if status.committed && !arrived {
+                        arrived = true;
+                        self.arrived(active, entry, &status);
+                    }
+                    if status.phase == Phase::Ended {
+                        break status.error;
+                    }
+                    Self::progress(active, status);
+                }
+                Ok(_) => break Some("the VMM knows nothing of this migration".to_owned()),
+                Err(error) if entry.process().is_none() => {
+                    break Some(format!("the VMM ended: {}", chain(&error)));
+                }
+                Err(error) => tracing::warn!(id, error = chain(&error), "no progress from the incoming VMM"),
+            }
+            tokio::time::sleep(POLL).await;
+        };
+        if arrived {
+            self.update(active, |migration| {
+                migration.stage = MigrationStage::Completed;
+                migration.error = failure;
+            });
+        } else {
+            self.did_not_come(active, entry, failure).await;
+        }
+        drop(slot);
+    }
+
+    fn arrived(&self, active: &Active, entry: &Entry, status: &MigrationStatus) {
+        let migration = active.get();
+        if let Err(error) = self.inner.machines.set_status(entry, MachineStatus::Running, None) {
+            tracing::error!(error = chain(&error), "cannot store that a machine has arrived");
+        }
+        self.update(active, |migration| {
+            migration.stage = MigrationStage::Verifying;
+            migration.progress = Some(status.clone());
+        });
+        let object = format!("machine:{} migration:{}", migration.machine, migration.id);
+        self.inner.audit.noted("arrived", &object, &format!("from host {}", migration.source));
+    }
+
+    async fn did_not_come(&self, active: &Active, entry: &Arc<Entry>, failure: Option<String>) {
+        if let Err(error) = self.inner.machines.discard(entry).await {
+            tracing::error!(error = chain(&error), "a machine that did not come could not be forgotten");
+        }
+        self.update(active, |migration| {
+            migration.stage = MigrationStage::Failed;
+            migration.error = Some(failure.unwrap_or_else(|| "the source gave up".to_owned()));
+        });
+    }
+
+    /// Decides for good whether a machine runs here. A migration that has not committed is ended first; one that was
+    /// never heard of is remembered as failed, so that it cannot begin later.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be decided now; ask again.
+    pub async fn settle_destination(&self, source: &str, id: &str) -> Result<Settlement> {
+        let active = self.active().get(id).cloned();
+        let Some(active) = active else { return self.settle_ended(source, id) };
+        if active.get().side != MigrationSide::Destination || active.get().source != source {
+            return Err(ExecutorError::Unknown(id.escape_debug().to_string()));
+        }
+        let mut state = active.state.subscribe();
+        active.cancelled.send_replace(true);
+        let decided = |migration: &Migration| migration.stage.ended() || migration.stage == MigrationStage::Verifying;
+        let waited = tokio::time::timeout(SETTLE_PATIENCE, state.wait_for(decided)).await;
+        match waited {
+            Ok(Ok(migration)) => Ok(settlement(&migration)),
+            _ => Err(ExecutorError::NotCancellable {
+                id: id.to_owned(),
+                why: "the incoming VMM has not decided yet; ask again".to_owned(),
+            }),
+        }
+    }
+
+    fn settle_ended(&self, source: &str, id: &str) -> Result<Settlement> {
+        if !name::id_ok(id) {
+            return Err(ExecutorError::Unknown(id.escape_debug().to_string()));
+        }
+        if let Some(migration) = self.inner.store.get::<Migration>(Kind::Migration, id)? {
+            if migration.side != MigrationSide::Destination || migration.source != source {
+                return Err(ExecutorError::Unknown(id.to_owned()));
+            }
+            return Ok(settlement(&migration));
+        }
+        let never = Migration {
+            id: id.to_owned(),
+            machine: String::new(),
+            source: source.to_owned(),
+            destination: self.inner.config.host.clone(),
+            side: MigrationSide::Destination,
+            stage: MigrationStage::Failed,
+            trigger: migration::report::Trigger::default(),
+            started_unix_ms: unix_ms(),
+            ended_unix_ms: Some(unix_ms()),
+            progress: None,
+            error: Some("its source asked for the outcome of a migration that never reached this host".to_owned()),
+            report: None,
+        };
+        self.inner.store.put(Kind::Migration, id, &never)?;
+        Ok(Settlement::Never)
+    }
+
+    /// Asks the declared probes of a machine that has arrived.
+    ///
+    /// # Errors
+    ///
+    /// If it is not here.
+    pub async fn verify(&self, source: &str, id: &str) -> Result<Verified> {
+        let migration = self.get(id)?;
+        if migration.side != MigrationSide::Destination || migration.source != source {
+            return Err(ExecutorError::Unknown(id.to_owned()));
+        }
+        let probes = self.inner.machines.get(&migration.machine)?.record().probes;
+        Ok(Verified { probes: probe::ask_all(probes).await })
+    }
+}
+
+fn settlement(migration: &Migration) -> Settlement {
+    match migration.stage {
+        MigrationStage::Completed | MigrationStage::Verifying => Settlement::Runs,
+        _ => Settlement::Never,
+    }
+}
+
+fn arriving(source: &str, destination: &str, request: &ReserveRequest) -> Migration {
+    Migration {
+        id: request.id.clone(),
+        machine: request.machine.name.clone(),
+        source: source.to_owned(),
+        destination: destination.to_owned(),
+        side: MigrationSide::Destination,
+        stage: MigrationStage::Transferring,
+        trigger: request.trigger.clone(),
+        started_unix_ms: unix_ms(),
+        ended_unix_ms: None,
+        progress: None,
+        error: None,
+        report: None,
+    }
+}

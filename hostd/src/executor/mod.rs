@@ -1,0 +1,336 @@
+//! Migrations between daemons.
+//!
+//! ```text
+//!  source hostd                                      destination hostd
+//!  Queued      waits for a free place
+//!  Reserving   POST /v1/peer/migrations ───────────► identity, rules, name, room, processor; disks, taps, VMM (incoming)
+//!              ◄─────────────── address, token ───── Transferring: watches its VMM
+//!  Transferring  own VMM: send ═════ engine, mutual TLS ═════► VMM: receive
+//!                polls progress                      committed: the machine is Running here
+//!  Verifying   POST …/verify ──────────────────────► asks the declared probes
+//!              frees VMM, taps, disks                Completed
+//!  Completed
+//!
+//!  on failure  POST …/settle ──────────────────────► clears away, says `never`; the machine goes on at the source
+//!  in doubt    Settling: POST …/settle, again and    cancels its VMM: refused once committed, so it knows, and says
+//!              again, until there is an answer       `runs` or `never` for good
+//! ```
+//!
+//! Every stage is stored before it is acted upon. After a restart of either daemon the VMMs are found again and each
+//! unfinished migration goes on where it was: the source asks its VMM how far it is and the destination where the machine
+//! runs.
+
+pub mod destination;
+pub mod probe;
+mod recover;
+mod source;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use migration::report::Trigger;
+use tokio::sync::{Semaphore, watch};
+
+use crate::api::types::{Machine, MigrateRequest, Migration, MigrationSide, MigrationStage};
+use crate::clock::unix_ms;
+use crate::config::HostConfig;
+use crate::digest::{NoRandom, new_id};
+use crate::machine::{MachineError, Machines, spec};
+use crate::metrics::cpu::CpuFeatures;
+use crate::pool::{PeerError, Peers};
+use crate::security::audit::Audit;
+use crate::security::tls::Identity;
+use crate::store::embedded::Kind;
+use crate::store::{Store, StoreError};
+
+/// Ended migrations that are remembered.
+const REMEMBERED: usize = 1000;
+
+/// A migration cannot be started, found or cancelled.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// The destination is not a peer.
+    #[error("`{0}` is not a peer of this host: the destinations are {1}; add it to `peers` in the configuration")]
+    NoPeer(String, String),
+    /// The destination is this host.
+    #[error("`{0}` is this host: the machine is here already")]
+    Here(String),
+    /// No such migration.
+    #[error("there is no migration `{0}` on this host: `headroom migration list` shows those that are known")]
+    Unknown(String),
+    /// The id was used before.
+    #[error("migration `{0}` was settled before: start another one")]
+    Used(String),
+    /// Too late, or already over.
+    #[error("migration `{id}` cannot be cancelled: {why}")]
+    NotCancellable {
+        /// Migration.
+        id: String,
+        /// Why not.
+        why: String,
+    },
+    /// The host is busy with others.
+    #[error(
+        "host `{host}` takes part in {limit} migrations already: try again when one has ended, or raise concurrent_migrations"
+    )]
+    Busy {
+        /// Host.
+        host: String,
+        /// Its limit.
+        limit: usize,
+    },
+    /// The processor lacks something.
+    #[error("the processor of host `{host}` lacks what the machine may use: {}; choose a host with these features", missing.join(", "))]
+    Processor {
+        /// Host.
+        host: String,
+        /// Features.
+        missing: Vec<String>,
+    },
+    /// The load would not fit.
+    #[error("no room on host `{host}`: {detail}")]
+    Load {
+        /// Host.
+        host: String,
+        /// Which resource, and how much.
+        detail: String,
+    },
+    /// Something about the machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The other host.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No random numbers.
+    #[error(transparent)]
+    Random(#[from] NoRandom),
+}
+
+type Result<T> = std::result::Result<T, ExecutorError>;
+
+/// One migration that has not ended, or ended since hostd started.
+#[derive(Debug)]
+pub struct Active {
+    state: watch::Sender<Migration>,
+    cancelled: watch::Sender<bool>,
+}
+
+impl Active {
+    fn new(migration: Migration) -> Self {
+        Self { state: watch::Sender::new(migration), cancelled: watch::Sender::new(false) }
+    }
+
+    /// As it is now.
+    pub fn get(&self) -> Migration {
+        self.state.borrow().clone()
+    }
+}
+
+/// Moves machines; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Executor {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Arc<HostConfig>,
+    store: Store,
+    machines: Machines,
+    peers: Peers,
+    identity: Identity,
+    audit: Audit,
+    cpu: CpuFeatures,
+    slots: Arc<Semaphore>,
+    active: Mutex<BTreeMap<String, Arc<Active>>>,
+}
+
+/// What an executor works with.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// Configuration of this host.
+    pub config: Arc<HostConfig>,
+    /// Where migrations are remembered.
+    pub store: Store,
+    /// Machines of this host.
+    pub machines: Machines,
+    /// The other hosts.
+    pub peers: Peers,
+    /// Identity of this host, given to VMMs.
+    pub identity: Identity,
+    /// Audit log.
+    pub audit: Audit,
+}
+
+impl Executor {
+    /// An executor without migrations; [`Executor::recover`] finds those of an earlier hostd.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { config, store, machines, peers, identity, audit } = parts;
+        let slots = Arc::new(Semaphore::new(config.concurrent_migrations));
+        let cpu = CpuFeatures::of_this_host();
+        let active = Mutex::default();
+        Self { inner: Arc::new(Inner { config, store, machines, peers, identity, audit, cpu, slots, active }) }
+    }
+
+    fn active(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Active>>> {
+        self.inner.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts to move a machine away; goes on in the background.
+    ///
+    /// # Errors
+    ///
+    /// If the machine, the destination or the limits are not fit for it.
+    pub fn start(&self, machine: &str, request: &MigrateRequest) -> Result<Migration> {
+        let inner = &self.inner;
+        if request.destination == inner.config.host {
+            return Err(ExecutorError::Here(request.destination.clone()));
+        }
+        if inner.peers.get(&request.destination).is_none() {
+            let known: Vec<&str> = inner.config.peers.iter().map(|peer| peer.host.as_str()).collect();
+            let known = if known.is_empty() { "(none)".to_owned() } else { known.join(", ") };
+            return Err(ExecutorError::NoPeer(request.destination.escape_debug().to_string(), known));
+        }
+        let limits = request.limits.clone();
+        let limits = match limits {
+            Some(limits) => limits,
+            None => inner.machines.get(machine)?.record().limits,
+        };
+        spec::limits(&limits)?;
+        let migration = self.new_migration(machine, &request.destination, &request.trigger)?;
+        let entry = inner.machines.begin_migration(machine, &migration.id)?;
+        let active = self.enter(migration.clone())?;
+        let executor = self.clone();
+        tokio::spawn(async move { executor.run_source(&active, &entry, limits).await });
+        Ok(migration)
+    }
+
+    fn new_migration(&self, machine: &str, destination: &str, trigger: &Trigger) -> Result<Migration> {
+        Ok(Migration {
+            id: new_id("mig")?,
+            machine: machine.to_owned(),
+            source: self.inner.config.host.clone(),
+            destination: destination.to_owned(),
+            side: MigrationSide::Source,
+            stage: MigrationStage::Queued,
+            trigger: trigger.clone(),
+            started_unix_ms: unix_ms(),
+            ended_unix_ms: None,
+            progress: None,
+            error: None,
+            report: None,
+        })
+    }
+
+    /// Remembers a new migration.
+    fn enter(&self, migration: Migration) -> Result<Arc<Active>> {
+        self.inner.store.put(Kind::Migration, &migration.id, &migration)?;
+        let active = Arc::new(Active::new(migration.clone()));
+        self.active().insert(migration.id, Arc::clone(&active));
+        Ok(active)
+    }
+
+    /// Changes a migration and stores it. A failing store is logged: the machine matters more than its record.
+    fn update(&self, active: &Active, change: impl FnOnce(&mut Migration)) {
+        active.state.send_modify(|migration| {
+            change(migration);
+            if migration.stage.ended() && migration.ended_unix_ms.is_none() {
+                migration.ended_unix_ms = Some(unix_ms());
+                migration.progress = None;
+            }
+        });
+        let migration = active.get();
+        if let Err(error) = self.inner.store.put(Kind::Migration, &migration.id, &migration) {
+            tracing::error!(id = migration.id, error = &error as &dyn std::error::Error, "cannot store a migration");
+        }
+        if migration.stage.ended() {
+            let detail = match (&migration.error, migration.stage) {
+                (Some(error), stage) => format!("{stage:?}: {error}"),
+                (None, stage) => format!("{stage:?}: {} to {}", migration.source, migration.destination),
+            };
+            let object = format!("machine:{} migration:{}", migration.machine, migration.id);
+            self.inner.audit.noted("migration-ended", &object, &detail);
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&self) {
+        let pruned = self.inner.store.prune::<Migration>(Kind::Migration, REMEMBERED, |one| one.started_unix_ms);
+        if let Err(error) = pruned {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot forget old migrations");
+        }
+        self.active().retain(|_, active| !active.state.borrow().stage.ended());
+    }
+
+    /// Shows progress without storing it.
+    fn progress(active: &Active, status: vmm::api::MigrationStatus) {
+        active.state.send_modify(|migration| migration.progress = Some(status));
+    }
+
+    /// One migration.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecutorError::Unknown`].
+    pub fn get(&self, id: &str) -> Result<Migration> {
+        if let Some(active) = self.active().get(id) {
+            return Ok(active.get());
+        }
+        self.inner.store.get(Kind::Migration, id)?.ok_or_else(|| ExecutorError::Unknown(id.escape_debug().to_string()))
+    }
+
+    /// All migrations, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails.
+    pub fn all(&self) -> Result<Vec<Migration>> {
+        let mut migrations: Vec<Migration> = self.inner.store.all(Kind::Migration)?;
+        for migration in &mut migrations {
+            if let Some(active) = self.active().get(&migration.id) {
+                *migration = active.get();
+            }
+        }
+        migrations.sort_by_key(|migration| std::cmp::Reverse(migration.started_unix_ms));
+        Ok(migrations)
+    }
+
+    /// How many have not ended.
+    pub fn running(&self) -> usize {
+        self.active().values().filter(|active| !active.state.borrow().stage.ended()).count()
+    }
+
+    /// Asks a migration to stop. It has stopped once its stage says so.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecutorError::NotCancellable`] if it is over, past the point of no return, or another host's to cancel.
+    pub fn cancel(&self, id: &str) -> Result<Migration> {
+        let active = self.active().get(id).cloned();
+        let migration = match &active {
+            Some(active) => active.get(),
+            None => self.get(id)?,
+        };
+        let refuse = |why: &str| Err(ExecutorError::NotCancellable { id: id.to_owned(), why: why.to_owned() });
+        if migration.side == MigrationSide::Destination {
+            return refuse(&format!("cancel it at its source, host `{}`", migration.source));
+        }
+        let Some(active) = active.filter(|_| !migration.stage.ended()) else {
+            return refuse("it has ended");
+        };
+        let committed = migration.progress.as_ref().is_some_and(|progress| progress.committed);
+        if committed || matches!(migration.stage, MigrationStage::Settling | MigrationStage::Verifying) {
+            return refuse("it is past Commit, the point of no return; move the machine back instead");
+        }
+        active.cancelled.send_replace(true);
+        Ok(active.get())
+    }
+
+    /// The machine as the API shows it.
+    pub fn machine(&self, name: &str) -> Option<Machine> {
+        self.inner.machines.view(name).ok()
+    }
+}

@@ -130,9 +130,9 @@ pub struct PeerConfig {
 pub struct PlannerConfig {
     /// Whether this host plans for its pool (if it is the pool's leader); forecasts are made in any case.
     pub enabled: bool,
-    /// How far to look ahead, in seconds.
+    /// How far to look ahead, in seconds; at most 2,016 sampling intervals.
     pub horizon_s: f64,
-    /// Score (probability of contention within the horizon) at which it starts to act, 0 to 1.
+    /// Score (probability of contention within the horizon, weighted) at which it starts to act, 0 to 1.
     pub start_score: f64,
     /// Score below which it is quiet again (hysteresis), 0 to `start_score`.
     pub stop_score: f64,
@@ -140,12 +140,20 @@ pub struct PlannerConfig {
     pub confirmations: u32,
     /// After a migration of a pool wait so long before the next one of that pool.
     pub cooldown_s: f64,
-    /// Share of the capacity that counts as full, 0 to 1: contention is load above this share.
-    pub full_share: f64,
-    /// A destination must keep this share of its capacity free after the move, at the upper forecast quantile.
-    pub reserve_share: f64,
-    /// Weights of the resources in the score.
+    /// The cooldown grows by this factor with each further migration in the same rise of the score, 1 to 10.
+    pub backoff: f64,
+    /// After a move a machine rests for so long, doubled with every further move.
+    pub machine_cooldown_s: f64,
+    /// Share of the capacity above which a pool counts as contended.
+    pub thresholds: Thresholds,
+    /// How much each resource counts in the score, 0 to 1.
     pub weights: ResourceWeights,
+    /// Share of a destination's capacity that may be used after the move, at the upper forecast quantile.
+    pub target_use: f64,
+    /// A destination's pool must stay below this score.
+    pub target_score: f64,
+    /// Violation minutes (time above the limit, weighted by probability) that a move must avoid to be worth it.
+    pub minimum_benefit_minutes: f64,
     /// What planned migrations may cost; without it each machine's own limits.
     pub limits: Option<MigrationLimits>,
 }
@@ -159,11 +167,35 @@ impl Default for PlannerConfig {
             stop_score: 0.25,
             confirmations: 2,
             cooldown_s: 120.0,
-            full_share: 1.0,
-            reserve_share: 0.1,
+            backoff: 2.0,
+            machine_cooldown_s: 900.0,
+            thresholds: Thresholds::default(),
             weights: ResourceWeights::default(),
+            target_use: 0.9,
+            target_score: 0.2,
+            minimum_benefit_minutes: 0.05,
             limits: None,
         }
+    }
+}
+
+/// Share of the capacity above which a pool counts as contended.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Thresholds {
+    /// Processor.
+    pub cpu: f64,
+    /// Memory.
+    pub memory: f64,
+    /// Disk.
+    pub io: f64,
+    /// Network.
+    pub network: f64,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self { cpu: 0.95, memory: 0.9, io: 0.9, network: 0.9 }
     }
 }
 
@@ -175,13 +207,15 @@ pub struct ResourceWeights {
     pub cpu: f64,
     /// Memory.
     pub memory: f64,
-    /// Disk and network.
+    /// Disk.
     pub io: f64,
+    /// Network.
+    pub network: f64,
 }
 
 impl Default for ResourceWeights {
     fn default() -> Self {
-        Self { cpu: 1.0, memory: 1.0, io: 0.5 }
+        Self { cpu: 1.0, memory: 1.0, io: 0.7, network: 0.7 }
     }
 }
 

@@ -1,2 +1,39 @@
-//! TODO
-fn main() {}
+//! `hostd`, the daemon of one host.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+use hostd::config::HostConfig;
+use hostd::daemon::{Options, run};
+
+/// The daemon of one host: makes, measures, forecasts and moves its machines.
+///
+/// It stops on SIGTERM or SIGINT. Its machines run on, and the next hostd finds them again, unless --stop-machines is given.
+#[derive(Debug, Parser)]
+#[command(name = "hostd", version)]
+struct Arguments {
+    /// Configuration of this host; `headroom init` makes one.
+    #[arg(long, default_value = "/etc/headroom/hostd.json")]
+    config: PathBuf,
+    /// Shut the machines down when the daemon stops.
+    #[arg(long)]
+    stop_machines: bool,
+    /// Check the configuration and end.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HEADROOM_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let config = HostConfig::load(&arguments.config)?;
+    if arguments.check {
+        println!("{} is in order", arguments.config.display());
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+    runtime.block_on(run(config, Options { stop_machines: arguments.stop_machines }))?;
+    Ok(())
+}

@@ -104,7 +104,7 @@ pub(super) fn mistakes(config: &HostConfig) -> Vec<Mistake> {
     paths(config, &mut findings);
     peers(config, &mut findings);
     capacity(config, &mut findings);
-    planner(&config.planner, &mut findings);
+    planner(&config.planner, config.sample_interval_ms, &mut findings);
     for (index, rule) in config.access.iter().enumerate() {
         if let Err(error) = access::check_rule(rule) {
             findings.add(format!("access[{index}]"), error);
@@ -204,8 +204,16 @@ fn capacity(config: &HostConfig, findings: &mut Findings) {
     });
 }
 
-fn planner(planner: &PlannerConfig, findings: &mut Findings) {
+fn planner(planner: &PlannerConfig, sample_interval_ms: u64, findings: &mut Findings) {
     findings.range("planner.horizon_s", planner.horizon_s, 0.1, 86_400.0);
+    let steps = planner.horizon_s * 1000.0 / sample_interval_ms.max(1) as f64;
+    findings.check(steps <= predictor::bank::LONGEST_HORIZON as f64, "planner.horizon_s", || {
+        format!(
+            "{} s are {steps:.0} sampling intervals, and the forecasts reach {}: shorten it, or raise sample_interval_ms",
+            planner.horizon_s,
+            predictor::bank::LONGEST_HORIZON
+        )
+    });
     findings.range("planner.start_score", planner.start_score, 0.0, 1.0);
     findings.range("planner.stop_score", planner.stop_score, 0.0, 1.0);
     findings.check(planner.stop_score <= planner.start_score, "planner.stop_score", || {
@@ -218,10 +226,19 @@ fn planner(planner: &PlannerConfig, findings: &mut Findings) {
         format!("{} is out of range: use 1 to 1000", planner.confirmations)
     });
     findings.range("planner.cooldown_s", planner.cooldown_s, 0.0, 86_400.0);
-    findings.range("planner.full_share", planner.full_share, 0.05, 10.0);
-    findings.range("planner.reserve_share", planner.reserve_share, 0.0, 0.95);
-    let weights = [planner.weights.cpu, planner.weights.memory, planner.weights.io];
-    let ok = weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0) && weights.iter().sum::<f64>() > 0.0;
-    findings
-        .check(ok, "planner.weights", || format!("{weights:?}: weights are 0 or more, and one of them is more than 0"));
+    findings.range("planner.backoff", planner.backoff, 1.0, 10.0);
+    findings.range("planner.machine_cooldown_s", planner.machine_cooldown_s, 0.0, 604_800.0);
+    findings.range("planner.target_use", planner.target_use, 0.05, 1.0);
+    findings.range("planner.target_score", planner.target_score, 0.0, 1.0);
+    findings.range("planner.minimum_benefit_minutes", planner.minimum_benefit_minutes, 0.0, 1e6);
+    let (thresholds, weights) = (planner.thresholds, planner.weights);
+    for (name, threshold, weight) in [
+        ("cpu", thresholds.cpu, weights.cpu),
+        ("memory", thresholds.memory, weights.memory),
+        ("io", thresholds.io, weights.io),
+        ("network", thresholds.network, weights.network),
+    ] {
+        findings.range(&format!("planner.thresholds.{name}"), threshold, 0.05, 10.0);
+        findings.range(&format!("planner.weights.{name}"), weight, 0.0, 1.0);
+    }
 }

@@ -144,6 +144,7 @@ impl Entry {
             vcpus: state.record.vcpus,
             memory_mib: state.record.memory_mib,
             disk_bytes: state.record.disk_bytes(),
+            limits: state.record.limits.clone(),
             usage: state.usage,
         }
     }

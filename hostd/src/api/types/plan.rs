@@ -30,8 +30,15 @@ pub struct NewEvent {
     pub starts_in_s: Option<f64>,
     /// How long it lasts.
     pub duration_s: f64,
-    /// Load that it adds.
+    /// Load that it adds; `cpu_demand_cores` is ignored.
     pub adds: Usage,
+    /// How sure it is that it happens, above 0 and at most 1.
+    #[serde(default = "likely")]
+    pub confidence: f64,
+}
+
+fn likely() -> f64 {
+    0.9
 }
 
 /// One element of `GET /v1/events`.
@@ -49,6 +56,8 @@ pub struct Event {
     pub ends_unix_ms: u64,
     /// Load that it adds.
     pub adds: Usage,
+    /// How sure it is that it happens, above 0 and at most 1.
+    pub confidence: f64,
     /// Host on which it was declared (and where it can be removed).
     pub declared_at: String,
 }
@@ -60,10 +69,10 @@ pub struct Candidate {
     pub machine: String,
     /// Host that runs it.
     pub source: String,
-    /// Best host in another pool; `null` if none has room.
+    /// Host in another pool; `null` if the machine can go nowhere.
     pub destination: Option<String>,
-    /// How much the pool's score would fall.
-    pub benefit: Option<f64>,
+    /// Violation minutes that the move avoids, less those that it causes.
+    pub benefit_minutes: Option<f64>,
     /// Expected cost in bytes to be moved.
     pub cost_bytes: Option<f64>,
     /// Expected duration.

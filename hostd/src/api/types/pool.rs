@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{MachineStatus, Usage};
+use super::{MachineStatus, MigrationLimits, Usage};
 
 /// What a host or a pool can give.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -25,8 +25,10 @@ pub enum Resource {
     Cpu,
     /// Memory, in MiB.
     Memory,
-    /// Disk and network together, as a share of their capacity (1.0 = one of them is full).
+    /// Disk, in bytes per second.
     Io,
+    /// Network, in bytes per second.
+    Network,
 }
 
 /// One quantile of a forecast.
@@ -71,6 +73,8 @@ pub struct ResourceScore {
     pub load: f64,
     /// Capacity, in the resource's unit.
     pub capacity: f64,
+    /// Load above this is contention.
+    pub limit: f64,
 }
 
 /// What the trigger is doing.
@@ -113,6 +117,8 @@ pub struct MachineSummary {
     pub memory_mib: u64,
     /// Size of its disks in bytes.
     pub disk_bytes: u64,
+    /// What its migrations may cost.
+    pub limits: MigrationLimits,
     /// Load.
     pub usage: Option<Usage>,
 }
@@ -155,8 +161,10 @@ pub struct PoolView {
     pub score: Option<f64>,
     /// Within which time the score applies.
     pub horizon_s: f64,
-    /// First horizon at which contention is more likely than not.
+    /// When contention becomes more likely than not, from now; `null` if not within the horizon.
     pub expected_contention_s: Option<f64>,
+    /// Why the score is what it is, in sentences, the most important first.
+    pub reasons: Vec<String>,
     /// The trigger.
     pub trigger: TriggerView,
     /// When this was computed, by the clock of the host that did it.

@@ -1,0 +1,79 @@
+//! What handlers take out of a request; everything that does not fit becomes a problem document.
+
+use axum::Json;
+use axum::body::to_bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+
+use super::problem::Failure;
+
+/// Largest request body in bytes; the largest legitimate one is a machine of a few KiB.
+pub const BODY_MAX: usize = 1 << 20;
+
+/// A JSON body of type `T`.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Failure> {
+        let too_large =
+            || Failure::new(413, "body-too-large", format!("the body is larger than {BODY_MAX} bytes: send less"));
+        let declared =
+            request.headers().get("content-length").and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if declared.is_some_and(|length| length > BODY_MAX as u64) {
+            return Err(too_large());
+        }
+        let bytes = to_bytes(request.into_body(), BODY_MAX).await.map_err(|error| {
+            // The limit is the only error that a client can see an answer to.
+            let limit =
+                std::error::Error::source(&error).is_some_and(|cause| cause.to_string().contains("length limit"));
+            if limit { too_large() } else { Failure::new(400, "body-incomplete", "the body did not arrive whole") }
+        })?;
+        let value = serde_json::from_slice(&bytes).map_err(|error| {
+            Failure::new(400, "malformed-body", format!("the body is not what this request takes: {error}"))
+        })?;
+        Ok(Self(value))
+    }
+}
+
+/// The variable segment of the path.
+#[derive(Debug)]
+pub struct Segment(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let Path(segment) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| Failure::new(400, "malformed-path", error.body_text()))?;
+        Ok(Self(segment))
+    }
+}
+
+/// `?limit=N`, 1 to 10,000; 100 if it is not there.
+#[derive(Debug)]
+pub struct Limit(pub usize);
+
+impl<S: Send + Sync> FromRequestParts<S> for Limit {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Failure> {
+        let query = parts.uri.query().unwrap_or_default();
+        let mut limit = 100;
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            limit = pair
+                .strip_prefix("limit=")
+                .and_then(|value| value.parse().ok())
+                .filter(|limit| (1..=10_000).contains(limit))
+                .ok_or_else(|| Failure::new(400, "malformed-query", format!("`{pair}`: use limit=1 to limit=10000")))?;
+        }
+        Ok(Self(limit))
+    }
+}
+
+/// An answer of type `T`.
+pub type Answer<T> = Result<Json<T>, Failure>;

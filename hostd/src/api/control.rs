@@ -1,0 +1,224 @@
+//! The control API, for operators.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Extension, Json};
+
+use super::body::{Answer, Body, Limit, Segment};
+use super::problem::Failure;
+use super::types::{
+    AuditRecord, CreateMachine, Event, HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan,
+    PoolView,
+};
+use super::{Route, Shared};
+use crate::security::access::{Action, Actor, Object};
+
+type From = Extension<Actor>;
+
+/// All routes. Several methods of one path are several routes here.
+pub fn routes() -> Vec<Route> {
+    let route = |method, path, summary, request, response, status, handler| Route {
+        method,
+        path,
+        summary,
+        request,
+        response,
+        status,
+        handler,
+    };
+    vec![
+        route("GET", "/v1/host", "This host", None, Some("HostView"), 200, get(host)),
+        route("GET", "/v1/pools", "All pools as seen from this host", None, Some("[PoolView]"), 200, get(pools)),
+        route(
+            "GET",
+            "/v1/forecasts",
+            "Forecasts of the machines of this host's pool",
+            None,
+            Some("[MachineForecast]"),
+            200,
+            get(forecasts),
+        ),
+        route("GET", "/v1/machines", "Machines of this host", None, Some("[Machine]"), 200, get(machines)),
+        route(
+            "POST",
+            "/v1/machines",
+            "Create and start a machine",
+            Some("CreateMachine"),
+            Some("Machine"),
+            201,
+            post(create_machine),
+        ),
+        route("GET", "/v1/machines/{name}", "One machine", None, Some("Machine"), 200, get(machine)),
+        route("DELETE", "/v1/machines/{name}", "Stop and delete a machine", None, None, 204, delete(delete_machine)),
+        route(
+            "POST",
+            "/v1/machines/{name}/migrate",
+            "Start to move a machine to another host",
+            Some("MigrateRequest"),
+            Some("Migration"),
+            202,
+            post(migrate),
+        ),
+        route(
+            "GET",
+            "/v1/migrations",
+            "Migrations from and to this host, the newest first",
+            None,
+            Some("[Migration]"),
+            200,
+            get(migrations),
+        ),
+        route("GET", "/v1/migrations/{id}", "One migration", None, Some("Migration"), 200, get(migration)),
+        route("DELETE", "/v1/migrations/{id}", "Cancel a migration", None, Some("Migration"), 202, delete(cancel)),
+        route("GET", "/v1/events", "Scheduled events", None, Some("[Event]"), 200, get(events)),
+        route("POST", "/v1/events", "Declare an event", Some("NewEvent"), Some("Event"), 201, post(add_event)),
+        route("DELETE", "/v1/events/{id}", "Remove an event", None, None, 204, delete(remove_event)),
+        route("GET", "/v1/plans", "Decisions of the planner, the newest first", None, Some("[Plan]"), 200, get(plans)),
+        route(
+            "GET",
+            "/v1/audit",
+            "The last records of the audit log (?limit=N), the oldest first",
+            None,
+            Some("[AuditRecord]"),
+            200,
+            get(audit),
+        ),
+    ]
+}
+
+async fn host(State(daemon): State<Shared>, Extension(actor): From) -> Answer<HostView> {
+    daemon.permit(&actor, Action::View, "host", Object::default())?;
+    Ok(Json(daemon.host_view()))
+}
+
+async fn pools(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<PoolView>> {
+    daemon.permit(&actor, Action::View, "pools", Object::default())?;
+    Ok(Json(daemon.pool_views()))
+}
+
+async fn forecasts(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<MachineForecast>> {
+    daemon.permit(&actor, Action::View, "forecasts", Object::default())?;
+    Ok(Json(daemon.planner().machine_forecasts()))
+}
+
+async fn machines(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<Machine>> {
+    daemon.permit(&actor, Action::View, "machines", Object::default())?;
+    Ok(Json(daemon.machines.views()))
+}
+
+async fn create_machine(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Body(new): Body<CreateMachine>,
+) -> Result<Response, Failure> {
+    daemon.permit(&actor, Action::Create, &object("machine", &new.name), about(&new.name))?;
+    let name = new.name.clone();
+    // In a task of its own: a client that hangs up does not leave half a machine.
+    let shared = Shared::clone(&daemon);
+    let made = spawned(async move { shared.machines.create(&new).await }).await?;
+    let detail = made
+        .as_ref()
+        .map_or_else(|error| format!("failed: {}", crate::machine::chain(error)), |_| "running".to_owned());
+    daemon.audit.noted("created", &object("machine", &name), &detail);
+    Ok((StatusCode::CREATED, Json(made?)).into_response())
+}
+
+async fn machine(State(daemon): State<Shared>, Extension(actor): From, Segment(name): Segment) -> Answer<Machine> {
+    daemon.permit(&actor, Action::View, &object("machine", &name), about(&name))?;
+    Ok(Json(daemon.machines.view(&name)?))
+}
+
+async fn delete_machine(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(name): Segment,
+) -> Result<StatusCode, Failure> {
+    daemon.permit(&actor, Action::Delete, &object("machine", &name), about(&name))?;
+    let shared = Shared::clone(&daemon);
+    spawned(async move { shared.machines.delete(&name).await }).await??;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn migrate(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(name): Segment,
+    Body(request): Body<MigrateRequest>,
+) -> Result<Response, Failure> {
+    let pool = daemon.config.peer(&request.destination).map(|peer| peer.pool.clone());
+    let about = Object { machine: Some(&name), pool: pool.as_deref() };
+    daemon.permit(&actor, Action::Migrate, &object("machine", &name), about)?;
+    let migration = daemon.executor.start(&name, &request)?;
+    Ok((StatusCode::ACCEPTED, Json(migration)).into_response())
+}
+
+async fn migrations(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<Migration>> {
+    daemon.permit(&actor, Action::View, "migrations", Object::default())?;
+    Ok(Json(daemon.executor.all()?))
+}
+
+async fn migration(State(daemon): State<Shared>, Extension(actor): From, Segment(id): Segment) -> Answer<Migration> {
+    daemon.permit(&actor, Action::View, &object("migration", &id), Object::default())?;
+    Ok(Json(daemon.executor.get(&id)?))
+}
+
+async fn cancel(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(id): Segment,
+) -> Result<Response, Failure> {
+    let machine = daemon.executor.get(&id)?.machine;
+    daemon.permit(&actor, Action::Cancel, &object("migration", &id), about(&machine))?;
+    Ok((StatusCode::ACCEPTED, Json(daemon.executor.cancel(&id)?)).into_response())
+}
+
+async fn events(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<Event>> {
+    daemon.permit(&actor, Action::View, "events", Object::default())?;
+    Ok(Json(daemon.all_events()))
+}
+
+async fn add_event(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Body(new): Body<NewEvent>,
+) -> Result<Response, Failure> {
+    daemon.permit(&actor, Action::Event, &format!("event:{}", new.name.escape_debug()), Object::default())?;
+    Ok((StatusCode::CREATED, Json(daemon.add_event(new)?)).into_response())
+}
+
+async fn remove_event(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(id): Segment,
+) -> Result<StatusCode, Failure> {
+    daemon.permit(&actor, Action::Event, &object("event", &id), Object::default())?;
+    daemon.remove_event(&id)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn plans(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<Plan>> {
+    daemon.permit(&actor, Action::View, "plans", Object::default())?;
+    Ok(Json(daemon.plans()?))
+}
+
+async fn audit(State(daemon): State<Shared>, Extension(actor): From, Limit(limit): Limit) -> Answer<Vec<AuditRecord>> {
+    daemon.permit(&actor, Action::Audit, "audit", Object::default())?;
+    Ok(Json(daemon.store.audit(limit)?))
+}
+
+/// `kind:name`, harmless in a log whatever the name is.
+fn object(kind: &str, name: &str) -> String {
+    let name: String = name.chars().take(80).collect();
+    format!("{kind}:{}", name.escape_debug())
+}
+
+fn about(machine: &str) -> Object<'_> {
+    Object { machine: Some(machine), pool: None }
+}
+
+async fn spawned<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, Failure> {
+    let failed = |error| Failure::new(500, "internal", format!("the request ended unexpectedly: {error}"));
+    tokio::spawn(work).await.map_err(failed)
+}

@@ -1,0 +1,98 @@
+//! Errors as RFC 9457 problem documents.
+
+use axum::body::Body;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use vmm::api::Problem;
+
+use crate::executor::ExecutorError;
+use crate::machine::{MachineError, chain};
+use crate::pool::PeerError;
+use crate::store::StoreError;
+
+/// A request that failed.
+#[derive(Clone, Debug)]
+pub struct Failure(pub Problem);
+
+impl Failure {
+    /// A problem of a `kind` such as `no-room`.
+    pub fn new(status: u16, kind: &str, detail: impl Into<String>) -> Self {
+        let title = kind.replace('-', " ");
+        Self(Problem { kind: format!("urn:headroom:problem:{kind}"), title, status, detail: detail.into() })
+    }
+
+    fn of(status: u16, kind: &str, error: &dyn std::error::Error) -> Self {
+        Self::new(status, kind, chain(error))
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self.0).unwrap_or_default();
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = status;
+        let kind = header::HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
+    }
+}
+
+impl From<MachineError> for Failure {
+    fn from(error: MachineError) -> Self {
+        let (status, kind) = match &error {
+            MachineError::Invalid(_) => (400, "invalid-request"),
+            MachineError::Unknown(_) => (404, "no-such-machine"),
+            MachineError::Exists(_) => (409, "machine-exists"),
+            MachineError::State { .. } => (409, "wrong-state"),
+            MachineError::NoRoom { .. } => (507, "no-room"),
+            MachineError::Disk { .. } => (422, "disk-unusable"),
+            MachineError::Tap(_) => (500, "tap-failed"),
+            MachineError::File { .. } => (500, "file-failed"),
+            MachineError::NoVmm { .. } | MachineError::Spawn { .. } => (500, "vmm-missing"),
+            MachineError::Vmm { .. } => (500, "vmm-failed"),
+            MachineError::Api { .. } => (502, "vmm-refused"),
+            MachineError::Store(_) => (500, "store-failed"),
+        };
+        Self::of(status, kind, &error)
+    }
+}
+
+impl From<ExecutorError> for Failure {
+    fn from(error: ExecutorError) -> Self {
+        let (status, kind) = match &error {
+            ExecutorError::NoPeer(..) | ExecutorError::Here(_) => (400, "wrong-destination"),
+            ExecutorError::Unknown(_) => (404, "no-such-migration"),
+            ExecutorError::Used(_) => (409, "migration-exists"),
+            ExecutorError::NotCancellable { .. } => (409, "not-cancellable"),
+            ExecutorError::Busy { .. } => (503, "busy"),
+            ExecutorError::Processor { .. } => (409, "processor-lacks-features"),
+            ExecutorError::Load { .. } => (507, "no-room"),
+            ExecutorError::Machine(_) | ExecutorError::Peer(_) => (0, ""),
+            ExecutorError::Store(_) | ExecutorError::Random(_) => (500, "store-failed"),
+        };
+        match error {
+            ExecutorError::Machine(error) => error.into(),
+            ExecutorError::Peer(error) => error.into(),
+            other => Self::of(status, kind, &other),
+        }
+    }
+}
+
+impl From<PeerError> for Failure {
+    fn from(error: PeerError) -> Self {
+        let (status, kind) = match &error {
+            PeerError::Unreachable { .. } => (502, "peer-unreachable"),
+            PeerError::Silent { .. } => (504, "peer-silent"),
+            PeerError::Refused { .. } => (502, "peer-refused"),
+            PeerError::Decode { .. } => (502, "peer-not-understood"),
+        };
+        Self::of(status, kind, &error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::of(500, "store-failed", &error)
+    }
+}

@@ -1,0 +1,222 @@
+//! The decision: which machine goes where, with its reasons.
+
+use migration::report::{Trigger as Why, TriggerKind};
+use predictor::{Decision, HostView, MachineView, MigrationShape, PlanInput, PoolView, Rejection, Resource, plan};
+
+use super::convert::capacity_of;
+use super::{Observed, Planner, PoolState, known, shape};
+use crate::api::types::{
+    Candidate, Event, EventTarget, HostSummary, MachineStatus, MachineSummary, MigrateRequest, Plan, PlanOutcome,
+};
+use crate::clock::unix_ms;
+
+/// Bandwidth that is assumed before the first migration: one core's worth of TLS on one stream.
+const BANDWIDTH: f64 = 600e6;
+
+/// Candidates that a stored plan lists.
+const CANDIDATES_MAX: usize = 50;
+
+/// A move that was decided on.
+#[derive(Clone, Debug)]
+pub struct Chosen {
+    /// The decision as it is stored.
+    pub plan: Plan,
+    /// Machine.
+    pub machine: String,
+    /// Host that runs it.
+    pub source: String,
+    /// What to ask of that host.
+    pub request: MigrateRequest,
+    /// What the prediction was made from.
+    pub shape: MigrationShape,
+}
+
+impl Planner {
+    /// Decides, if this host plans for its pool and the trigger fires. `Err` is a plan without a move, not more often than
+    /// once a cooldown.
+    pub fn decide(&mut self, id: &str, declared: &[Event]) -> Option<Result<Chosen, Plan>> {
+        let own = self.config.pool.clone();
+        let leads = self.states.iter().any(|s| s.pool == own && s.leader.as_deref() == Some(&self.host));
+        let Decision::Act { score, .. } = self.last_decision else { return None };
+        if !leads || !self.config.planner.enabled {
+            return None;
+        }
+        let state = self.states.iter().find(|state| state.pool == own)?.clone();
+        let contention = self.contentions.get(&own).filter(|contention| known(contention))?.clone();
+        let machines = self.machines(&state);
+        let (pools, hosts) = self.others(&own);
+        let now_s = self.now_s();
+        let made = plan(&PlanInput {
+            now_s,
+            source_pool: &own,
+            source: &contention,
+            machines: &machines,
+            pools: &pools,
+            hosts: &hosts,
+            weights: self.weights(),
+            in_flight: self.in_flight(),
+            log: &self.log,
+            cost: &self.cost,
+            limits: &self.limits,
+        });
+        let mut stored = Plan {
+            id: id.to_owned(),
+            at_unix_ms: unix_ms(),
+            pool: own.clone(),
+            planner: self.host.clone(),
+            score,
+            horizon_s: contention.horizon_s,
+            machine: None,
+            source: None,
+            destination: None,
+            reasons: contention.reasons.iter().chain(&made.explanation).cloned().collect(),
+            candidates: candidates(&made, &machines),
+            migration: None,
+            outcome: PlanOutcome::NoAction,
+        };
+        let Some(best) = made.moves.first() else {
+            let again = self.last_plan_s.is_none_or(|last| now_s - last >= self.config.planner.cooldown_s.max(5.0));
+            if again {
+                self.last_plan_s = Some(now_s);
+            }
+            return again.then_some(Err(stored));
+        };
+        stored.machine = Some(best.machine.clone());
+        stored.source = Some(best.from_host.clone());
+        stored.destination = Some(best.to_host.clone());
+        stored.outcome = PlanOutcome::Started;
+        let why = Why {
+            kind: kind(&best.machine, &own, declared, contention.horizon_s),
+            score: Some(score),
+            horizon_s: Some(contention.horizon_s),
+            predicted_total_ms: Some(best.cost.total_ms),
+            predicted_downtime_ms: Some(best.cost.downtime_ms),
+        };
+        let request = MigrateRequest {
+            destination: best.to_host.clone(),
+            limits: self.config.planner.limits.clone(),
+            trigger: why,
+        };
+        let shape = machines.iter().find(|machine| machine.name == best.machine).map(|m| m.shape).unwrap_or_default();
+        self.trigger.acted(now_s);
+        self.last_plan_s = Some(now_s);
+        Some(Ok(Chosen { plan: stored, machine: best.machine.clone(), source: best.from_host.clone(), request, shape }))
+    }
+
+    /// The pool's machines as candidates.
+    fn machines(&self, state: &PoolState) -> Vec<MachineView> {
+        let all = state.live().flat_map(|host| host.machines.iter().map(move |machine| (host, machine)));
+        all.filter(|(_, machine)| machine.status != MachineStatus::Incoming)
+            .map(|(host, machine)| self.candidate(state, host, machine))
+            .collect()
+    }
+
+    fn candidate(&self, state: &PoolState, host: &HostSummary, machine: &MachineSummary) -> MachineView {
+        let forecaster = self.forecasters.get(&state.pool);
+        let limits = self.config.planner.limits.as_ref().unwrap_or(&machine.limits);
+        let network = host.capacity.network_bytes_per_second.max(1.0);
+        let bandwidth = limits.bandwidth_bytes_per_second.map_or(f64::INFINITY, |limit| limit as f64);
+        let bandwidth = bandwidth.min(self.bandwidth.unwrap_or(BANDWIDTH)).min(network);
+        let observed = self.observed.get(&machine.name).copied().unwrap_or(Observed::default());
+        let pinned = match machine.status {
+            MachineStatus::Running | MachineStatus::Migrating => None,
+            status => Some(format!("it is {status:?}")),
+        };
+        MachineView {
+            name: machine.name.clone(),
+            host: host.host.clone(),
+            demand: predictor::PerResource::from_fn(|resource| {
+                forecaster?.machine_forecast(&machine.name, resource, self.horizon_steps)
+            }),
+            shape: shape(machine.usage.unwrap_or_default(), observed, bandwidth, limits.downtime_ms),
+            acceptable_downtime_ms: limits.downtime_ms as f64,
+            pinned,
+            migrating: machine.status == MachineStatus::Migrating,
+            cpu_profile: String::new(),
+            apart_from: Vec::new(),
+        }
+    }
+
+    /// The other pools and their hosts.
+    fn others(&self, own: &str) -> (Vec<PoolView>, Vec<HostView>) {
+        let others = || self.states.iter().filter(|state| state.pool != own);
+        let pools = others().filter_map(|state| {
+            let contention = self.contentions.get(&state.pool)?.clone();
+            Some(PoolView { name: state.pool.clone(), contention })
+        });
+        let hosts = others().flat_map(|state| state.hosts.iter().map(move |host| self.target(state, host)));
+        (pools.collect(), hosts.collect())
+    }
+
+    fn target(&self, state: &PoolState, host: &HostSummary) -> HostView {
+        let moving =
+            |machine: &&MachineSummary| matches!(machine.status, MachineStatus::Incoming | MachineStatus::Migrating);
+        HostView {
+            name: host.host.clone(),
+            pool: state.pool.clone(),
+            capacity: capacity_of(&host.capacity),
+            expected_use: predictor::PerResource::from_fn(|resource| Some(self.expected_use(host, resource))),
+            machines: host.machines.iter().map(|machine| machine.name.clone()).collect(),
+            in_flight: host.machines.iter().filter(moving).count(),
+            cpu_profiles: Vec::new(),
+            closed: (!host.live).then(|| "it does not answer".to_owned()),
+        }
+    }
+
+    /// What a host's machines are expected to use at most (90 %), those that are arriving included. Memory that was promised
+    /// to a machine is promised, whether it uses it or not.
+    fn expected_use(&self, host: &HostSummary, resource: Resource) -> f64 {
+        let one = |machine: &MachineSummary| {
+            let forecast = self
+                .forecasters
+                .values()
+                .find_map(|forecaster| forecaster.machine_forecast(&machine.name, resource, self.horizon_steps));
+            forecast.map_or(0.0, |forecast| forecast.quantile(0.9))
+        };
+        host.machines.iter().map(one).sum()
+    }
+
+    fn in_flight(&self) -> usize {
+        let hosts = self.states.iter().flat_map(PoolState::live);
+        let moving = |machine: &&MachineSummary| machine.status == MachineStatus::Migrating;
+        hosts.map(|host| host.machines.iter().filter(moving).count()).sum()
+    }
+}
+
+/// An event within the horizon that is about the machine or the pool makes it a planned move for that event.
+fn kind(machine: &str, pool: &str, declared: &[Event], horizon_s: f64) -> TriggerKind {
+    let (now, horizon) = (unix_ms(), (horizon_s * 1000.0) as u64);
+    let about = |event: &&Event| match &event.target {
+        EventTarget::Machine(name) => name == machine,
+        EventTarget::Pool(name) => name == pool,
+    };
+    let near = |event: &Event| event.starts_unix_ms <= now + horizon && event.ends_unix_ms > now;
+    if declared.iter().filter(about).any(near) { TriggerKind::Event } else { TriggerKind::Forecast }
+}
+
+fn candidates(made: &predictor::Plan, machines: &[MachineView]) -> Vec<Candidate> {
+    let host_of = |name: &str| {
+        machines.iter().find(|machine| machine.name == name).map(|machine| machine.host.clone()).unwrap_or_default()
+    };
+    let chosen = made.moves.iter().map(|best| Candidate {
+        machine: best.machine.clone(),
+        source: best.from_host.clone(),
+        destination: Some(best.to_host.clone()),
+        benefit_minutes: Some(best.benefit_minutes - best.harm_minutes),
+        cost_bytes: Some(best.cost.bytes),
+        predicted_total_ms: Some(best.cost.total_ms),
+        predicted_downtime_ms: Some(best.cost.downtime_ms),
+        reason: best.explanation.clone(),
+    });
+    let rejected = made.rejected.iter().map(|Rejection { machine, host, why }| Candidate {
+        machine: machine.clone(),
+        source: host_of(machine),
+        destination: host.clone(),
+        benefit_minutes: None,
+        cost_bytes: None,
+        predicted_total_ms: None,
+        predicted_downtime_ms: None,
+        reason: why.clone(),
+    });
+    chosen.chain(rejected).take(CANDIDATES_MAX).collect()
+}

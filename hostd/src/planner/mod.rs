@@ -1,0 +1,325 @@
+//! From measurements to decisions.
+//!
+//! ```text
+//! summaries of all hosts ─► forecaster of each pool ─► contention ─► trigger (own pool, leader only) ─► plan ─► executor
+//! declared events        ─►                                                                               │
+//!                            cost model  ◄──── what the migration really took ◄──────────────────────────┘
+//! ```
+//!
+//! Forecasts are made on every host for every pool it sees, so that whoever becomes leader has warm models; only the leader
+//! of a pool acts. The predictor is pure; this module keeps the time, the state and the names.
+
+pub mod convert;
+mod decide;
+pub mod events;
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use predictor::{
+    BankError, Contention, CostModel, Decision, Hold, MigrationShape, MoveLog, PlanLimits, PoolConfig, PoolForecaster,
+    Resource, Sample, Tick, Trigger, TriggerConfig,
+};
+
+use crate::api::types::{
+    Capacity, Event, HostSummary, MachineForecast, MachineStatus, PoolView, TriggerState, TriggerView, Usage,
+};
+use crate::clock::unix_ms;
+use crate::config::HostConfig;
+use crate::metrics::sampler::sum;
+use convert::{capacity_of, forecasts_of, sample_of, scores_of};
+
+pub use decide::Chosen;
+
+/// One pool as it was measured last.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PoolState {
+    /// Name.
+    pub pool: String,
+    /// Its hosts; those that are not live count for nothing.
+    pub hosts: Vec<HostSummary>,
+    /// Who plans for it.
+    pub leader: Option<String>,
+}
+
+impl PoolState {
+    fn live(&self) -> impl Iterator<Item = &HostSummary> {
+        self.hosts.iter().filter(|host| host.live)
+    }
+
+    fn capacity(&self) -> Capacity {
+        self.live().fold(Capacity::default(), |total, host| Capacity {
+            cpu_cores: total.cpu_cores + host.capacity.cpu_cores,
+            memory_mib: total.memory_mib + host.capacity.memory_mib,
+            disk_bytes_per_second: total.disk_bytes_per_second + host.capacity.disk_bytes_per_second,
+            network_bytes_per_second: total.network_bytes_per_second + host.capacity.network_bytes_per_second,
+        })
+    }
+
+    fn usage(&self) -> Usage {
+        let usages: Vec<Usage> = self.live().filter_map(|host| host.usage).collect();
+        sum(usages.iter())
+    }
+
+    /// One sample for each machine that is in the pool. One that is arriving still counts where it comes from.
+    fn samples(&self) -> Vec<Sample> {
+        let machines = self.live().flat_map(|host| &host.machines);
+        let counted = machines.filter(|machine| {
+            !matches!(machine.status, MachineStatus::Incoming | MachineStatus::Creating | MachineStatus::Deleting)
+        });
+        counted.map(sample_of).collect()
+    }
+}
+
+/// Forecasts all pools and decides for one.
+#[derive(Debug)]
+pub struct Planner {
+    host: String,
+    config: HostConfig,
+    started: (Instant, f64),
+    horizon_steps: usize,
+    forecasters: BTreeMap<String, PoolForecaster>,
+    contentions: BTreeMap<String, Contention>,
+    states: Vec<PoolState>,
+    trigger: Trigger,
+    last_decision: Decision,
+    log: MoveLog,
+    cost: CostModel,
+    limits: PlanLimits,
+    observed: BTreeMap<String, Observed>,
+    bandwidth: Option<f64>,
+    last_plan_s: Option<f64>,
+}
+
+/// What earlier migrations of a machine showed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Observed {
+    dirty_bytes_per_second: f64,
+}
+
+impl Planner {
+    /// A planner that has seen nothing.
+    pub fn new(config: &HostConfig) -> Self {
+        let planner = &config.planner;
+        let trigger = TriggerConfig {
+            act_above: planner.start_score,
+            rearm_below: planner.stop_score,
+            confirm_steps: planner.confirmations,
+            cooldown_s: planner.cooldown_s,
+            backoff: planner.backoff,
+            ..TriggerConfig::default()
+        };
+        let limits = PlanLimits {
+            goal: planner.stop_score,
+            target_score: planner.target_score,
+            target_use: predictor::PerResource::from_fn(|_| planner.target_use),
+            in_flight: config.concurrent_migrations,
+            in_flight_per_host: config.concurrent_migrations,
+            machine_cooldown_s: planner.machine_cooldown_s,
+            minimum_benefit_minutes: planner.minimum_benefit_minutes,
+            lasting_s: planner.horizon_s,
+            ..PlanLimits::default()
+        };
+        let step_s = config.sample_interval_ms as f64 / 1000.0;
+        Self {
+            host: config.host.clone(),
+            config: config.clone(),
+            started: (Instant::now(), unix_ms() as f64 / 1000.0),
+            horizon_steps: ((planner.horizon_s / step_s).ceil() as usize).clamp(1, predictor::bank::LONGEST_HORIZON),
+            forecasters: BTreeMap::new(),
+            contentions: BTreeMap::new(),
+            states: Vec::new(),
+            trigger: Trigger::new(trigger),
+            last_decision: Decision::Hold { why: Hold::Calm },
+            log: MoveLog::default(),
+            cost: CostModel::default(),
+            limits,
+            observed: BTreeMap::new(),
+            bandwidth: None,
+            last_plan_s: None,
+        }
+    }
+
+    /// Seconds since 1970, but monotonic: the predictor must not see the clock being set.
+    fn now_s(&self) -> f64 {
+        self.started.1 + self.started.0.elapsed().as_secs_f64()
+    }
+
+    fn pool_config(&self) -> PoolConfig {
+        let thresholds = self.config.planner.thresholds;
+        PoolConfig {
+            step_s: self.config.sample_interval_ms as f64 / 1000.0,
+            horizon_steps: self.horizon_steps,
+            thresholds: predictor::PerResource {
+                cpu: thresholds.cpu,
+                memory: thresholds.memory,
+                io: thresholds.io,
+                network: thresholds.network,
+            },
+            weights: self.weights(),
+            ..PoolConfig::default()
+        }
+    }
+
+    fn weights(&self) -> predictor::PerResource<f64> {
+        let weights = self.config.planner.weights;
+        predictor::PerResource { cpu: weights.cpu, memory: weights.memory, io: weights.io, network: weights.network }
+    }
+
+    /// Takes one step's measurements of all pools. Call it once a sampling interval.
+    ///
+    /// # Errors
+    ///
+    /// If the sampling interval or horizon cannot be forecast; the configuration's check keeps them within bounds.
+    pub fn tick(&mut self, states: Vec<PoolState>, declared: &[Event]) -> Result<(), BankError> {
+        let now_s = self.now_s();
+        self.hand_over_histories(&states)?;
+        for state in &states {
+            let samples = state.samples();
+            let events = events::for_pool(&state.pool, &samples, declared);
+            let capacity = capacity_of(&state.capacity());
+            let tick = Tick { now_s, capacity, samples: &samples, events: &events };
+            let contention = self.forecaster(&state.pool)?.tick(&tick)?;
+            self.contentions.insert(state.pool.clone(), contention);
+        }
+        self.forecasters.retain(|pool, _| states.iter().any(|state| &state.pool == pool));
+        self.contentions.retain(|pool, _| states.iter().any(|state| &state.pool == pool));
+        self.states = states;
+        let own = self.contentions.get(&self.config.pool).filter(|own| known(own)).map_or(f64::NAN, |own| own.score);
+        self.last_decision = self.trigger.step(own, now_s);
+        Ok(())
+    }
+
+    fn forecaster(&mut self, pool: &str) -> Result<&mut PoolForecaster, BankError> {
+        if !self.forecasters.contains_key(pool) {
+            let forecaster = PoolForecaster::new(self.pool_config())?;
+            self.forecasters.insert(pool.to_owned(), forecaster);
+        }
+        self.forecasters.get_mut(pool).ok_or(BankError::NotPositive { name: "pools", value: 0.0 })
+    }
+
+    /// A machine that has moved takes its history along to its new pool.
+    fn hand_over_histories(&mut self, states: &[PoolState]) -> Result<(), BankError> {
+        for state in states {
+            for sample in state.samples() {
+                let machine = sample.machine;
+                if self.forecasters.get(&state.pool).is_some_and(|own| own.history(&machine).is_some()) {
+                    continue;
+                }
+                let history = self.forecasters.values().find_map(|other| other.history(&machine)).cloned();
+                if let Some(history) = history {
+                    self.forecaster(&state.pool)?.adopt(&machine, history)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All pools as forecast here.
+    pub fn views(&self) -> Vec<PoolView> {
+        self.states.iter().map(|state| self.view(state)).collect()
+    }
+
+    fn view(&self, state: &PoolState) -> PoolView {
+        let contention = self.contentions.get(&state.pool);
+        let score = contention.filter(|contention| known(contention)).map(|contention| contention.score);
+        PoolView {
+            pool: state.pool.clone(),
+            leader: state.leader.clone(),
+            hosts: state.hosts.clone(),
+            capacity: state.capacity(),
+            usage: state.usage(),
+            forecasts: contention.map(|contention| forecasts_of(contention, self.step_s())).unwrap_or_default(),
+            scores: contention.map(scores_of).unwrap_or_default(),
+            score,
+            horizon_s: self.config.planner.horizon_s,
+            expected_contention_s: contention.and_then(|contention| {
+                let reached = contention.resources.iter().filter_map(|(_, state)| state.as_ref()?.reaches(0.5));
+                reached.reduce(f64::min)
+            }),
+            reasons: contention.map(|contention| contention.reasons.clone()).unwrap_or_default(),
+            trigger: self.trigger_view(state),
+            computed_unix_ms: unix_ms(),
+        }
+    }
+
+    fn step_s(&self) -> f64 {
+        self.config.sample_interval_ms as f64 / 1000.0
+    }
+
+    fn trigger_view(&self, pool: &PoolState) -> TriggerView {
+        let own = pool.pool == self.config.pool;
+        let state = match self.last_decision {
+            _ if !own => TriggerState::Quiet,
+            Decision::Act { .. } => TriggerState::Firing,
+            Decision::Hold { why: Hold::Cooldown { .. } } => TriggerState::Cooldown,
+            Decision::Hold { why: Hold::Confirming { .. } } => TriggerState::Rising,
+            Decision::Hold { .. } => TriggerState::Quiet,
+        };
+        let left = self.trigger.cooldown_left(self.now_s());
+        let until = (own && left > 0.0).then(|| unix_ms() + (left * 1000.0) as u64);
+        TriggerView {
+            state,
+            start_score: self.config.planner.start_score,
+            stop_score: self.config.planner.stop_score,
+            cooldown_until_unix_ms: until,
+        }
+    }
+
+    /// Forecasts of all machines of this host's pool.
+    pub fn machine_forecasts(&self) -> Vec<MachineForecast> {
+        let Some(state) = self.states.iter().find(|state| state.pool == self.config.pool) else { return Vec::new() };
+        let Some(forecaster) = self.forecasters.get(&state.pool) else { return Vec::new() };
+        let horizons = convert::horizons(self.horizon_steps);
+        let forecast = |host: &HostSummary, machine: &str| MachineForecast {
+            machine: machine.to_owned(),
+            host: host.host.clone(),
+            forecasts: Resource::ALL
+                .into_iter()
+                .flat_map(|resource| horizons.iter().map(move |steps| (resource, *steps)))
+                .filter_map(|(resource, steps)| {
+                    let forecast = forecaster.machine_forecast(machine, resource, steps)?;
+                    Some(convert::forecast(resource, &forecast, self.step_s()))
+                })
+                .collect(),
+        };
+        let machines = state.live().flat_map(|host| host.machines.iter().map(move |machine| (host, machine)));
+        machines.map(|(host, machine)| forecast(host, &machine.name)).collect()
+    }
+
+    /// Learns from a finished migration.
+    pub fn learn(&mut self, chosen: &Chosen, report: &migration::report::Report) {
+        self.cost.observe(&chosen.shape, report.total_ms, report.downtime_ms.total);
+        self.log.note(&chosen.machine, &self.config.pool, self.now_s(), report.total_ms / 1000.0, &self.limits);
+        let pages: u64 = report.rounds.iter().map(|round| round.dirty_pages_after).sum();
+        let ms: f64 = report.rounds.iter().map(|round| round.ms).sum();
+        if ms > 0.0 {
+            let dirty_bytes_per_second = pages as f64 * migration::guest::PAGE_BYTES as f64 / ms * 1000.0;
+            self.observed.insert(chosen.machine.clone(), Observed { dirty_bytes_per_second });
+        }
+        let throughput = report.memory.throughput_bytes_per_second;
+        if throughput > 0.0 {
+            self.bandwidth = Some(self.bandwidth.map_or(throughput, |known| 0.7 * known + 0.3 * throughput));
+        }
+    }
+}
+
+/// Whether anything is known of a pool: without one sample the score is a zero that says nothing.
+fn known(contention: &Contention) -> bool {
+    contention.resources.iter().any(|(_, resource)| resource.is_some())
+}
+
+/// What a migration of a machine would have to carry; see [`MigrationShape`].
+fn shape(usage: Usage, observed: Observed, bandwidth: f64, downtime_ms: u64) -> MigrationShape {
+    MigrationShape {
+        memory_bytes: usage.memory_mib * f64::from(1 << 20),
+        dirty_bytes_per_second: observed.dirty_bytes_per_second,
+        working_set_bytes: 0.0,
+        // What of the images is not a hole is not known; what a guest reads and writes is.
+        disk_bytes: 0.0,
+        disk_dirty_bytes_per_second: usage.disk_bytes_per_second,
+        bandwidth_bytes_per_second: bandwidth,
+        // Pages get a quarter of the downtime: pause, blocks, state and commit need theirs.
+        downtime_limit_ms: downtime_ms as f64 / 4.0,
+    }
+}

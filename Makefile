@@ -43,7 +43,7 @@ lint: ## rustfmt, clippy without warnings, documentation without broken links, l
 bench: ## downtime against QEMU, start-up, resident memory; writes docs/benchmarks.md (BENCH_ARGS="--runs 5")
 	@scripts/install-deps.sh bench
 	@$(CARGO) build --release --locked --workspace --bins
-	@target/release/downtime all $(BENCH_ARGS)
+	@target/release/downtime --scenario all --peer qemu --report docs/benchmarks.md $(BENCH_ARGS)
 
 .PHONY: clean
 clean: ## remove what was built

@@ -1,2 +1,132 @@
-//! TODO
-fn main() {}
+//! Downtime, total time and start-up of real machines, beside QEMU and beside physical limits, all in one run.
+//!
+//! `downtime --scenario idle --peer qemu --json FILE`; see `--help`.
+
+mod limits;
+mod measure;
+mod ours;
+mod qemu;
+mod qmp;
+mod result;
+mod scenario;
+mod site;
+mod startup;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, ValueEnum};
+
+use crate::limits::Limits;
+use crate::result::Outcome;
+use crate::scenario::Scenario;
+
+/// Measures live migration of a 1 GiB machine (512 MiB filled, one vCPU) between two hosts on this computer.
+///
+/// Each run starts both machines anew, waits until the guest has filled its memory, lets an outside observer send 1,000 echo
+/// requests a second, and migrates. Needs root (network namespaces) and /dev/kvm.
+#[derive(Debug, Parser)]
+#[command(
+    after_help = "Examples:\n  downtime --scenario idle --peer qemu --json idle.json\n  downtime --scenario all --peer qemu --report docs/benchmarks.md\n  downtime --scenario startup"
+)]
+struct Arguments {
+    /// What to measure.
+    #[arg(long, value_enum)]
+    scenario: Choice,
+    /// Runs on each side; the medians are compared.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    runs: u16,
+    /// Memory channels of ours, each its own TLS session.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    streams: u16,
+    /// Run the same guest on another VMM in the same run.
+    #[arg(long, value_enum)]
+    peer: Option<Peer>,
+    /// Write the results as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Write the table as Markdown.
+    #[arg(long)]
+    report: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Peer {
+    Qemu,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Choice {
+    Idle,
+    Dirty100,
+    Dirty512,
+    Disk,
+    Mixed,
+    /// Start of the process to the first guest instruction, and memory beyond guest RAM.
+    Startup,
+    /// All of them.
+    All,
+}
+
+impl Choice {
+    fn scenarios(self) -> Vec<Scenario> {
+        match self {
+            Self::Idle => vec![Scenario::Idle],
+            Self::Dirty100 => vec![Scenario::Dirty100],
+            Self::Dirty512 => vec![Scenario::Dirty512],
+            Self::Disk => vec![Scenario::Disk],
+            Self::Mixed => vec![Scenario::Mixed],
+            Self::Startup => Vec::new(),
+            Self::All => Scenario::ALL.to_vec(),
+        }
+    }
+
+    fn startup(self) -> bool {
+        matches!(self, Self::Startup | Self::All)
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("downtime: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    hostd::lab::interrupt::install()?;
+    if !std::path::Path::new("/dev/kvm").exists() {
+        bail!("/dev/kvm is missing: load the module kvm_intel or kvm_amd, or run on a machine with virtualization");
+    }
+    let peer = arguments.peer.map(|Peer::Qemu| qemu::Qemu::version()).transpose()?;
+    eprintln!("measuring limits of this machine ...");
+    let limits = Limits::measure()?;
+    let mut outcomes = Vec::new();
+    for scenario in arguments.scenario.scenarios() {
+        let peer = peer.as_deref().filter(|_| scenario.has_peer());
+        outcomes.push(measure::scenario(scenario, arguments.runs, arguments.streams, peer, &limits)?);
+    }
+    let startup = arguments.scenario.startup().then(|| startup::measure(arguments.runs)).transpose()?;
+    print!("{}", result::table(&outcomes, startup.as_ref(), &limits));
+    if let Some(path) = &arguments.report {
+        std::fs::write(path, result::document(&outcomes, startup.as_ref(), &limits))
+            .with_context(|| format!("write {}", path.display()))?;
+    }
+    if let Some(path) = &arguments.json {
+        let text = match (outcomes.as_slice(), &startup) {
+            ([single], None) => serde_json::to_string_pretty(single)?,
+            (many, startup) => {
+                serde_json::to_string_pretty(&result::Everything { scenarios: many, startup: startup.as_ref() })?
+            }
+        };
+        std::fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    if outcomes.iter().any(Outcome::broken) {
+        bail!("a migration did not complete, or its digests differ: see the runs above");
+    }
+    Ok(())
+}

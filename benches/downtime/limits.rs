@@ -1,0 +1,152 @@
+//! Physical limits, measured in the same run: what no migration on this machine can beat.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use serde::Serialize;
+
+/// Bytes moved for each measurement: enough to leave the caches, little enough to take a second at worst.
+const BYTES: usize = 512 << 20;
+const CHUNK: usize = 256 << 10;
+
+/// Limits in bytes per second.
+#[derive(Clone, Debug, Serialize)]
+pub struct Limits {
+    /// Copy of memory on one core, source and target both outside the caches.
+    pub memory_copy_bytes_per_second: f64,
+    /// One loopback TCP stream.
+    pub loopback_tcp_bytes_per_second: f64,
+    /// rustls, TLS 1.3 AES-256-GCM, one core, in memory: encrypting.
+    pub tls_encrypt_bytes_per_second: f64,
+    /// The same, decrypting.
+    pub tls_decrypt_bytes_per_second: f64,
+}
+
+impl Limits {
+    /// Measures all of them, one after the other.
+    pub fn measure() -> Result<Self> {
+        let (encrypt, decrypt) = tls()?;
+        Ok(Self {
+            memory_copy_bytes_per_second: memory_copy(),
+            loopback_tcp_bytes_per_second: loopback()?,
+            tls_encrypt_bytes_per_second: encrypt,
+            tls_decrypt_bytes_per_second: decrypt,
+        })
+    }
+}
+
+fn rate(bytes: usize, taken: Duration) -> f64 {
+    bytes as f64 / taken.as_secs_f64()
+}
+
+fn memory_copy() -> f64 {
+    let source = vec![1u8; BYTES / 2];
+    let mut target = vec![2u8; BYTES / 2];
+    let started = Instant::now();
+    for _ in 0..2 {
+        target.copy_from_slice(std::hint::black_box(&source));
+        std::hint::black_box(&target);
+    }
+    rate(BYTES, started.elapsed())
+}
+
+fn loopback() -> Result<f64> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let sender = std::thread::spawn(move || -> std::io::Result<()> {
+        let mut stream = TcpStream::connect(address)?;
+        let buffer = vec![1u8; CHUNK];
+        for _ in 0..BYTES / CHUNK {
+            stream.write_all(&buffer)?;
+        }
+        Ok(())
+    });
+    let (mut stream, _) = listener.accept()?;
+    let mut buffer = vec![0u8; CHUNK];
+    let (started, mut received) = (Instant::now(), 0);
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => break,
+            some => received += some,
+        }
+    }
+    let taken = started.elapsed();
+    sender.join().map_err(|_| anyhow::anyhow!("the loopback sender panicked"))??;
+    Ok(rate(received, taken))
+}
+
+fn connections() -> Result<(ClientConnection, ServerConnection)> {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()])?;
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone())?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let server = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)?;
+    let name = ServerName::try_from("localhost")?;
+    Ok((ClientConnection::new(Arc::new(client), name)?, ServerConnection::new(Arc::new(server))?))
+}
+
+fn tls() -> Result<(f64, f64)> {
+    let (mut client, mut server) = connections()?;
+    let mut wire = Vec::with_capacity(2 * CHUNK);
+    while client.is_handshaking() || server.is_handshaking() {
+        while client.wants_write() {
+            client.write_tls(&mut wire)?;
+        }
+        server.read_tls(&mut wire.as_slice())?;
+        wire.clear();
+        server.process_new_packets().context("TLS handshake")?;
+        while server.wants_write() {
+            server.write_tls(&mut wire)?;
+        }
+        if !wire.is_empty() {
+            client.read_tls(&mut wire.as_slice())?;
+            wire.clear();
+            client.process_new_packets().context("TLS handshake")?;
+        }
+    }
+    let plain = vec![7u8; CHUNK];
+    let mut out = vec![0u8; CHUNK];
+    let (mut encrypting, mut decrypting) = (Duration::ZERO, Duration::ZERO);
+    for _ in 0..BYTES / CHUNK {
+        let started = Instant::now();
+        let mut rest = plain.as_slice();
+        while !rest.is_empty() {
+            let taken = client.writer().write(rest)?;
+            rest = &rest[taken..];
+            while client.wants_write() {
+                client.write_tls(&mut wire)?;
+            }
+        }
+        encrypting += started.elapsed();
+        let started = Instant::now();
+        let (mut sealed, mut filled) = (wire.as_slice(), 0);
+        while filled < CHUNK {
+            server.read_tls(&mut sealed)?;
+            server.process_new_packets()?;
+            loop {
+                match server.reader().read(&mut out[filled..]) {
+                    Ok(0) => break,
+                    Ok(some) => filled += some,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        decrypting += started.elapsed();
+        wire.clear();
+    }
+    Ok((rate(BYTES, encrypting), rate(BYTES, decrypting)))
+}

@@ -1,0 +1,117 @@
+//! Runs of one scenario: ours and the peer's in turn, so that a change of the machine's mood meets both.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use headroom_guest::Client;
+use hostd::demo::observer::{Observer, Target};
+use hostd::lab::Lab;
+use migration::report::Report;
+
+use crate::limits::Limits;
+use crate::ours::{self, Vmm};
+use crate::qemu::Qemu;
+use crate::result::{Outcome, PeerOutcome, PeerRun};
+use crate::scenario::Scenario;
+use crate::site;
+
+/// The guest works so long before it is moved: the filling is over and the rates are steady.
+const SETTLE: Duration = Duration::from_millis(1500);
+
+/// The observer goes on so long after the move, to see the end of the gap.
+const AFTER: Duration = Duration::from_millis(500);
+
+const CONTROL_PORT: u16 = 9000;
+
+/// Measures one scenario.
+pub fn scenario(scenario: Scenario, runs: u16, streams: u16, peer: Option<&str>, limits: &Limits) -> Result<Outcome> {
+    let mut ours = Vec::new();
+    let mut theirs = Vec::new();
+    for run in 1..=runs {
+        hostd::lab::interrupt::check()?;
+        eprintln!("{scenario:?} run {run} of {runs} ...");
+        ours.push(our_run(scenario, streams).with_context(|| format!("{scenario:?}, run {run}"))?);
+        if peer.is_some() {
+            theirs.push(peer_run(scenario).with_context(|| format!("{scenario:?} on QEMU, run {run}"))?);
+        }
+    }
+    let peer = peer.map(|version| PeerOutcome { name: "qemu", version: version.to_owned(), runs: theirs });
+    Ok(Outcome::new(scenario, ours, peer, limits.clone()))
+}
+
+/// Writes the bundled guest where a VMM can read it.
+pub fn kernel(lab: &Lab) -> Result<PathBuf> {
+    let path = lab.directory().join("guest.elf");
+    std::fs::write(&path, headroom_guest::IMAGE)?;
+    Ok(path)
+}
+
+fn our_run(scenario: Scenario, streams: u16) -> Result<Report> {
+    let lab = site::build()?;
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    let source = Vmm::start(a, scenario, Some(kernel(&lab)?))?;
+    let destination = Vmm::start(b, scenario, None)?;
+    let (mut report, gap) =
+        observed(&lab, || ours::migrate(&lab, (a, &source), (b, &destination), streams)).context("headroom-vmm")?;
+    report.network_gap_ms = Some(gap);
+    check_oracles(&lab)?;
+    Ok(report)
+}
+
+fn peer_run(scenario: Scenario) -> Result<PeerRun> {
+    let lab = site::build()?;
+    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    let kernel: &Path = &kernel(&lab)?;
+    let mut source = Qemu::start(a, scenario, kernel, false)?;
+    let _destination = Qemu::start(b, scenario, kernel, true)?;
+    let (moved, network_gap_ms) = observed(&lab, || source.migrate(b))?;
+    check_oracles(&lab)?;
+    Ok(PeerRun { total_ms: moved.total_ms, downtime_ms: moved.downtime_ms, network_gap_ms })
+}
+
+/// Runs `migrate` under the eyes of an observer that sends 1,000 requests a second; returns the longest silence as well.
+fn observed<T>(lab: &Lab, migrate: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+    wait_ready(lab)?;
+    std::thread::sleep(SETTLE);
+    let target =
+        Target { name: "bench".into(), address: site::guest_address(), udp_per_second: 1000, tcp_per_second: 0 };
+    let observer = Observer::start(lab.observer(), vec![target])?;
+    std::thread::sleep(Duration::from_millis(300));
+    let started = observer.now();
+    let moved = migrate()?;
+    std::thread::sleep(AFTER);
+    let summary = observer.udp("bench", started..observer.now()).context("the observer saw nothing")?;
+    if summary.answered == 0 {
+        bail!("the guest answered no echo request: {summary:?}");
+    }
+    Ok((moved, summary.gap_ms))
+}
+
+fn client(lab: &Lab) -> Result<Client> {
+    let address = SocketAddr::new(site::guest_address().into(), CONTROL_PORT);
+    Ok(lab.observer().run(|| Client::connect(address))??)
+}
+
+/// Waits until the guest answers: it does so only after it has filled its memory.
+fn wait_ready(lab: &Lab) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut client = client(lab)?;
+    client.set_deadline(Duration::from_millis(500));
+    loop {
+        match client.status() {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() > deadline => return Err(error).context("the guest does not answer"),
+            Err(_) => {}
+        }
+    }
+}
+
+fn check_oracles(lab: &Lab) -> Result<()> {
+    let status = client(lab)?.status().context("the guest does not answer after the move")?;
+    if status.sweep_errors != 0 || status.disk_errors != 0 {
+        bail!("the guest found {} wrong pages and {} wrong blocks", status.sweep_errors, status.disk_errors);
+    }
+    Ok(())
+}

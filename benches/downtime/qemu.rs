@@ -1,0 +1,95 @@
+//! The peer: the same guest image on Debian's QEMU (`microvm`), migrated over plain TCP.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use hostd::lab::LabHost;
+use serde_json::json;
+
+use crate::qmp::Qmp;
+use crate::scenario::{MEMORY_MIB, Scenario};
+use crate::site::{self, GUEST_MAC, TAP};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+const PORT: u16 = 4444;
+
+/// A running QEMU; dropping it ends the process.
+pub struct Qemu {
+    child: Child,
+    qmp: Qmp,
+}
+
+/// What QEMU says of one migration.
+pub struct Moved {
+    /// `total-time` of `query-migrate`.
+    pub total_ms: f64,
+    /// `downtime` of `query-migrate`.
+    pub downtime_ms: f64,
+}
+
+impl Qemu {
+    /// First line of `--version`.
+    pub fn version() -> Result<String> {
+        let output = std::process::Command::new(PROGRAM)
+            .arg("--version")
+            .output()
+            .with_context(|| format!("start {PROGRAM}: install Debian's qemu-system-x86, or leave out --peer qemu"))?;
+        Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// Starts one on `host`: booting `kernel`, or waiting for a migration if `incoming`.
+    pub fn start(host: &LabHost, scenario: Scenario, kernel: &Path, incoming: bool) -> Result<Self> {
+        let socket: PathBuf = host.directory().join("qmp.sock");
+        let mut command = host.command(Path::new("/usr/bin").join(PROGRAM).as_path())?;
+        command
+            .args(["-M", "microvm,acpi=off", "-enable-kvm", "-cpu", "host", "-smp", "1", "-nodefaults"])
+            .args(["-display", "none", "-no-user-config", "-global", "virtio-mmio.force-legacy=false"])
+            .args(["-m", &MEMORY_MIB.to_string()])
+            .arg("-kernel")
+            .arg(kernel)
+            .args(["-append", &site::workload(scenario).to_string()])
+            .args(["-netdev", &format!("tap,id=net0,ifname={TAP},script=no,downscript=no")])
+            .args(["-device", &format!("virtio-net-device,netdev=net0,mac={GUEST_MAC}")])
+            .args(["-serial", &format!("file:{}", host.directory().join("qemu-serial.log").display())])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())])
+            .stdin(Stdio::null());
+        if incoming {
+            command.args(["-incoming", &format!("tcp:{}:{PORT}", host.address())]);
+        }
+        let child = command.spawn().with_context(|| format!("start {PROGRAM}"))?;
+        let qmp = Qmp::connect(&socket, Duration::from_secs(10))?;
+        Ok(Self { child, qmp })
+    }
+
+    /// Moves this machine to the QEMU that waits on `destination`, with no limit on bandwidth and 300 ms of downtime
+    /// allowed (QEMU's own default).
+    pub fn migrate(&mut self, destination: &LabHost) -> Result<Moved> {
+        let limits = json!({"max-bandwidth": 100_000_000_000_u64, "downtime-limit": 300});
+        self.qmp.execute("migrate-set-parameters", &limits)?;
+        self.qmp.execute("migrate", &json!({"uri": format!("tcp:{}:{PORT}", destination.address())}))?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < deadline {
+            let status = self.qmp.execute("query-migrate", &json!({}))?;
+            match status["status"].as_str() {
+                Some("completed") => {
+                    return Ok(Moved {
+                        total_ms: status["total-time"].as_f64().unwrap_or_default(),
+                        downtime_ms: status["downtime"].as_f64().unwrap_or_default(),
+                    });
+                }
+                Some("failed" | "cancelled") => bail!("QEMU's migration failed: {status}"),
+                _ => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+        bail!("QEMU's migration did not end within 60 s")
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,209 @@
+//! Results as JSON, as a table for the terminal and as a document.
+
+use std::fmt::Write as _;
+
+use migration::report::{Outcome as End, Report};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::limits::Limits;
+use crate::scenario::{FILLED_MIB, MEMORY_MIB, Scenario};
+use crate::startup::Startup;
+
+/// One run of the peer.
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerRun {
+    /// Total migration time as the peer reports it.
+    pub total_ms: f64,
+    /// Downtime as the peer reports it.
+    pub downtime_ms: f64,
+    /// Longest silence that the observer saw.
+    pub network_gap_ms: f64,
+}
+
+/// All runs of the peer.
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerOutcome {
+    /// `qemu`.
+    pub name: &'static str,
+    /// As it says of itself.
+    pub version: String,
+    /// Single runs.
+    pub runs: Vec<PeerRun>,
+}
+
+/// Ours divided by the peer's, medians.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ratio {
+    /// Of total time.
+    pub total: f64,
+    /// Of the network gap.
+    pub gap: f64,
+}
+
+/// One scenario.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// Which.
+    pub scenario: Scenario,
+    /// The guest's work.
+    pub guest: Value,
+    /// Our migration reports.
+    pub runs: Vec<Report>,
+    /// The peer's runs, where it ran.
+    pub peer: Option<PeerOutcome>,
+    /// Ours against the peer.
+    pub ratio: Option<Ratio>,
+    /// Limits measured in the same run.
+    pub limits: Limits,
+}
+
+/// Several scenarios in one file.
+#[derive(Serialize)]
+pub struct Everything<'a> {
+    /// Each as it would stand alone.
+    pub scenarios: &'a [Outcome],
+    /// Start-up, if it was measured.
+    pub startup: Option<&'a Startup>,
+}
+
+/// The median; the mean of the middle two of an even number, NaN of none.
+pub fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+impl Outcome {
+    /// Puts the runs together.
+    pub fn new(scenario: Scenario, runs: Vec<Report>, peer: Option<PeerOutcome>, limits: Limits) -> Self {
+        let guest =
+            json!({"memory_mib": MEMORY_MIB, "filled_mib": FILLED_MIB, "vcpus": 1, "workload": scenario.workload()});
+        let mut outcome = Self { scenario, guest, runs, peer, ratio: None, limits };
+        outcome.ratio = outcome.peer.as_ref().map(|peer| Ratio {
+            total: outcome.total_ms() / median(peer.runs.iter().map(|run| run.total_ms)),
+            gap: outcome.gap_ms() / median(peer.runs.iter().map(|run| run.network_gap_ms)),
+        });
+        outcome
+    }
+
+    /// Whether a run did not do what was promised.
+    pub fn broken(&self) -> bool {
+        self.runs.iter().any(|run| {
+            run.outcome != End::Completed
+                || run.verification.memory_digest_ok == Some(false)
+                || run.verification.disk_digest_ok == Some(false)
+        })
+    }
+
+    fn total_ms(&self) -> f64 {
+        median(self.runs.iter().map(|run| run.total_ms))
+    }
+
+    fn downtime_ms(&self) -> f64 {
+        median(self.runs.iter().map(|run| run.downtime_ms.total))
+    }
+
+    fn gap_ms(&self) -> f64 {
+        median(self.runs.iter().filter_map(|run| run.network_gap_ms))
+    }
+
+    fn row(&self) -> [String; 8] {
+        let peer = |value: fn(&PeerRun) -> f64| {
+            self.peer.as_ref().map_or("-".to_owned(), |peer| format!("{:.1}", median(peer.runs.iter().map(value))))
+        };
+        let ratio =
+            |value: fn(&Ratio) -> f64| self.ratio.as_ref().map_or("-".to_owned(), |r| format!("{:.2}", value(r)));
+        [
+            format!("{:?}", self.scenario).to_lowercase(),
+            format!("{:.0}", self.total_ms()),
+            peer(|run| run.total_ms),
+            ratio(|ratio| ratio.total),
+            format!("{:.1}", self.downtime_ms()),
+            format!("{:.1}", self.gap_ms()),
+            peer(|run| run.network_gap_ms),
+            ratio(|ratio| ratio.gap),
+        ]
+    }
+}
+
+const HEAD: [&str; 8] = ["scenario", "total ms", "peer ms", "ratio", "downtime ms", "gap ms", "peer gap ms", "ratio"];
+
+/// The table, in Markdown that also reads well on a terminal.
+pub fn table(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits) -> String {
+    let mut text = String::new();
+    if !outcomes.is_empty() {
+        let rows: Vec<[String; 8]> = outcomes.iter().map(Outcome::row).collect();
+        let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0).max(HEAD[column].len());
+        let line = |cells: [&str; 8]| {
+            let cells: Vec<String> = (0..8).map(|column| format!("{:>1$}", cells[column], width(column))).collect();
+            format!("| {} |\n", cells.join(" | "))
+        };
+        text += &line(HEAD);
+        text += &format!(
+            "|{}|\n",
+            (0..8).map(|column| format!("{}:", "-".repeat(width(column) + 1))).collect::<Vec<_>>().join("|")
+        );
+        for row in &rows {
+            text += &line(std::array::from_fn(|column| row[column].as_str()));
+        }
+        text.push('\n');
+    }
+    if let Some(startup) = startup {
+        let _ = writeln!(
+            text,
+            "Start of the process to the first guest instruction: {:.1} ms (median)",
+            startup.first_instruction_ms
+        );
+        let _ = writeln!(text, "Resident memory beyond guest RAM: {:.1} MiB (median)\n", startup.overhead_mib);
+    }
+    let gigabytes = |rate: f64| rate / 1e9;
+    let _ = writeln!(
+        text,
+        "Limits on this machine, in GB/s: memory copy {:.1}, loopback TCP {:.2}, TLS 1.3 on one core {:.1} encrypting and {:.1} decrypting",
+        gigabytes(limits.memory_copy_bytes_per_second),
+        gigabytes(limits.loopback_tcp_bytes_per_second),
+        gigabytes(limits.tls_encrypt_bytes_per_second),
+        gigabytes(limits.tls_decrypt_bytes_per_second),
+    );
+    text
+}
+
+/// The table with what a reader needs to judge it.
+pub fn document(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits) -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("unknown CPU").to_owned();
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let peer = outcomes.iter().find_map(|outcome| outcome.peer.as_ref()).map_or_else(
+        || "No peer ran.".to_owned(),
+        |peer| {
+            format!("The peer is {}, plain TCP, on its machine type `microvm` with the same guest image.", peer.version)
+        },
+    );
+    format!(
+        "# Benchmarks\n\nWritten by `make bench`. Guest: {MEMORY_MIB} MiB, one vCPU, {FILLED_MIB} MiB filled. Ours moves memory (and the disk, where the \
+         scenario has one) over mutual TLS 1.3. {peer} Both run in turn, medians of {} runs. `gap` is the longest silence that an \
+         observer outside the hosts saw at 1,000 echo requests a second.\n\nMachine: {cores} cores, {model}, Linux {}.\n\n{}",
+        outcomes.first().map_or(0, |outcome| outcome.runs.len()),
+        kernel.trim(),
+        table(outcomes, startup, limits),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn median_of_odd_and_even() {
+        assert!((median([3.0, 1.0, 2.0].into_iter()) - 2.0).abs() < 1e-9);
+        assert!((median([4.0, 1.0, 2.0, 3.0].into_iter()) - 2.5).abs() < 1e-9);
+        assert!(median(std::iter::empty()).is_nan());
+    }
+}

@@ -18,6 +18,8 @@
 //! Errors are RFC 9457 problem documents ([`Problem`]).
 
 pub mod client;
+mod route;
+pub mod server;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -14,6 +14,7 @@
 //! for, so that asking what a machine does never waits for a transition. Order: `transition`, then `devices`, then `state`;
 //! vCPU and device locks are inside of all three.
 
+mod digest;
 mod state;
 
 use std::os::fd::AsRawFd;
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use kvm_ioctls::VmFd;
-use migration::guest::CpuProfile;
+use migration::guest::{CpuProfile, MachineLayout};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::{MachineState, Metrics};
@@ -39,6 +40,7 @@ use crate::memory::{DirtyTracker, Memory, TrackError};
 use crate::vcpu::Vcpus;
 use crate::vcpu::run::StopReason;
 
+pub use digest::DigestError;
 pub use state::StateFailure;
 
 /// The machine cannot do what was asked.
@@ -132,6 +134,18 @@ impl Machine {
     /// How it was configured.
     pub fn config(&self) -> &MachineConfig {
         &self.parts.config
+    }
+
+    /// What a destination has to build.
+    pub fn layout(&self) -> MachineLayout {
+        MachineLayout {
+            machine: self.config().name.clone(),
+            vcpus: self.config().vcpus,
+            memory: self.memory().regions().to_vec(),
+            disks: self.disks().iter().map(|disk| disk.layout().clone()).collect(),
+            devices: self.slots(),
+            cpu: self.profile().clone(),
+        }
     }
 
     /// Its memory.

@@ -1,0 +1,279 @@
+//! One migration of this process, running in a thread of its own.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use migration::control::{self, Control, TooLate};
+use migration::destination::{DestinationOptions, Received};
+use migration::policy::Limits;
+use migration::report::{Outcome, Report};
+use migration::source::SourceOptions;
+use migration::transport::tls::Identity;
+
+use super::destination::Place;
+use super::{Arrival, Departure, chain};
+use crate::api::{MigrationStatus, Phase};
+use crate::config::{MachineConfig, MigrationLimits, ReceiveConfig, SendConfig, TlsIdentity};
+use crate::vm::Machine;
+
+/// A migration cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// The token.
+    #[error("token must be 64 hexadecimal digits (32 bytes)")]
+    Token,
+    /// A limit out of range.
+    #[error("limits.{field} is {value}: {range} are possible")]
+    Limit {
+        /// Which one.
+        field: &'static str,
+        /// What it is.
+        value: u64,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// The address to listen on.
+    #[error(
+        "cannot listen on {address} for the migration: choose a free port (0 lets the kernel choose) and an address of this host"
+    )]
+    Listen {
+        /// The configured address.
+        address: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The thread.
+    #[error("cannot start the migration's thread: raise the limit of processes")]
+    Thread(#[source] std::io::Error),
+}
+
+/// How it ended.
+#[derive(Clone, Debug)]
+pub enum Ended {
+    /// At the source.
+    Sent(Box<Report>),
+    /// At the destination, which runs the machine now.
+    Received(Box<Received>),
+    /// At the destination, which does not.
+    NotReceived(String),
+}
+
+/// A migration that runs or has ended.
+pub struct Job {
+    id: String,
+    control: Control,
+    ended: Arc<Mutex<Option<Ended>>>,
+    settled: AtomicBool,
+}
+
+impl Job {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The daemons have agreed where the machine runs: the doubt is over.
+    pub fn settle(&self) {
+        self.settled.store(true, Ordering::Release);
+    }
+
+    /// Starts to send `machine`.
+    ///
+    /// # Errors
+    ///
+    /// [`JobError`] if a value is out of range.
+    pub fn send(machine: Arc<Machine>, config: SendConfig) -> Result<Self, JobError> {
+        let options = SourceOptions {
+            id: config.id.clone(),
+            address: config.address,
+            token: token(&config.token)?,
+            source_host: config.source_host,
+            destination_host: config.destination_host,
+            identity: identity(config.tls),
+            limits: limits(&config.limits)?,
+            trigger: config.trigger,
+        };
+        Self::start(config.id, "migrate-out", move |control| {
+            let report = migration::source::run(Arc::new(Departure(machine)), options, control);
+            tracing::info!(outcome = ?report.outcome, total_ms = report.total_ms, reason = %report.reason, "migration ended");
+            Ended::Sent(Box::new(report))
+        })
+    }
+
+    /// Listens for a machine; returns the job and the address.
+    ///
+    /// # Errors
+    ///
+    /// [`JobError`] if a value is out of range, or the address cannot be listened on.
+    pub fn receive(
+        machine: MachineConfig,
+        place: Place,
+        config: ReceiveConfig,
+    ) -> Result<(Self, SocketAddr), JobError> {
+        let options = DestinationOptions {
+            id: config.id.clone(),
+            token: token(&config.token)?,
+            source_host: config.source_host,
+            destination_host: config.destination_host,
+            identity: identity(config.tls),
+            deadline: Duration::from_secs(config.deadline_s),
+        };
+        let fail = |source| JobError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).map_err(fail)?;
+        let address = listener.local_addr().map_err(fail)?;
+        let job = Self::start(config.id, "migrate-in", move |control| {
+            let guest = Arc::new(Arrival::new(machine, place));
+            match migration::destination::run(guest, listener, options, control) {
+                Ok(received) => {
+                    tracing::info!(verification = ?received.verification, warning = ?received.warning, "machine arrived");
+                    Ended::Received(Box::new(received))
+                }
+                Err(error) => {
+                    let text = chain(&error);
+                    tracing::warn!(error = %text, "no machine arrived");
+                    Ended::NotReceived(text)
+                }
+            }
+        })?;
+        Ok((job, address))
+    }
+
+    fn start(id: String, name: &str, work: impl FnOnce(&Control) -> Ended + Send + 'static) -> Result<Self, JobError> {
+        let (control, ended) = (Control::new(), Arc::default());
+        let job = Self { id, control: control.clone(), ended: Arc::clone(&ended), settled: AtomicBool::new(false) };
+        let run = move || {
+            let result = work(&control);
+            *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        };
+        std::thread::Builder::new().name(name.into()).spawn(run).map_err(JobError::Thread)?;
+        Ok(job)
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<Ended> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// True if Commit was sent and nobody knows whether it arrived.
+    pub fn in_doubt(&self) -> bool {
+        let doubtful = matches!(self.ended(), Some(Ended::Sent(report)) if report.outcome == Outcome::InDoubt);
+        doubtful && !self.settled.load(Ordering::Acquire)
+    }
+
+    /// Asks it to end.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLate`] once Commit was sent.
+    pub fn cancel(&self) -> Result<(), TooLate> {
+        self.control.cancel()
+    }
+
+    /// Progress or result.
+    pub fn status(&self) -> MigrationStatus {
+        let status = self.control.status();
+        let (mut report, mut error) = (None, None);
+        let ended = self.ended();
+        let phase = if ended.is_some() { Phase::Ended } else { phase(status.phase) };
+        match ended {
+            Some(Ended::Sent(sent)) => {
+                error = (sent.outcome != Outcome::Completed).then(|| sent.reason.clone());
+                report = Some(*sent);
+            }
+            Some(Ended::Received(received)) => error = received.warning,
+            Some(Ended::NotReceived(text)) => error = Some(text),
+            None => {}
+        }
+        MigrationStatus {
+            id: self.id.clone(),
+            phase,
+            committed: status.committed,
+            round: status.round,
+            bytes_done: status.bytes_done,
+            bytes_remaining: status.bytes_remaining,
+            bytes_per_second: status.bytes_per_second,
+            dirty_bytes_per_second: status.dirty_bytes_per_second,
+            expected_remaining_ms: status.expected_remaining.map(|time| time.as_secs_f64() * 1e3),
+            report,
+            error,
+        }
+    }
+}
+
+fn phase(phase: control::Phase) -> Phase {
+    match phase {
+        control::Phase::Handshake => Phase::Handshake,
+        control::Phase::Precopy => Phase::Precopy,
+        control::Phase::Switchover => Phase::Switchover,
+        control::Phase::Committed => Phase::Committed,
+        // The engine is done, and its thread about to say how.
+        control::Phase::Verify | control::Phase::Ended => Phase::Verify,
+    }
+}
+
+fn identity(tls: TlsIdentity) -> Identity {
+    Identity { ca_pem: tls.ca_pem, certificate_pem: tls.certificate_pem, key_pem: tls.key_pem }
+}
+
+fn token(text: &str) -> Result<[u8; 32], JobError> {
+    let mut token = [0; 32];
+    let digits = text.as_bytes();
+    if digits.len() != 2 * token.len() || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return Err(JobError::Token);
+    }
+    for (byte, pair) in token.iter_mut().zip(digits.chunks(2)) {
+        let digit = |digit: u8| char::from(digit).to_digit(16).unwrap_or(0) as u8;
+        *byte = digit(pair[0]) << 4 | digit(pair[1]);
+    }
+    Ok(token)
+}
+
+fn limits(limits: &MigrationLimits) -> Result<Limits, JobError> {
+    let check = |field, value: u64, valid: bool, range| match valid {
+        true => Ok(()),
+        false => Err(JobError::Limit { field, value, range }),
+    };
+    check("downtime_ms", limits.downtime_ms, (1..=600_000).contains(&limits.downtime_ms), "1 to 600000")?;
+    let streams = limits.streams;
+    check("streams", streams.into(), (1..=Limits::MAX_STREAMS).contains(&streams), "1 to 16")?;
+    check("max_rounds", limits.max_rounds.into(), (1..=10_000).contains(&limits.max_rounds), "1 to 10000")?;
+    check("timeout_s", limits.timeout_s, (1..=604_800).contains(&limits.timeout_s), "1 to 604800")?;
+    if let Some(rate) = limits.bandwidth_bytes_per_second {
+        check("bandwidth_bytes_per_second", rate, rate >= 4096, "null or at least 4096")?;
+    }
+    Ok(Limits {
+        downtime: Duration::from_millis(limits.downtime_ms),
+        bandwidth_bytes_per_second: limits.bandwidth_bytes_per_second,
+        streams,
+        max_rounds: limits.max_rounds,
+        timeout: Duration::from_secs(limits.timeout_s),
+        force_switchover: limits.force_switchover,
+        compare_full: limits.compare_full,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_32_bytes_in_hexadecimal() {
+        assert_eq!(token(&"0aF1".repeat(16)).unwrap()[..3], [0x0a, 0xf1, 0x0a]);
+        for bad in ["", "00", &"0g".repeat(32), &"00".repeat(33), &"é".repeat(32)] {
+            assert!(matches!(token(bad), Err(JobError::Token)), "{bad}");
+        }
+    }
+
+    #[test]
+    fn limits_out_of_range_are_named() {
+        assert!(limits(&MigrationLimits::default()).is_ok());
+        let bad = MigrationLimits { streams: 17, ..Default::default() };
+        let text = limits(&bad).unwrap_err().to_string();
+        assert_eq!(text, "limits.streams is 17: 1 to 16 are possible");
+        assert!(limits(&MigrationLimits { bandwidth_bytes_per_second: Some(1), ..Default::default() }).is_err());
+        assert!(limits(&MigrationLimits { downtime_ms: 0, ..Default::default() }).is_err());
+    }
+}

@@ -1,0 +1,63 @@
+//! The machine that leaves.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use migration::guest::{GuestResult, MachineLayout, SourceDisk, SourceGuest, StatePayload};
+use migration::page::Bitmap;
+
+use super::explain;
+use crate::vm::Machine;
+
+/// A running machine, seen by the source's engine.
+pub struct Departure(pub Arc<Machine>);
+
+impl SourceGuest for Departure {
+    fn layout(&self) -> GuestResult<MachineLayout> {
+        Ok(self.0.layout())
+    }
+
+    fn start_dirty_tracking(&self) -> GuestResult<()> {
+        self.0.tracker().start().map_err(explain)
+    }
+
+    fn stop_dirty_tracking(&self) -> GuestResult<()> {
+        self.0.tracker().stop().map_err(explain)
+    }
+
+    fn collect_dirty(&self, into: &mut Bitmap) -> GuestResult<()> {
+        self.0.tracker().collect(into, self.0.is_parked()).map_err(explain)
+    }
+
+    fn next_populated(&self, from: u64) -> GuestResult<Option<Range<u64>>> {
+        self.0.memory().next_populated(from).map_err(explain)
+    }
+
+    fn read_pages(&self, first: u64, buffer: &mut [u8]) -> GuestResult<()> {
+        self.0.memory().read_pages(first, buffer).map_err(explain)
+    }
+
+    fn pause(&self) -> GuestResult<()> {
+        self.0.pause().map_err(explain)
+    }
+
+    fn resume(&self) -> GuestResult<()> {
+        self.0.resume().map_err(explain)
+    }
+
+    fn save_state(&self) -> GuestResult<Vec<StatePayload>> {
+        self.0.save_state().map_err(explain)
+    }
+
+    fn fence(&self) -> GuestResult<()> {
+        self.0.fence().map_err(explain)
+    }
+
+    fn unfence(&self) -> GuestResult<()> {
+        self.0.unfence().map_err(explain)
+    }
+
+    fn disks(&self) -> Vec<Arc<dyn SourceDisk>> {
+        self.0.disks().iter().map(|disk| Arc::clone(disk) as Arc<dyn SourceDisk>).collect()
+    }
+}

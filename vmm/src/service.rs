@@ -1,0 +1,261 @@
+//! What the process does: it holds one machine, or waits for one, and serves requests about it.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::api::{MachineDigest, MachineInfo, MachineState, Metrics, MigrationStatus, Receiving, Settle};
+use crate::config::{MachineConfig, ReceiveConfig, SendConfig};
+use crate::migrate::{Job, JobError};
+use crate::snapshot::{self, SnapshotError};
+use crate::vm::{DigestError, Machine, MachineError};
+
+/// A request cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// No machine yet.
+    #[error("no machine is here yet: this VMM waits for a migration to arrive")]
+    NoMachine,
+    /// A machine is here already.
+    #[error("a machine is here already: an incoming migration needs a VMM started with --incoming")]
+    Occupied,
+    /// A migration is under way.
+    #[error("migration {0} is under way: wait for its end, or cancel it")]
+    Migrating(String),
+    /// There was no migration.
+    #[error("there has been no migration since this VMM started")]
+    NoMigration,
+    /// Cancelled too late.
+    #[error(transparent)]
+    TooLate(#[from] migration::control::TooLate),
+    /// Nothing to settle.
+    #[error("no migration is in doubt: there is nothing to settle")]
+    NotInDoubt,
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Hashing.
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+    /// Saving.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A migration's parameters.
+    #[error(transparent)]
+    Job(#[from] JobError),
+}
+
+/// The process's view of itself.
+pub struct Service {
+    config: MachineConfig,
+    started: Instant,
+    /// Processor time that had gone into starting the process when `started` was taken.
+    before_start: Duration,
+    machine: Arc<Mutex<Option<Arc<Machine>>>>,
+    job: Mutex<Option<Arc<Job>>>,
+    quit: EventFd,
+}
+
+impl Service {
+    /// A service that holds `machine`, or waits for one. `started` is when `main` began, `quit` is written to when the
+    /// process is to end.
+    pub fn new(config: MachineConfig, machine: Option<Arc<Machine>>, started: Instant, quit: EventFd) -> Self {
+        let before_start = process_time().saturating_sub(started.elapsed());
+        Self { config, started, before_start, machine: Arc::new(Mutex::new(machine)), job: Mutex::default(), quit }
+    }
+
+    /// What the machine is doing.
+    pub fn info(&self) -> MachineInfo {
+        let machine = self.present();
+        let first_entry = machine.as_ref().and_then(|machine| machine.first_entry());
+        let since_start = |entry: Instant| entry.saturating_duration_since(self.started) + self.before_start;
+        MachineInfo {
+            name: self.config.name.clone(),
+            state: machine.as_ref().map_or(MachineState::Incoming, |machine| machine.state()),
+            reason: machine.as_ref().and_then(|machine| machine.stop_reason()).map(|reason| reason.to_string()),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            vcpus: self.config.vcpus,
+            memory_bytes: self.config.memory_mib << 20,
+            first_instruction_us: first_entry.map(|entry| since_start(entry).as_micros() as u64),
+        }
+    }
+
+    /// Pauses the machine.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if there is none, it migrates, or a device fails.
+    pub fn pause(&self) -> Result<MachineInfo, ServiceError> {
+        let job = lock(&self.job);
+        refuse_active(job.as_ref())?;
+        self.machine()?.pause()?;
+        Ok(self.info())
+    }
+
+    /// Resumes the machine.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if there is none, it migrates, or it is fenced.
+    pub fn resume(&self) -> Result<MachineInfo, ServiceError> {
+        let job = lock(&self.job);
+        refuse_active(job.as_ref())?;
+        self.machine()?.resume()?;
+        Ok(self.info())
+    }
+
+    /// Saves the paused machine to a new directory.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if it is not paused, or the directory cannot be written.
+    pub fn save(&self, path: &Path) -> Result<MachineInfo, ServiceError> {
+        snapshot::save(&*self.machine()?, path)?;
+        Ok(self.info())
+    }
+
+    /// Hashes the stopped machine.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if it runs, or a disk cannot be read.
+    pub fn digest(&self) -> Result<MachineDigest, ServiceError> {
+        Ok(self.machine()?.digest()?)
+    }
+
+    /// Counters.
+    pub fn metrics(&self) -> Metrics {
+        let counted = self.present().map_or_else(Metrics::default, |machine| machine.metrics());
+        Metrics { process_us: process_time().as_micros() as u64, overhead_bytes: overhead_bytes(), ..counted }
+    }
+
+    /// Listens for a machine.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if a machine is here, or the address is not free.
+    pub fn receive(&self, config: ReceiveConfig) -> Result<Receiving, ServiceError> {
+        let mut job = lock(&self.job);
+        refuse_active(job.as_ref())?;
+        if self.present().is_some() {
+            return Err(ServiceError::Occupied);
+        }
+        let (started, address) = Job::receive(self.config.clone(), Arc::clone(&self.machine), config)?;
+        *job = Some(Arc::new(started));
+        Ok(Receiving { address })
+    }
+
+    /// Starts to send the machine.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if there is none, it is not running or paused, or a migration is under way.
+    pub fn send(&self, config: SendConfig) -> Result<MigrationStatus, ServiceError> {
+        let mut job = lock(&self.job);
+        refuse_active(job.as_ref())?;
+        let machine = self.machine()?;
+        match machine.state() {
+            MachineState::Running | MachineState::Paused => {}
+            state => return Err(MachineError::State { state, action: "migrated", remedy: "" }.into()),
+        }
+        let started = Arc::new(Job::send(machine, config)?);
+        *job = Some(Arc::clone(&started));
+        Ok(started.status())
+    }
+
+    /// The last migration.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NoMigration`].
+    pub fn migration(&self) -> Result<MigrationStatus, ServiceError> {
+        Ok(self.job()?.status())
+    }
+
+    /// Cancels the migration.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if there is none, or Commit was sent.
+    pub fn cancel(&self) -> Result<MigrationStatus, ServiceError> {
+        let job = self.job()?;
+        if job.ended().is_none() {
+            job.cancel()?;
+        }
+        Ok(job.status())
+    }
+
+    /// Ends the doubt about a Commit that was not answered.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NotInDoubt`] if there is none.
+    pub fn settle(&self, settle: Settle) -> Result<MachineInfo, ServiceError> {
+        let slot = lock(&self.job);
+        let machine = self.machine()?;
+        let doubtful = slot.as_ref().is_some_and(|job| job.in_doubt());
+        if !doubtful || machine.state() != MachineState::Fenced {
+            return Err(ServiceError::NotInDoubt);
+        }
+        match settle {
+            Settle::RunsThere => {}
+            Settle::RunsHere => {
+                machine.unfence()?;
+                machine.resume()?;
+            }
+        }
+        if let Some(job) = slot.as_ref() {
+            job.settle();
+        }
+        Ok(self.info())
+    }
+
+    /// Asks the process to end.
+    pub fn quit(&self) {
+        let _ = self.quit.write(1);
+    }
+
+    fn present(&self) -> Option<Arc<Machine>> {
+        lock(&self.machine).clone()
+    }
+
+    fn machine(&self) -> Result<Arc<Machine>, ServiceError> {
+        self.present().ok_or(ServiceError::NoMachine)
+    }
+
+    fn job(&self) -> Result<Arc<Job>, ServiceError> {
+        lock(&self.job).clone().ok_or(ServiceError::NoMigration)
+    }
+}
+
+fn refuse_active(job: Option<&Arc<Job>>) -> Result<(), ServiceError> {
+    match job {
+        Some(job) if job.ended().is_none() => Err(ServiceError::Migrating(job.id().to_owned())),
+        _ => Ok(()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Processor time of the process since it was forked.
+fn process_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for writing.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
+}
+
+/// Resident memory that is not guest RAM: anonymous pages and mapped files. Guest RAM is shared memory.
+fn overhead_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        value.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
+    };
+    (kib("RssAnon:").unwrap_or(0) + kib("RssFile:").unwrap_or(0)) << 10
+}

@@ -207,4 +207,9 @@ impl Control {
         self.set_phase(Phase::Committed);
         true
     }
+
+    /// Takes it back: the destination said that it did not run the machine.
+    pub(crate) fn uncommit(&self) {
+        locked(&self.inner.decision).committed = false;
+    }
 }

@@ -51,6 +51,11 @@ impl DiskLayout {
     pub fn blocks(&self) -> u64 {
         self.bytes.div_ceil(BLOCK_BYTES)
     }
+
+    /// Bytes in block `block`: [`BLOCK_BYTES`], or less in the last one.
+    pub fn block_bytes(&self, block: u64) -> u64 {
+        self.bytes.saturating_sub(block.saturating_mul(BLOCK_BYTES)).min(BLOCK_BYTES)
+    }
 }
 
 /// One device whose state travels: the name of its payload and the newest state version that this build writes.
@@ -216,7 +221,8 @@ pub trait DestinationGuest: Send + Sync {
     fn restore_state(&self, payloads: &[StatePayload]) -> GuestResult<()>;
 
     /// Runs the machine and announces its MAC addresses on its networks. Written pages are tracked from here on until
-    /// [`DestinationGuest::stop_dirty_tracking`], for the sake of verification.
+    /// [`DestinationGuest::stop_dirty_tracking`], for the sake of verification. An error means that no vCPU has run and
+    /// none will: the source then takes the machine back.
     fn resume(&self) -> GuestResult<()>;
 
     /// Pages written since the resume, or since the last call.

@@ -1,6 +1,27 @@
 //! What a migration may cost, and what to do next after each round.
+//!
+//! [`converge`] is a pure function: it reads no clock and does no I/O, so that it is tested over simulated guests.
+//!
+//! ```text
+//!                    fits = estimated downtime <= limit
+//!
+//!                 fits                                   does not fit
+//!   another round would shorten   otherwise     rounds, time and progress left   otherwise
+//!   the downtime by a fifth and               |                                 |
+//!   by half a millisecond                     |                                 |
+//!            |                        |       |              |                  |
+//!         Continue               Switchover   |           Continue      ForceSwitchover if the
+//!                                             |                         operator allowed it,
+//!                                             |                         else GiveUp
+//! ```
+//!
+//! The estimate counts everything that happens while the guest is stopped: stopping it, the pages and blocks that are
+//! still dirty at the bandwidth measured in this migration, two round trips (state until Prepared, Commit until Resumed),
+//! state and resume.
 
 use std::time::Duration;
+
+use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
 
 /// What the operator allows.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,3 +60,206 @@ impl Default for Limits {
         }
     }
 }
+
+/// What stopping, state and resume are taken to cost before they have been measured: a few vCPUs and devices.
+pub const FIXED_COST: Duration = Duration::from_millis(4);
+
+/// So many rounds in a row without coming closer, and it does not converge.
+pub const STUCK_ROUNDS: u32 = 3;
+
+/// A round came closer if less than this share of the least so far remained.
+const PROGRESS: f64 = 0.9;
+
+/// Another round is worth it if it shortens the downtime by this share ...
+const WORTHWHILE_SHARE: f64 = 0.2;
+
+/// ... and by this much.
+const WORTHWHILE: Duration = Duration::from_micros(500);
+
+/// What was measured up to the end of a round.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoundStats {
+    /// Number of the round that just ended, from 0.
+    pub round: u32,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// Since the migration was asked for.
+    pub total_elapsed: Duration,
+    /// Pages dirtied meanwhile: what a switchover now has to send at least.
+    pub dirty_pages: u64,
+    /// Blocks dirtied meanwhile, over all disks.
+    pub dirty_blocks: u64,
+    /// Page data applied at the destination per second, over the larger rounds; `None` if nothing was sent yet.
+    pub memory_bytes_per_second: Option<f64>,
+    /// Block data on stable storage at the destination per second; `None` if nothing was sent yet.
+    pub disk_bytes_per_second: Option<f64>,
+    /// From a message to its answer.
+    pub round_trip: Duration,
+    /// Rounds in a row that came no closer than an earlier one.
+    pub rounds_without_progress: u32,
+}
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Another round.
+    Continue,
+    /// Stop the guest and finish: the downtime is expected to fit.
+    Switchover,
+    /// Stop the guest and finish although it will take longer than the limit: the operator allowed it.
+    ForceSwitchover,
+    /// End the migration, the guest unharmed.
+    GiveUp {
+        /// Measured rates, and what to do.
+        reason: String,
+    },
+}
+
+impl RoundStats {
+    /// Bytes that are dirty.
+    pub fn remaining_bytes(&self) -> u64 {
+        self.dirty_pages.saturating_mul(PAGE_BYTES).saturating_add(self.dirty_blocks.saturating_mul(BLOCK_BYTES))
+    }
+
+    /// Bytes of memory and disk dirtied per second in the last round.
+    pub fn dirty_bytes_per_second(&self) -> f64 {
+        self.remaining_bytes() as f64 / self.elapsed.as_secs_f64().max(1e-6)
+    }
+
+    /// Time to send the given shares of what is dirty. Memory and disk share the link, so their times add up.
+    fn transfer(&self, pages: f64, blocks: f64) -> Duration {
+        let time = |bytes: f64, rate: Option<f64>| match rate {
+            _ if bytes <= 0.0 => 0.0,
+            Some(rate) if rate > 0.0 => bytes / rate,
+            // Nothing is known about the link: assume the worst that still ends.
+            _ => f64::MAX,
+        };
+        let seconds = time(pages * PAGE_BYTES as f64, self.memory_bytes_per_second)
+            + time(blocks * BLOCK_BYTES as f64, self.disk_bytes_per_second.or(self.memory_bytes_per_second));
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
+    /// Expected downtime of a switchover now.
+    pub fn estimated_downtime(&self) -> Duration {
+        self.downtime_for(self.dirty_pages as f64, self.dirty_blocks as f64)
+    }
+
+    fn downtime_for(&self, pages: f64, blocks: f64) -> Duration {
+        self.transfer(pages, blocks).saturating_add(self.round_trip.saturating_mul(2)).saturating_add(FIXED_COST)
+    }
+
+    /// Expected downtime of a switchover after one more round, if the guest goes on dirtying as it did.
+    pub fn estimated_after_another_round(&self) -> Duration {
+        let next = self.transfer(self.dirty_pages as f64, self.dirty_blocks as f64).saturating_add(self.round_trip);
+        let ratio = next.as_secs_f64() / self.elapsed.as_secs_f64().max(1e-6);
+        self.downtime_for(self.dirty_pages as f64 * ratio, self.dirty_blocks as f64 * ratio)
+    }
+}
+
+/// Decides what follows a round. Pure; see the module.
+pub fn converge(stats: &RoundStats, limits: &Limits) -> Decision {
+    let now = stats.estimated_downtime();
+    let last = stats.round + 1 >= limits.max_rounds || stats.total_elapsed >= limits.timeout;
+    let stuck = stats.rounds_without_progress >= STUCK_ROUNDS;
+    if now <= limits.downtime {
+        let gain = now.saturating_sub(stats.estimated_after_another_round());
+        let worthwhile = gain >= WORTHWHILE && gain.as_secs_f64() >= now.as_secs_f64() * WORTHWHILE_SHARE;
+        return if worthwhile && !last && stats.rounds_without_progress == 0 {
+            Decision::Continue
+        } else {
+            Decision::Switchover
+        };
+    }
+    if !last && !stuck {
+        return Decision::Continue;
+    }
+    if limits.force_switchover {
+        return Decision::ForceSwitchover;
+    }
+    Decision::GiveUp { reason: not_converging(stats, limits, now) }
+}
+
+fn not_converging(stats: &RoundStats, limits: &Limits, now: Duration) -> String {
+    const MIB: f64 = 1024.0 * 1024.0;
+    let rate = |value: Option<f64>| value.map_or("unknown".to_owned(), |rate| format!("{:.0} MiB/s", rate / MIB));
+    format!(
+        "it does not converge: after {} rounds the guest still dirties {:.0} MiB/s ({} pages, {} blocks left) while the link carries \
+         memory at {} and disk at {}; a switchover now would stop it for about {} ms, {} ms are allowed: allow a longer downtime, \
+         more bandwidth, or force the switchover",
+        stats.round + 1,
+        stats.dirty_bytes_per_second() / MIB,
+        stats.dirty_pages,
+        stats.dirty_blocks,
+        rate(stats.memory_bytes_per_second),
+        rate(stats.disk_bytes_per_second),
+        now.as_millis(),
+        limits.downtime.as_millis(),
+    )
+}
+
+/// Folds the history of a migration into what [`converge`] needs of it.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    least_remaining: Option<u64>,
+    without_progress: u32,
+    memory: Rate,
+    disk: Rate,
+}
+
+/// A rate that forgets slowly and ignores samples too small to tell the link from latency.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    bytes_per_second: Option<f64>,
+    certain: bool,
+}
+
+/// Samples below this are mostly latency.
+const GOOD_SAMPLE_BYTES: u64 = 1 << 20;
+
+impl Rate {
+    fn add(&mut self, bytes: u64, time: Duration) {
+        if bytes == 0 || time.is_zero() {
+            return;
+        }
+        let sample = bytes as f64 / time.as_secs_f64();
+        let good = bytes >= GOOD_SAMPLE_BYTES;
+        match self.bytes_per_second {
+            Some(known) if self.certain && good => self.bytes_per_second = Some(known.mul_add(0.5, sample * 0.5)),
+            Some(_) if self.certain => {}
+            Some(known) if !good => self.bytes_per_second = Some(known.max(sample)),
+            _ => (self.bytes_per_second, self.certain) = (Some(sample), good),
+        }
+    }
+}
+
+impl History {
+    /// Adds what a round has sent, and how long its channels were busy with it.
+    pub fn sent(&mut self, memory: (u64, Duration), disk: (u64, Duration)) {
+        self.memory.add(memory.0, memory.1);
+        self.disk.add(disk.0, disk.1);
+    }
+
+    /// Bytes of page data per second, as measured.
+    pub fn memory_bytes_per_second(&self) -> Option<f64> {
+        self.memory.bytes_per_second
+    }
+
+    /// Bytes of block data per second, as measured.
+    pub fn disk_bytes_per_second(&self) -> Option<f64> {
+        self.disk.bytes_per_second
+    }
+
+    /// Notes what remained after a round; returns how many rounds in a row came no closer.
+    pub fn remained(&mut self, bytes: u64) -> u32 {
+        match self.least_remaining {
+            Some(least) if bytes as f64 >= least as f64 * PROGRESS => self.without_progress += 1,
+            _ => self.without_progress = 0,
+        }
+        self.least_remaining = Some(self.least_remaining.map_or(bytes, |least| least.min(bytes)));
+        self.without_progress
+    }
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

@@ -220,3 +220,30 @@ pub struct Report {
     /// Why it was started.
     pub trigger: Trigger,
 }
+
+impl Report {
+    /// A report in which nothing was measured yet: it says `Failed` until somebody knows better.
+    pub fn new(id: &str, source: &str, destination: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            machine: String::new(),
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            mode: Mode::Precopy,
+            outcome: Outcome::Failed,
+            reason: String::new(),
+            total_ms: 0.0,
+            downtime_ms: Downtime::default(),
+            network_gap_ms: None,
+            rounds: Vec::new(),
+            memory: MemoryTotals::default(),
+            disk: DiskTotals::default(),
+            postcopy: None,
+            throttle_percent_max: 0,
+            streams: 0,
+            tls: TlsInfo::default(),
+            verification: Verification::default(),
+            trigger: Trigger::default(),
+        }
+    }
+}

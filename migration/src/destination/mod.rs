@@ -1,12 +1,32 @@
 //! The end that receives the machine.
+//!
+//! ```text
+//!  Handshake ──> Precopy ──> Switchover ──> Committed ──> Verify ──> Received
+//!      │            │            │              │
+//!      └────────────┴────────────┴──────────────┴─> abort: discard, NotCommitted
+//!                                               (Committed only if the machine could not be started: it did not run)
+//! ```
+//!
+//! The same phases as at the source, with the same names. The machine is started in one place only, on a Commit that was
+//! received over the control channel; every other way out of the states discards it.
+
+mod abort;
+mod disk;
+mod listen;
+mod memory;
+mod receive;
+mod resume;
+mod verify;
 
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::control::Control;
+use crate::control::{Control, Phase};
+use crate::error::MigrationError;
 use crate::guest::{DestinationGuest, MachineLayout};
 use crate::report::Verification;
+use crate::transport::stream::Stop;
 use crate::transport::tls::Identity;
 
 /// What the destination needs to know of one migration.
@@ -31,19 +51,21 @@ pub struct DestinationOptions {
 pub struct Received {
     /// What was received.
     pub layout: MachineLayout,
+    /// From the arrival of Commit until the guest ran.
+    pub resume: Duration,
     /// What was checked after the resume, as far as the source stayed for it.
     pub verification: Verification,
-    /// Why the verification is not complete, if it is not. The machine runs here all the same.
+    /// Why the verification is not complete or not good, if so. The machine runs here all the same.
     pub warning: Option<String>,
 }
 
 /// Why no machine arrived. In every case it does not run here and `discard` was called.
 #[derive(Debug, thiserror::Error)]
 pub enum DestinationError {
-    /// The link was lost, or the source gave up, before Commit arrived: the machine never ran here.
-    #[error("no Commit arrived, so the machine was not started here: {reason}")]
+    /// The link was lost, or either end gave up, before Commit arrived: the machine never ran here.
+    #[error("the machine was not taken over and does not run here: {reason}")]
     NotCommitted {
-        /// What happened instead.
+        /// What happened instead, and what to do.
         reason: String,
     },
 }
@@ -59,7 +81,73 @@ pub fn run(
     options: DestinationOptions,
     control: &Control,
 ) -> Result<Received, DestinationError> {
-    let _ = (listener, options, control);
-    guest.discard();
-    Err(DestinationError::NotCommitted { reason: "not yet".to_owned() })
+    let span = tracing::info_span!("migration", id = %options.id, role = "destination");
+    let _entered = span.enter();
+    let mut context = Context { guest, stop: Stop::new(control), control: control.clone(), options };
+    let mut state = State::Handshake(listener);
+    let result = loop {
+        state = match state.step(&mut context) {
+            Ok(State::Ended(received)) => break Ok(*received),
+            Ok(next) => next,
+            Err(failed) => break Err(abort::abort(&context, *failed)),
+        };
+    };
+    context.stop.raise();
+    control.set_phase(Phase::Ended);
+    result
+}
+
+/// What every phase knows.
+struct Context {
+    guest: Arc<dyn DestinationGuest>,
+    options: DestinationOptions,
+    control: Control,
+    stop: Stop,
+}
+
+/// Where the migration is, and what that phase owns.
+enum State {
+    Handshake(TcpListener),
+    Precopy(Box<receive::Precopy>),
+    Switchover(Box<resume::Switchover>),
+    Committed(Box<resume::Committed>),
+    Verify(Box<verify::Verify>),
+    Ended(Box<Received>),
+}
+
+/// A phase that did not come to its end, and the link to be told about it, if there is one.
+struct Failed {
+    error: MigrationError,
+    link: Option<receive::Link>,
+}
+
+impl Failed {
+    fn new(error: impl Into<MigrationError>, link: Option<receive::Link>) -> Box<Self> {
+        Box::new(Self { error: error.into(), link })
+    }
+}
+
+impl State {
+    fn step(self, context: &mut Context) -> Result<State, Box<Failed>> {
+        match self {
+            State::Handshake(listener) => {
+                context.control.set_phase(Phase::Handshake);
+                listen::listen(context, listener).map(|phase| State::Precopy(Box::new(phase)))
+            }
+            State::Precopy(phase) => {
+                context.control.set_phase(Phase::Precopy);
+                phase.run(context).map(|phase| State::Switchover(Box::new(phase)))
+            }
+            State::Switchover(phase) => {
+                context.control.set_phase(Phase::Switchover);
+                phase.run(context).map(|phase| State::Committed(Box::new(phase)))
+            }
+            State::Committed(phase) => phase.run(context).map(|phase| State::Verify(Box::new(phase))),
+            State::Verify(phase) => {
+                context.control.set_phase(Phase::Verify);
+                Ok(State::Ended(Box::new(phase.run(context))))
+            }
+            State::Ended(received) => Ok(State::Ended(received)),
+        }
+    }
 }

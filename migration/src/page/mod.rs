@@ -1,5 +1,9 @@
 //! Pages and blocks: which ones, what they hold, and their digests.
 
 mod bitmap;
+mod digest;
+mod zero;
 
 pub use bitmap::Bitmap;
+pub use digest::{Digests, digest, zero_block, zero_page};
+pub use zero::is_zero;

@@ -1,13 +1,40 @@
 //! The end that gives the machine away.
+//!
+//! ```text
+//!  Handshake ──> Precopy ──> Switchover ──> Committed ──> Verify ──> (Completed)
+//!      │            │            │              │   └──────────────> (InDoubt: no answer, stays fenced)
+//!      └────────────┴────────────┴──> abort     └── "did not run" ─> unfence, abort
+//!                                       └─────────────────────────────> (Failed | Cancelled: runs here)
+//! ```
+//!
+//! Each state owns what its phase may touch and is consumed by the step to the next one: nothing can send pages before the
+//! handshake or after Commit, because there is nothing to send them with. The way back out of a state hands over what
+//! must be told or cut off ([`Failed`]).
+
+mod abort;
+mod connect;
+mod disk;
+mod memory;
+mod precopy;
+mod switchover;
+mod verify;
+mod workers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::control::Control;
-use crate::guest::SourceGuest;
+use crate::control::{Control, Phase};
+use crate::error::MigrationError;
+use crate::guest::{MachineLayout, SourceGuest};
+use crate::page::Digests;
 use crate::policy::Limits;
-use crate::report::{Downtime, Mode, Outcome, Report, Trigger};
+use crate::report::{Outcome, Report, Trigger};
+use crate::transport::channels::Channel;
+use crate::transport::stream::Stop;
 use crate::transport::tls::Identity;
+pub(crate) use verify::differences;
+use workers::Workers;
 
 /// What the source needs to know of one migration.
 #[derive(Clone, Debug)]
@@ -36,26 +63,130 @@ pub struct SourceOptions {
 /// * [`Outcome::Failed`], [`Outcome::Cancelled`]: it runs here as before, `reason` says why.
 /// * [`Outcome::InDoubt`]: Commit was sent and not answered; here it stays paused and fenced.
 pub fn run(guest: Arc<dyn SourceGuest>, options: SourceOptions, control: &Control) -> Report {
-    let _ = (guest, control);
-    Report {
-        id: options.id,
-        machine: String::new(),
-        source: options.source_host,
-        destination: options.destination_host,
-        mode: Mode::Precopy,
-        outcome: Outcome::Failed,
-        reason: "not yet".to_owned(),
-        total_ms: 0.0,
-        downtime_ms: Downtime::default(),
-        network_gap_ms: None,
-        rounds: Vec::new(),
-        memory: Default::default(),
-        disk: Default::default(),
-        postcopy: None,
-        throttle_percent_max: 0,
-        streams: options.limits.streams,
-        tls: Default::default(),
-        verification: Default::default(),
-        trigger: options.trigger,
+    let span = tracing::info_span!("migration", id = %options.id, role = "source");
+    let _entered = span.enter();
+    let mut context = Context::new(guest, options, control);
+    let mut state = State::Handshake;
+    while !matches!(state, State::Ended) {
+        state = match state.step(&mut context) {
+            Ok(next) => next,
+            Err(failed) => {
+                abort::abort(&mut context, failed);
+                State::Ended
+            }
+        };
+    }
+    control.set_phase(Phase::Ended);
+    tracing::info!(outcome = ?context.report.outcome, reason = %context.report.reason, total_ms = context.report.total_ms, "ended");
+    context.report
+}
+
+/// What every phase knows.
+struct Context {
+    guest: Arc<dyn SourceGuest>,
+    options: SourceOptions,
+    control: Control,
+    stop: Stop,
+    report: Report,
+    started: Instant,
+    /// What has been done to the machine and must be undone if the migration fails.
+    done: Done,
+}
+
+#[derive(Default)]
+struct Done {
+    tracking: bool,
+    paused: bool,
+    fenced: bool,
+}
+
+impl Context {
+    fn new(guest: Arc<dyn SourceGuest>, options: SourceOptions, control: &Control) -> Self {
+        let mut report = Report::new(&options.id, &options.source_host, &options.destination_host);
+        report.streams = options.limits.streams;
+        report.trigger = options.trigger.clone();
+        if control.bandwidth().is_none() {
+            control.set_bandwidth(options.limits.bandwidth_bytes_per_second);
+        }
+        Self {
+            guest,
+            stop: Stop::new(control),
+            control: control.clone(),
+            options,
+            report,
+            started: Instant::now(),
+            done: Done::default(),
+        }
+    }
+
+    /// Fails if somebody has cancelled.
+    fn check_cancelled(&self) -> Result<(), MigrationError> {
+        if self.control.is_cancelled() { Err(MigrationError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// The connection to the destination, once it is ready to receive.
+struct Link {
+    control: Channel,
+    workers: Workers,
+    round_trip: std::time::Duration,
+    features: Vec<String>,
+}
+
+/// Digests of what was last sent.
+struct Sent {
+    layout: MachineLayout,
+    memory: Arc<Digests>,
+    disks: Vec<Arc<Digests>>,
+}
+
+/// Where the migration is, and what that phase owns.
+enum State {
+    Handshake,
+    Precopy(Box<precopy::Precopy>),
+    Switchover(Box<switchover::Switchover>),
+    Committed(Box<switchover::Committed>),
+    Verify(Box<verify::Verify>),
+    Ended,
+}
+
+/// A phase that did not come to its end, and the link to be told about it, if there is one.
+struct Failed {
+    error: MigrationError,
+    link: Option<Link>,
+    /// Commit may have reached the destination, and it has not said that it did not run the machine.
+    in_doubt: bool,
+}
+
+impl Failed {
+    fn new(error: MigrationError, link: Option<Link>) -> Box<Self> {
+        Box::new(Self { error, link, in_doubt: false })
+    }
+}
+
+impl State {
+    fn step(self, context: &mut Context) -> Result<State, Box<Failed>> {
+        match self {
+            State::Handshake => {
+                context.control.set_phase(Phase::Handshake);
+                connect::connect(context).map(|phase| State::Precopy(Box::new(phase)))
+            }
+            State::Precopy(phase) => {
+                context.control.set_phase(Phase::Precopy);
+                phase.run(context).map(|phase| State::Switchover(Box::new(phase)))
+            }
+            State::Switchover(phase) => {
+                context.control.set_phase(Phase::Switchover);
+                phase.run(context).map(|phase| State::Committed(Box::new(phase)))
+            }
+            State::Committed(phase) => phase.run(context).map(|phase| State::Verify(Box::new(phase))),
+            State::Verify(phase) => {
+                context.control.set_phase(Phase::Verify);
+                phase.run(context);
+                context.report.outcome = Outcome::Completed;
+                Ok(State::Ended)
+            }
+            State::Ended => Ok(State::Ended),
+        }
     }
 }

@@ -1,0 +1,291 @@
+//! Handshake: who connects, and may it?
+//!
+//! Whoever does not prove itself is dropped, and the destination goes on waiting: a port scan, a stranger's certificate or
+//! an old token must not end a migration. Each newcomer has a thread of its own for its handshake, a few at most, each with
+//! a deadline; none of them reaches the frame parser before TLS has accepted its certificate and name.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::receive::{Link, Precopy};
+use super::{Context, DestinationOptions, Failed};
+use crate::error::{Doing, MigrationError};
+use crate::guest::MachineLayout;
+use crate::transport::TransportError;
+use crate::transport::channels::{Channel, MAX_HELLO};
+use crate::transport::stream::{Stop, TlsStream};
+use crate::transport::tcp::{self, TICK};
+use crate::transport::tls::Acceptor;
+use crate::wire::handshake::{Hello, MAGIC, Role, Welcome, proves};
+use crate::wire::message::{Message, sanitised};
+use crate::wire::version::{NEWEST, OLDEST, agree, common};
+use crate::wire::{WireError, layout};
+
+/// For TLS and hello of one connection.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections in their handshake at the same time; more are dropped.
+const MAX_HALF_OPEN: usize = 8;
+/// For all data channels to be connected after the layout has arrived.
+const CHANNELS_TIMEOUT: Duration = Duration::from_secs(15);
+/// For a refusal to reach its reader.
+const LINGER: Duration = Duration::from_millis(300);
+
+/// A connection that has proved itself; it is not welcomed yet.
+struct Newcomer {
+    channel: Channel,
+    welcome: Welcome,
+}
+
+pub(super) fn listen(context: &mut Context, listener: TcpListener) -> Result<Precopy, Box<Failed>> {
+    let acceptor = Acceptor::new(&context.options.identity, &context.options.source_host)
+        .map_err(|error| Failed::new(error, None))?;
+    let (found, newcomers) = mpsc::channel();
+    let door = Arc::new(Door {
+        acceptor,
+        options: context.options.clone(),
+        stop: context.stop.clone(),
+        half_open: AtomicUsize::new(0),
+        last_refusal: Mutex::new(String::from("there was none")),
+        found,
+        span: tracing::Span::current(),
+    });
+    let closed = Stop::new(&context.control);
+    let deadline = Instant::now() + context.options.deadline;
+    let keeper = {
+        let (door, closed) = (Arc::clone(&door), closed.clone());
+        // It must outlast the first deadline, which only the control channel has to meet.
+        let until = deadline + CHANNELS_TIMEOUT;
+        std::thread::Builder::new().name("accept".to_owned()).spawn(move || door.keep(&listener, until, &closed))
+    };
+    if let Err(error) = keeper {
+        return Err(Failed::new(MigrationError::Options(format!("no thread to listen with: {error}")), None));
+    }
+    let result = first(context, &newcomers, deadline, &door).map_err(|error| Failed::new(error, None));
+    let result = result.and_then(|newcomer| attach(context, newcomer, &newcomers));
+    closed.raise();
+    result
+}
+
+/// Waits for the control channel.
+fn first(
+    context: &Context,
+    newcomers: &Receiver<Newcomer>,
+    deadline: Instant,
+    door: &Door,
+) -> Result<Newcomer, MigrationError> {
+    loop {
+        if context.control.is_cancelled() {
+            return Err(MigrationError::Cancelled);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        match newcomers.recv_timeout(left.min(TICK)) {
+            Ok(newcomer) if newcomer.channel.role() == Role::Control => return Ok(newcomer),
+            Ok(newcomer) => refuse(newcomer.channel, "the control channel has to come first"),
+            Err(RecvTimeoutError::Timeout) if left.is_zero() => {
+                let last = door.last_refusal.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                return Err(MigrationError::NobodyCame { after: context.options.deadline, last });
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(MigrationError::Bug("listener")),
+        }
+    }
+}
+
+/// Welcomes the control channel, learns the layout, gathers the data channels, builds the machine.
+fn attach(context: &mut Context, newcomer: Newcomer, newcomers: &Receiver<Newcomer>) -> Result<Precopy, Box<Failed>> {
+    let Newcomer { channel, welcome } = newcomer;
+    let mut link = match Link::new(channel, context) {
+        Ok(link) => link,
+        Err(error) => return Err(Failed::new(error, None)),
+    };
+    match agree_on_machine(context, &mut link, welcome, newcomers) {
+        Ok(layout) => Ok(Precopy::new(link, layout)),
+        Err(error) => Err(Failed::new(error, Some(link))),
+    }
+}
+
+fn agree_on_machine(
+    context: &mut Context,
+    link: &mut Link,
+    welcome: Welcome,
+    newcomers: &Receiver<Newcomer>,
+) -> Result<MachineLayout, MigrationError> {
+    link.control.send(&Message::Welcome(welcome))?;
+    let (layout, streams) = match link.control.receive("waiting for the machine's layout")? {
+        Message::Layout { layout, streams } => (layout, streams),
+        other => return Err(WireError::Unexpected { found: other.name(), expected: "Layout" }.into()),
+    };
+    layout::check(&layout, streams)?;
+    let channels = gather(context, newcomers, streams, !layout.disks.is_empty())?;
+    context.guest.prepare(&layout).doing("building the machine")?;
+    link.start(context, &layout, channels)?;
+    link.control.send(&Message::Ready)?;
+    tracing::info!(machine = %layout.machine, pages = layout.pages(), disks = layout.disks.len(), streams, "ready to receive");
+    Ok(layout)
+}
+
+/// Waits for all data channels; a second one in the same role is refused, and the first one stays.
+fn gather(
+    context: &Context,
+    newcomers: &Receiver<Newcomer>,
+    streams: u16,
+    disk: bool,
+) -> Result<Vec<Channel>, MigrationError> {
+    let expected = usize::from(streams) + usize::from(disk);
+    let deadline = Instant::now() + CHANNELS_TIMEOUT.min(context.options.deadline);
+    let mut channels: Vec<Channel> = Vec::new();
+    while channels.len() < expected {
+        if context.control.is_cancelled() {
+            return Err(MigrationError::Cancelled);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Newcomer { mut channel, welcome } = match newcomers.recv_timeout(left.min(TICK)) {
+            Ok(newcomer) => newcomer,
+            Err(RecvTimeoutError::Timeout) if !left.is_zero() => continue,
+            Err(_) => {
+                let after = CHANNELS_TIMEOUT.min(context.options.deadline);
+                return Err(MigrationError::ChannelsMissing { attached: channels.len(), expected, after });
+            }
+        };
+        let role = channel.role();
+        let wanted = match role {
+            Role::Control => false,
+            Role::Memory(number) => number < streams,
+            Role::Disk => disk,
+        };
+        if !wanted {
+            refuse(channel, &format!("no {role} channel was announced"));
+        } else if channels.iter().any(|known| known.role() == role) {
+            refuse(channel, &format!("there is a {role} channel already"));
+        } else if let Err(error) = channel.send(&Message::Welcome(welcome)) {
+            tracing::warn!(%role, %error, "a channel was lost before it was welcomed");
+        } else {
+            channels.push(channel);
+        }
+    }
+    Ok(channels)
+}
+
+fn refuse(mut channel: Channel, reason: &str) {
+    tracing::warn!(role = %channel.role(), reason, "connection refused");
+    channel.abort(reason);
+    channel.close();
+}
+
+/// Where connections come in.
+struct Door {
+    acceptor: Acceptor,
+    options: DestinationOptions,
+    stop: Stop,
+    half_open: AtomicUsize,
+    last_refusal: Mutex<String>,
+    found: Sender<Newcomer>,
+    span: tracing::Span,
+}
+
+impl Door {
+    fn keep(self: Arc<Self>, listener: &TcpListener, until: Instant, closed: &Stop) {
+        let _entered = self.span.enter();
+        loop {
+            match tcp::accept(listener, until, || closed.is_raised()) {
+                Ok(Some((tcp, peer))) => self.admit(tcp, peer),
+                Ok(None) => return,
+                Err(error) => {
+                    self.note(format!("the listener itself failed: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, tcp: TcpStream, peer: SocketAddr) {
+        if self.half_open.fetch_add(1, Ordering::SeqCst) >= MAX_HALF_OPEN {
+            self.half_open.fetch_sub(1, Ordering::SeqCst);
+            self.note(format!("{peer} dropped: {MAX_HALF_OPEN} connections are in their handshake already"));
+            return;
+        }
+        let door = Arc::clone(self);
+        let work = move || {
+            let _entered = door.span.enter();
+            match door.examine(tcp) {
+                // The receiver is gone once all channels are there.
+                Ok(newcomer) => drop(door.found.send(newcomer)),
+                Err(error) => door.note(format!("{peer}: {}", error.chain())),
+            }
+            door.half_open.fetch_sub(1, Ordering::SeqCst);
+        };
+        if let Err(error) = std::thread::Builder::new().name("handshake".to_owned()).spawn(work) {
+            self.half_open.fetch_sub(1, Ordering::SeqCst);
+            self.note(format!("{peer} dropped: no thread for its handshake: {error}"));
+        }
+    }
+
+    fn note(&self, text: String) {
+        tracing::warn!("connection refused: {text}");
+        *self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
+    /// TLS, name, hello, proof.
+    fn examine(&self, tcp: TcpStream) -> Result<Newcomer, MigrationError> {
+        let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+        let last_words = tcp.try_clone();
+        let stream = TlsStream::handshake(self.acceptor.session()?, tcp, self.stop.clone(), HANDSHAKE_TIMEOUT);
+        let mut stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                // The alert that tells the peer why is on its way: do not let a reset overtake it.
+                if let Ok(socket) = last_words {
+                    tcp::linger(&socket, LINGER);
+                }
+                return Err(error.into());
+            }
+        };
+        if let Err(error) = self.acceptor.check_name(stream.peer_certificate().as_ref()) {
+            let mut channel = Channel::new(stream, Role::Control);
+            channel.abort(&format!("this host expects another source: {error}"));
+            channel.linger(LINGER);
+            return Err(error.into());
+        }
+        stream.set_deadline(Some(deadline));
+        let session = stream.session_key()?;
+        let mut channel = Channel::new(stream, Role::Control);
+        match self.hello(&mut channel, &session) {
+            Ok((role, welcome)) => Ok(Newcomer { channel: channel.into_role(role), welcome }),
+            Err(error) => {
+                channel.abort(&error.chain());
+                channel.linger(LINGER);
+                Err(error)
+            }
+        }
+    }
+
+    fn hello(&self, channel: &mut Channel, session: &[u8; 32]) -> Result<(Role, Welcome), MigrationError> {
+        let hello = match channel.receive_within(MAX_HELLO, "waiting for a hello")? {
+            Message::Hello(hello) => hello,
+            other => return Err(WireError::Unexpected { found: other.name(), expected: "Hello" }.into()),
+        };
+        let Hello { magic, versions, features, id, role, proof, .. } = hello;
+        if magic != MAGIC {
+            return Err(TransportError::Wire(WireError::Malformed {
+                kind: "hello",
+                detail: "it does not begin as a migration does".to_owned(),
+            })
+            .into());
+        }
+        let version = agree((OLDEST, NEWEST), versions)?;
+        let options = &self.options;
+        if id != options.id {
+            let text = format!("this port waits for another migration than `{}`: start it again", sanitised(&id));
+            return Err(MigrationError::Options(text));
+        }
+        if !proves(&proof, &options.token, session, &id, role) {
+            let text =
+                "the one-time token is not the right one, or was used in another session: start the migration again";
+            return Err(MigrationError::Options(text.to_owned()));
+        }
+        Ok((role, Welcome { version, features: common(&features), extension: Vec::new() }))
+    }
+}

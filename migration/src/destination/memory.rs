@@ -1,0 +1,81 @@
+//! One memory channel at the destination.
+
+use std::ops::Range;
+
+use super::receive::{Shared, by_peer};
+use crate::control::Control;
+use crate::error::{Doing, MigrationError};
+use crate::guest::{DestinationGuest, MachineLayout, PAGE_BYTES};
+use crate::page::Bitmap;
+use crate::transport::channels::{Channel, Incoming, PageSink};
+use crate::wire::WireError;
+use crate::wire::message::{Message, Totals};
+
+/// Stores pages and counts them.
+struct Store<'a> {
+    guest: &'a dyn DestinationGuest,
+    control: &'a Control,
+    arrived: Bitmap,
+    totals: Totals,
+}
+
+impl PageSink for Store<'_> {
+    type Error = MigrationError;
+
+    fn store(&mut self, first: u64, data: &[u8]) -> Result<(), MigrationError> {
+        self.guest.write_pages(first, data).doing("storing pages")?;
+        let count = data.len() as u64 / PAGE_BYTES;
+        self.arrived.insert_range(first..first + count);
+        self.totals.data += count;
+        Ok(())
+    }
+
+    fn zero(&mut self, pages: Range<u64>) -> Result<(), MigrationError> {
+        self.totals.zero += pages.end - pages.start;
+        self.guest.zero_pages(pages).doing("zeroing pages")
+    }
+}
+
+/// Stores what comes until the last marker.
+pub(super) fn receive_pages(
+    channel: &mut Channel,
+    guest: &dyn DestinationGuest,
+    layout: &MachineLayout,
+    shared: &Shared,
+) -> Result<(), MigrationError> {
+    let pages = layout.pages();
+    let mut store = Store { guest, control: &shared.control, arrived: Bitmap::new(pages), totals: Totals::default() };
+    loop {
+        match channel.next("waiting for pages").map_err(by_peer)? {
+            Incoming::Pages { length } => {
+                let bytes = channel.read_pages(length, pages, &mut store)?;
+                store.control.progress(bytes, 0);
+            }
+            Incoming::Message(Message::RoundEnd { round, last, totals }) => {
+                check_totals("pages", totals, store.totals)?;
+                store.control.set_round(round + 1, 0);
+                if last {
+                    // The control thread is waiting for this, the source only wants to know.
+                    shared.memory_complete(&store.arrived);
+                }
+                channel.send(&Message::RoundAck { round })?;
+                if last {
+                    return Ok(());
+                }
+            }
+            other => return Err(WireError::Unexpected { found: other.name(), expected: "pages" }.into()),
+        }
+    }
+}
+
+/// Whether all arrived that was sent.
+pub(super) fn check_totals(what: &str, sent: Totals, arrived: Totals) -> Result<(), MigrationError> {
+    if sent == arrived {
+        return Ok(());
+    }
+    let difference = format!(
+        "the source says that it sent {} {what} and {} zero ones, {} and {} arrived",
+        sent.data, sent.zero, arrived.data, arrived.zero
+    );
+    Err(MigrationError::Different { difference })
+}

@@ -1,0 +1,306 @@
+//! After the resume: does this end hold what was sent?
+//!
+//! The guest runs and writes meanwhile. Pages are read first; what differs is judged only after the dirty pages have been
+//! collected: a page that differs and was not written by the guest since the resume is wrong, a page that differs and was
+//! written says nothing. So a page can be written while it is read and nothing is judged falsely.
+
+use std::time::{Duration, Instant};
+
+use super::receive::{Link, by_peer};
+use super::{Context, Received};
+use crate::error::{Doing, MigrationError};
+use crate::guest::{BLOCK_BYTES, DestinationDisk, DiskLayout, MachineLayout, PAGE_BYTES};
+use crate::page::{Bitmap, digest, zero_block, zero_page};
+use crate::report::Verification;
+use crate::source::differences;
+use crate::transport::channels::Incoming;
+use crate::wire::WireError;
+use crate::wire::frame::{Digests, Subject};
+use crate::wire::message::{Comparison, Message};
+
+/// Pages read at once.
+const CHUNK_PAGES: u64 = 64;
+/// The source has only to say goodbye.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The machine runs here.
+pub(super) struct Verify {
+    link: Link,
+    layout: MachineLayout,
+    resume: Duration,
+    warning: Option<String>,
+}
+
+/// The digests that the source has sent.
+struct Expected {
+    memory: Vec<u64>,
+    disks: Vec<Vec<u64>>,
+}
+
+impl Verify {
+    pub(super) fn new(link: Link, layout: MachineLayout, resume: Duration, warning: Option<String>) -> Self {
+        Self { link, layout, resume, warning }
+    }
+
+    pub(super) fn run(mut self, context: &mut Context) -> Received {
+        let mut verification = Verification::default();
+        if self.warning.is_none() {
+            match self.compare(context) {
+                Ok((memory, disks)) => {
+                    verification.note(&memory, &disks);
+                    self.warning = differences(&memory, &disks);
+                }
+                Err(error) => {
+                    self.warning = Some(format!("the machine runs here, but was not verified: {}", error.chain()));
+                }
+            }
+        }
+        if let Some(warning) = &self.warning {
+            tracing::warn!("{warning}");
+        }
+        stop_tracking(context);
+        self.link.control.set_patience(GOODBYE_TIMEOUT);
+        let _ = self.link.control.receive("waiting for the source's goodbye");
+        self.link.control.close();
+        self.link.end();
+        Received { layout: self.layout, resume: self.resume, verification, warning: self.warning }
+    }
+
+    fn compare(&mut self, context: &Context) -> Result<(Comparison, Comparison), MigrationError> {
+        let expected = self.expected()?;
+        let start = Instant::now();
+        let (pages, blocks) = self.link.arrived();
+        let memory = compare_memory(context, &expected.memory, &pages)?;
+        let mut disks = Comparison::default();
+        for (number, (disk, layout)) in context.guest.disks().iter().zip(&self.layout.disks).enumerate() {
+            let (Some(expected), Some(arrived)) = (expected.disks.get(number), blocks.get(number)) else { continue };
+            let one = compare_disk(&**disk, layout, expected, arrived)?;
+            add(&mut disks, &one, number as u16);
+        }
+        tracing::info!(?memory, ?disks, ms = start.elapsed().as_millis() as u64, "verified");
+        self.link.control.send(&Message::Verified { memory, disks })?;
+        Ok((memory, disks))
+    }
+
+    fn expected(&mut self) -> Result<Expected, MigrationError> {
+        let mut expected = Expected {
+            memory: vec![zero_page(); self.layout.pages() as usize],
+            disks: self.layout.disks.iter().map(all_zero).collect(),
+        };
+        loop {
+            match self.link.control.next("waiting for digests").map_err(by_peer)? {
+                Incoming::Digests(digests) => expected.insert(&digests)?,
+                Incoming::Message(Message::DigestsEnd) => return Ok(expected),
+                other => return Err(WireError::Unexpected { found: other.name(), expected: "digests" }.into()),
+            }
+        }
+    }
+}
+
+fn all_zero(disk: &DiskLayout) -> Vec<u64> {
+    let mut digests = vec![zero_block(BLOCK_BYTES); disk.blocks() as usize];
+    if let Some(last) = digests.last_mut() {
+        *last = zero_block(disk.block_bytes(disk.blocks() - 1));
+    }
+    digests
+}
+
+impl Expected {
+    fn insert(&mut self, digests: &Digests) -> Result<(), WireError> {
+        let (what, table) = match digests.subject {
+            Subject::Memory => ("pages".to_owned(), Some(&mut self.memory)),
+            Subject::Disk(number) => (format!("blocks of disk {number}"), self.disks.get_mut(usize::from(number))),
+        };
+        let (first, count) = (digests.first, digests.values.len() as u64);
+        let limit = table.as_ref().map_or(0, |table| table.len() as u64);
+        let range = usize::try_from(first).ok().and_then(|first| Some(first..first.checked_add(digests.values.len())?));
+        match table.zip(range).and_then(|(table, range)| table.get_mut(range)) {
+            Some(slots) => slots.copy_from_slice(&digests.values),
+            None => return Err(WireError::OutOfRange { what, first, count, limit }),
+        }
+        Ok(())
+    }
+}
+
+/// Adds the outcome of one disk to that of all.
+fn add(all: &mut Comparison, one: &Comparison, disk: u16) {
+    all.equal += one.equal;
+    all.overwritten += one.overwritten;
+    all.different += one.different;
+    if all.first_different.is_none() && one.first_different.is_some() {
+        (all.first_disk, all.first_different) = (disk, one.first_different);
+    }
+}
+
+/// What differs and was not overwritten is wrong.
+fn judge(checked: u64, suspects: &[u64], dirty: &Bitmap) -> Comparison {
+    let wrong: Vec<u64> = suspects.iter().copied().filter(|&number| !dirty.contains(number)).collect();
+    Comparison {
+        equal: checked - suspects.len() as u64,
+        overwritten: (suspects.len() - wrong.len()) as u64,
+        different: wrong.len() as u64,
+        first_disk: 0,
+        first_different: wrong.first().copied(),
+    }
+}
+
+fn compare_memory(context: &Context, expected: &[u64], arrived: &Bitmap) -> Result<Comparison, MigrationError> {
+    // What came with data, and what should have: pages that were never touched need not be read (and made) here.
+    let mut pages = arrived.clone();
+    for (page, _) in (0u64..).zip(expected).filter(|&(_, &value)| value != zero_page()) {
+        pages.insert(page);
+    }
+    let mut buffer = vec![0; (CHUNK_PAGES * PAGE_BYTES) as usize];
+    let (mut from, mut checked, mut suspects) = (0, 0, Vec::new());
+    while let Some(run) = pages.next_run(from, CHUNK_PAGES) {
+        from = run.end;
+        checked += run.end - run.start;
+        let bytes = &mut buffer[..((run.end - run.start) * PAGE_BYTES) as usize];
+        context.guest.read_pages(run.start, bytes).doing("reading guest memory")?;
+        for (page, bytes) in run.zip(bytes.chunks_exact(PAGE_BYTES as usize)) {
+            if expected.get(page as usize) != Some(&digest(bytes)) {
+                suspects.push(page);
+            }
+        }
+    }
+    let mut dirty = Bitmap::new(expected.len() as u64);
+    context.guest.collect_dirty(&mut dirty).doing("collecting dirty pages")?;
+    Ok(judge(checked, &suspects, &dirty))
+}
+
+fn compare_disk(
+    disk: &dyn DestinationDisk,
+    layout: &DiskLayout,
+    expected: &[u64],
+    arrived: &Bitmap,
+) -> Result<Comparison, MigrationError> {
+    let mut blocks = arrived.clone();
+    for (block, &value) in (0u64..).zip(expected) {
+        if value != zero_block(BLOCK_BYTES) && value != zero_block(layout.block_bytes(block)) {
+            blocks.insert(block);
+        }
+    }
+    let mut reader = disk.reader().doing("opening a disk for reading")?;
+    let depth = reader.depth().max(1);
+    let (mut from, mut flying, mut checked, mut suspects) = (0, 0, 0, Vec::new());
+    loop {
+        while flying < depth
+            && let Some(run) = blocks.next_run(from, (depth - flying) as u64)
+        {
+            from = run.end;
+            flying += (run.end - run.start) as usize;
+            for block in run {
+                reader.submit(block).doing("reading a disk")?;
+            }
+        }
+        let mut take = |block: u64, bytes: &[u8]| {
+            let held = bytes.get(..layout.block_bytes(block) as usize).map(digest);
+            if held.as_ref() != expected.get(block as usize) {
+                suspects.push(block);
+            }
+        };
+        if !reader.complete(&mut take).doing("reading a disk")? {
+            break;
+        }
+        flying = flying.saturating_sub(1);
+        checked += 1;
+    }
+    suspects.sort_unstable();
+    let mut dirty = Bitmap::new(layout.blocks());
+    disk.collect_dirty(&mut dirty).doing("collecting dirty blocks")?;
+    Ok(judge(checked, &suspects, &dirty))
+}
+
+fn stop_tracking(context: &Context) {
+    if let Err(error) = context.guest.stop_dirty_tracking() {
+        tracing::warn!(%error, "dirty pages are still tracked");
+    }
+    for disk in context.guest.disks() {
+        if let Err(error) = disk.stop_dirty_tracking() {
+            tracing::warn!(%error, "dirty blocks are still tracked");
+        }
+    }
+}
+
+/// Test mode: compares digests of the whole stopped machine, as they arrive. Returns the first difference, in words.
+pub(super) fn compare_images(
+    context: &Context,
+    link: &mut Link,
+    layout: &MachineLayout,
+) -> Result<Option<String>, MigrationError> {
+    let mut difference = None;
+    let mut pages = vec![0; (CHUNK_PAGES * PAGE_BYTES) as usize];
+    let disks = context.guest.disks();
+    loop {
+        let digests = match link.control.next("waiting for digests").map_err(by_peer)? {
+            Incoming::Digests(digests) => digests,
+            Incoming::Message(Message::DigestsEnd) => return Ok(difference),
+            other => return Err(WireError::Unexpected { found: other.name(), expected: "digests" }.into()),
+        };
+        check_range(&digests, layout)?;
+        if difference.is_some() {
+            continue;
+        }
+        for (index, chunk) in digests.values.chunks(CHUNK_PAGES as usize).enumerate() {
+            let first = digests.first + index as u64 * CHUNK_PAGES;
+            let wrong = match digests.subject {
+                Subject::Memory => {
+                    let bytes = &mut pages[..chunk.len() * PAGE_BYTES as usize];
+                    context.guest.read_pages(first, bytes).doing("reading guest memory")?;
+                    let held = bytes.chunks_exact(PAGE_BYTES as usize).map(digest);
+                    held.zip(chunk).position(|(held, sent)| held != *sent)
+                }
+                Subject::Disk(number) => {
+                    let (Some(disk), Some(layout)) =
+                        (disks.get(usize::from(number)), layout.disks.get(usize::from(number)))
+                    else {
+                        continue;
+                    };
+                    first_wrong_block(&**disk, layout, first, chunk)?
+                }
+            };
+            if let Some(wrong) = wrong {
+                let number = first + wrong as u64;
+                difference = Some(match digests.subject {
+                    Subject::Memory => format!("page {number} of the stopped machines differs"),
+                    Subject::Disk(disk) => format!("block {number} of disk {disk} of the stopped machines differs"),
+                });
+                break;
+            }
+        }
+    }
+}
+
+fn check_range(digests: &Digests, layout: &MachineLayout) -> Result<(), WireError> {
+    let (what, limit) = match digests.subject {
+        Subject::Memory => ("pages".to_owned(), layout.pages()),
+        Subject::Disk(number) => {
+            let blocks = layout.disks.get(usize::from(number)).map_or(0, DiskLayout::blocks);
+            (format!("blocks of disk {number}"), blocks)
+        }
+    };
+    let (first, count) = (digests.first, digests.values.len() as u64);
+    match first.checked_add(count) {
+        Some(end) if end <= limit => Ok(()),
+        _ => Err(WireError::OutOfRange { what, first, count, limit }),
+    }
+}
+
+fn first_wrong_block(
+    disk: &dyn DestinationDisk,
+    layout: &DiskLayout,
+    first: u64,
+    sent: &[u64],
+) -> Result<Option<usize>, MigrationError> {
+    let mut reader = disk.reader().doing("opening a disk for reading")?;
+    for (index, (block, sent)) in (first..).zip(sent).enumerate() {
+        reader.submit(block).doing("reading a disk")?;
+        let mut held = None;
+        let length = layout.block_bytes(block) as usize;
+        reader.complete(&mut |_, bytes| held = bytes.get(..length).map(digest)).doing("reading a disk")?;
+        if held != Some(*sent) {
+            return Ok(Some(index));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,202 @@
+//! The disk channel at the source: blocks of all disks, with many reads in flight.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::workers::{Carry, Job, Share};
+use super::{Context, Sent};
+use crate::control::Control;
+use crate::error::{Doing, MigrationError};
+use crate::guest::{BLOCK_BYTES, BlockReader, DiskLayout, SourceDisk};
+use crate::page::{Bitmap, Digests, digest, is_zero, zero_block};
+use crate::transport::TransportError;
+use crate::transport::channels::Channel;
+use crate::transport::limiter::Limiter;
+use crate::transport::stream::Stop;
+use crate::wire::message::Message;
+
+/// The blocks of one round, disk by disk.
+#[derive(Default)]
+pub(super) struct DiskWork {
+    /// Blocks to read and send.
+    pub(super) data: Vec<Bitmap>,
+    /// Blocks known to be holes: sent as zeroes without being read, since the destination's file may be an old one.
+    pub(super) holes: Vec<Vec<Range<u64>>>,
+}
+
+impl DiskWork {
+    /// Everything: what the file system has data for, and the holes between.
+    pub(super) fn everything(disks: &[Arc<dyn SourceDisk>], layout: &[DiskLayout]) -> Result<Self, MigrationError> {
+        let mut work = Self::default();
+        for (disk, layout) in disks.iter().zip(layout) {
+            let blocks = layout.blocks();
+            let (mut data, mut holes, mut from) = (Bitmap::new(blocks), Vec::new(), 0);
+            while from < blocks {
+                let run = disk.next_data(from).doing("looking for data on a disk")?.unwrap_or(blocks..blocks);
+                let (start, end) = (run.start.clamp(from, blocks), run.end.clamp(from, blocks));
+                if from < start {
+                    holes.push(from..start);
+                }
+                data.insert_range(start..end);
+                from = end.max(start);
+                if run.is_empty() && start < blocks {
+                    data.insert_range(start..blocks);
+                    break;
+                }
+            }
+            work.data.push(data);
+            work.holes.push(holes);
+        }
+        Ok(work)
+    }
+
+    /// Only what the guest has written.
+    pub(super) fn dirty(data: Vec<Bitmap>) -> Self {
+        let holes = vec![Vec::new(); data.len()];
+        Self { data, holes }
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.data.iter().map(Bitmap::count).sum()
+    }
+}
+
+struct OneDisk {
+    number: u16,
+    layout: DiskLayout,
+    reader: Box<dyn BlockReader>,
+    digests: Arc<Digests>,
+}
+
+pub(super) struct DiskWorker {
+    disks: Vec<OneDisk>,
+    control: Control,
+    stop: Stop,
+    limiter: Arc<Limiter>,
+}
+
+impl DiskWorker {
+    pub(super) fn new(context: &Context, sent: &Sent, limiter: Arc<Limiter>) -> Result<Self, MigrationError> {
+        let mut disks = Vec::new();
+        let sources = context.guest.disks();
+        if sources.len() != sent.layout.disks.len() {
+            let text = format!("the machine has {} disks, its layout {}", sources.len(), sent.layout.disks.len());
+            return Err(MigrationError::Options(text));
+        }
+        for (number, ((disk, layout), digests)) in sources.iter().zip(&sent.layout.disks).zip(&sent.disks).enumerate() {
+            disks.push(OneDisk {
+                number: number as u16,
+                layout: layout.clone(),
+                reader: disk.reader().doing("opening a disk for reading")?,
+                digests: Arc::clone(digests),
+            });
+        }
+        Ok(Self { disks, control: context.control.clone(), stop: context.stop.clone(), limiter })
+    }
+}
+
+impl Carry for DiskWorker {
+    fn carry(&mut self, job: &Job, channel: &mut Channel) -> Result<Share, MigrationError> {
+        let mut share = Share::default();
+        let Self { disks, control, stop, limiter } = self;
+        for (disk, (data, holes)) in disks.iter_mut().zip(job.disk.data.iter().zip(&job.disk.holes)) {
+            let mut out = Outgoing { channel: &mut *channel, share: &mut share, control, stop, limiter };
+            disk.holes(holes, &mut out)?;
+            disk.blocks(data, &mut out)?;
+        }
+        channel.flush()?;
+        Ok(share)
+    }
+}
+
+/// Where blocks go, and what is counted on the way.
+struct Outgoing<'a> {
+    channel: &'a mut Channel,
+    share: &'a mut Share,
+    control: &'a Control,
+    stop: &'a Stop,
+    limiter: &'a Limiter,
+}
+
+impl Outgoing<'_> {
+    fn zeroes(&mut self, disk: u16, blocks: Range<u64>, bytes: u64) -> Result<(), MigrationError> {
+        let count = blocks.end - blocks.start;
+        self.channel.queue(&Message::ZeroBlocks { disk, first: blocks.start, count })?;
+        self.share.totals.zero += count;
+        self.share.skipped_bytes += bytes;
+        Ok(())
+    }
+
+    fn block(&mut self, disk: u16, block: u64, bytes: &[u8]) -> Result<(), MigrationError> {
+        if self.stop.is_raised() {
+            return Err(TransportError::Stopped.into());
+        }
+        self.limiter.take(bytes.len() as u64, || self.stop.is_raised());
+        let sent = self.channel.send_block(disk, block, bytes)?;
+        self.share.totals.data += 1;
+        self.share.bytes += sent;
+        self.share.data_bytes += bytes.len() as u64;
+        self.control.progress(sent, bytes.len() as u64);
+        Ok(())
+    }
+}
+
+impl OneDisk {
+    fn holes(&mut self, holes: &[Range<u64>], out: &mut Outgoing<'_>) -> Result<(), MigrationError> {
+        for hole in holes {
+            for block in hole.clone() {
+                self.digests.set(block, zero_block(self.layout.block_bytes(block)));
+            }
+            let end = (hole.end * BLOCK_BYTES).min(self.layout.bytes);
+            out.zeroes(self.number, hole.clone(), end - hole.start * BLOCK_BYTES)?;
+        }
+        Ok(())
+    }
+
+    fn blocks(&mut self, data: &Bitmap, out: &mut Outgoing<'_>) -> Result<(), MigrationError> {
+        let (mut from, mut flying) = (0, 0);
+        let depth = self.reader.depth().max(1);
+        loop {
+            while flying < depth
+                && let Some(run) = data.next_run(from, (depth - flying) as u64)
+            {
+                from = run.end;
+                flying += (run.end - run.start) as usize;
+                for block in run {
+                    self.reader.submit(block).doing("reading a disk")?;
+                }
+            }
+            let mut result = Ok(());
+            let (number, layout, digests) = (self.number, &self.layout, &self.digests);
+            let mut take = |block: u64, bytes: &[u8]| result = one_block(number, layout, digests, block, bytes, out);
+            if !self.reader.complete(&mut take).doing("reading a disk")? {
+                return if flying == 0 { Ok(()) } else { Err(MigrationError::Bug("disk reader")) };
+            }
+            flying = flying.saturating_sub(1);
+            if let Err(error) = result {
+                // What is in flight must land before the buffers may go.
+                while matches!(self.reader.complete(&mut |_, _| {}), Ok(true)) {}
+                return Err(error);
+            }
+        }
+    }
+}
+
+fn one_block(
+    number: u16,
+    layout: &DiskLayout,
+    digests: &Digests,
+    block: u64,
+    bytes: &[u8],
+    out: &mut Outgoing<'_>,
+) -> Result<(), MigrationError> {
+    let length = layout.block_bytes(block);
+    let bytes = bytes.get(..length as usize).ok_or(MigrationError::Bug("disk reader: short block"))?;
+    if is_zero(bytes) {
+        digests.set(block, zero_block(length));
+        out.control.progress(0, length);
+        return out.zeroes(number, block..block + 1, length);
+    }
+    digests.set(block, digest(bytes));
+    out.block(number, block, bytes)
+}

@@ -1,0 +1,167 @@
+//! One memory channel at the source: pages out of the guest, through digest and zero test, into TLS.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Context;
+use super::workers::{Carry, Job, Share};
+use crate::control::Control;
+use crate::error::{Doing, MigrationError};
+use crate::guest::{PAGE_BYTES, SourceGuest};
+use crate::page::{Bitmap, Digests, digest, is_zero, zero_page};
+use crate::transport::TransportError;
+use crate::transport::channels::Channel;
+use crate::transport::limiter::Limiter;
+use crate::transport::stream::Stop;
+use crate::wire::frame::{MAX_RUNS, PageRun};
+
+const PAGE: usize = PAGE_BYTES as usize;
+
+/// Pages with data in one frame. A quarter of a megabyte and what is encrypted from it stay in the second-level cache.
+const BATCH_PAGES: usize = 64;
+
+/// Pages looked at for one frame, if most of them are zero.
+const LOOK_PAGES: usize = 2048;
+
+/// The pages of one round, shared by all memory channels: each takes the next run when it has room.
+pub(super) struct MemoryWork {
+    pages: Bitmap,
+    next: Mutex<u64>,
+}
+
+impl MemoryWork {
+    pub(super) fn new(pages: Bitmap) -> Self {
+        Self { pages, next: Mutex::new(0) }
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.pages.count()
+    }
+
+    fn take(&self, limit: usize) -> Option<Range<u64>> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = self.pages.next_run(*next, limit as u64)?;
+        *next = run.end;
+        Some(run)
+    }
+}
+
+pub(super) struct MemoryWorker {
+    guest: Arc<dyn SourceGuest>,
+    control: Control,
+    stop: Stop,
+    limiter: Arc<Limiter>,
+    digests: Arc<Digests>,
+    batch: Batch,
+}
+
+/// Pages on their way into one frame.
+///
+/// They are copied out of the guest once, into a buffer that nobody else writes to, although TLS could encrypt straight
+/// from guest memory: the guest may be writing at this very moment, and the zero test, the digest and the bytes that
+/// travel must all have seen the same page. A page that changes after the copy is dirty and will be sent again.
+struct Batch {
+    data: Box<[u8]>,
+    /// Pages in `data`.
+    filled: usize,
+    /// Pages looked at.
+    looked: usize,
+    runs: Vec<PageRun>,
+}
+
+impl Batch {
+    fn room(&self) -> usize {
+        if self.looked >= LOOK_PAGES || self.runs.len() + BATCH_PAGES > MAX_RUNS {
+            0
+        } else {
+            BATCH_PAGES - self.filled
+        }
+    }
+
+    fn clear(&mut self) {
+        (self.filled, self.looked) = (0, 0);
+        self.runs.clear();
+    }
+
+    fn note(&mut self, page: u64, zero: bool) {
+        match self.runs.last_mut() {
+            Some(run) if run.zero == zero && run.first + u64::from(run.count) == page => run.count += 1,
+            _ => self.runs.push(PageRun { first: page, count: 1, zero }),
+        }
+    }
+
+    fn add(&mut self, guest: &dyn SourceGuest, pages: Range<u64>, digests: &Digests) -> Result<(), MigrationError> {
+        let count = (pages.end - pages.start) as usize;
+        let start = self.filled;
+        let buffer = &mut self.data[start * PAGE..(start + count) * PAGE];
+        guest.read_pages(pages.start, buffer).doing("reading guest memory")?;
+        self.looked += count;
+        for (index, page) in pages.enumerate() {
+            let at = (start + index) * PAGE;
+            let bytes = &self.data[at..at + PAGE];
+            let zero = is_zero(bytes);
+            digests.set(page, if zero { zero_page() } else { digest(bytes) });
+            if !zero {
+                let to = self.filled * PAGE;
+                if to != at {
+                    self.data.copy_within(at..at + PAGE, to);
+                }
+                self.filled += 1;
+            }
+            self.note(page, zero);
+        }
+        Ok(())
+    }
+}
+
+impl MemoryWorker {
+    pub(super) fn new(context: &Context, digests: Arc<Digests>, limiter: Arc<Limiter>) -> Self {
+        Self {
+            guest: Arc::clone(&context.guest),
+            control: context.control.clone(),
+            stop: context.stop.clone(),
+            limiter,
+            digests,
+            batch: Batch {
+                data: vec![0; BATCH_PAGES * PAGE].into_boxed_slice(),
+                filled: 0,
+                looked: 0,
+                runs: Vec::with_capacity(BATCH_PAGES),
+            },
+        }
+    }
+
+    fn send(&mut self, channel: &mut Channel, share: &mut Share) -> Result<(), MigrationError> {
+        let batch = &mut self.batch;
+        if batch.runs.is_empty() {
+            return Ok(());
+        }
+        if self.stop.is_raised() {
+            return Err(TransportError::Stopped.into());
+        }
+        let data = &batch.data[..batch.filled * PAGE];
+        self.limiter.take(data.len() as u64 + 16 * batch.runs.len() as u64, || self.stop.is_raised());
+        let bytes = channel.send_pages(&batch.runs, data)?;
+        share.totals.data += batch.filled as u64;
+        share.totals.zero += (batch.looked - batch.filled) as u64;
+        share.bytes += bytes;
+        share.data_bytes += data.len() as u64;
+        self.control.progress(bytes, (batch.looked * PAGE) as u64);
+        batch.clear();
+        Ok(())
+    }
+}
+
+impl Carry for MemoryWorker {
+    fn carry(&mut self, job: &Job, channel: &mut Channel) -> Result<Share, MigrationError> {
+        let mut share = Share::default();
+        while let Some(pages) = job.memory.take(self.batch.room()) {
+            self.batch.add(&*self.guest, pages, &self.digests)?;
+            if self.batch.room() == 0 {
+                self.send(channel, &mut share)?;
+            }
+        }
+        self.send(channel, &mut share)?;
+        Ok(share)
+    }
+}

@@ -1,0 +1,241 @@
+//! Rounds of memory and disk while the guest runs.
+//!
+//! One round carries what is dirty of memory and of all disks at once, each on its own channels, under one budget. It
+//! ends when both are acknowledged: memory does not run ahead and send pages again and again while a large disk is still
+//! on its way. After each round [`converge`] decides.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::connect::{ping, reason_of};
+use super::disk::DiskWork;
+use super::memory::MemoryWork;
+use super::switchover::Switchover;
+use super::workers::{Job, Share};
+use super::{Context, Failed, Link, Sent};
+use crate::error::{Doing, MigrationError};
+use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
+use crate::page::Bitmap;
+use crate::policy::{Decision, History, RoundStats, converge};
+use crate::report::Round;
+use crate::transport::tcp::TICK;
+use crate::wire::handshake::Role;
+
+/// The destination hears from this end at least so often.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// Rounds can begin.
+pub(super) struct Precopy {
+    link: Link,
+    sent: Sent,
+}
+
+/// What the guest has written and the destination does not have yet.
+pub(super) struct Dirty {
+    pub(super) memory: Bitmap,
+    pub(super) disks: Vec<Bitmap>,
+}
+
+/// Both kinds of channel in one round.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RoundShares {
+    pub(super) memory: Share,
+    pub(super) disk: Share,
+    /// When the last page and the last block were acknowledged.
+    pub(super) memory_at: Instant,
+    pub(super) disk_at: Instant,
+}
+
+impl Dirty {
+    pub(super) fn none(sent: &Sent) -> Self {
+        Self {
+            memory: Bitmap::new(sent.layout.pages()),
+            disks: sent.layout.disks.iter().map(|disk| Bitmap::new(disk.blocks())).collect(),
+        }
+    }
+
+    /// Adds what was written since the last call.
+    pub(super) fn collect(&mut self, context: &Context) -> Result<(), MigrationError> {
+        context.guest.collect_dirty(&mut self.memory).doing("collecting dirty pages")?;
+        for (disk, bitmap) in context.guest.disks().iter().zip(&mut self.disks) {
+            disk.collect_dirty(bitmap).doing("collecting dirty blocks")?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn blocks(&self) -> u64 {
+        self.disks.iter().map(Bitmap::count).sum()
+    }
+
+    pub(super) fn into_job(self, round: u32, last: bool) -> Job {
+        let (memory, disk) = (Arc::new(MemoryWork::new(self.memory)), Arc::new(DiskWork::dirty(self.disks)));
+        Job { round, last, memory, disk }
+    }
+}
+
+impl Precopy {
+    pub(super) fn new(link: Link, sent: Sent) -> Self {
+        Self { link, sent }
+    }
+
+    pub(super) fn run(mut self, context: &mut Context) -> Result<Switchover, Box<Failed>> {
+        match self.rounds(context) {
+            Ok((dirty, round)) => Ok(Switchover::new(self.link, self.sent, dirty, round)),
+            Err(error) => Err(Failed::new(error, Some(self.link))),
+        }
+    }
+
+    fn rounds(&mut self, context: &mut Context) -> Result<(Dirty, u32), MigrationError> {
+        start_tracking(context)?;
+        let mut job = self.everything(context)?;
+        let mut history = History::default();
+        loop {
+            let start = Instant::now();
+            let shares = run_round(context, &mut self.link, &job)?;
+            let mut dirty = Dirty::none(&self.sent);
+            dirty.collect(context)?;
+            let elapsed = start.elapsed();
+            note(context, &job, &shares, elapsed, dirty.memory.count());
+            history.sent((shares.memory.data_bytes, shares.memory.busy), (shares.disk.data_bytes, shares.disk.busy));
+            let mut stats = RoundStats {
+                round: job.round,
+                elapsed,
+                total_elapsed: context.started.elapsed(),
+                dirty_pages: dirty.memory.count(),
+                dirty_blocks: dirty.blocks(),
+                memory_bytes_per_second: history.memory_bytes_per_second(),
+                disk_bytes_per_second: history.disk_bytes_per_second(),
+                round_trip: self.link.round_trip,
+                rounds_without_progress: 0,
+            };
+            stats.rounds_without_progress = history.remained(stats.remaining_bytes());
+            context.control.set_dirty_rate(stats.dirty_bytes_per_second());
+            context.check_cancelled()?;
+            let decision = converge(&stats, &context.options.limits);
+            tracing::info!(
+                round = stats.round,
+                ms = elapsed.as_secs_f64() * 1e3,
+                bytes = shares.memory.bytes + shares.disk.bytes,
+                dirty_pages = stats.dirty_pages,
+                dirty_blocks = stats.dirty_blocks,
+                estimated_downtime_ms = stats.estimated_downtime().as_secs_f64() * 1e3,
+                ?decision,
+                "round"
+            );
+            match decision {
+                Decision::Continue => job = dirty.into_job(stats.round + 1, false),
+                Decision::Switchover | Decision::ForceSwitchover => return Ok((dirty, stats.round + 1)),
+                Decision::GiveUp { reason } => return Err(MigrationError::NotConverging { reason }),
+            }
+        }
+    }
+
+    /// Round 0: all that was ever touched.
+    fn everything(&self, context: &mut Context) -> Result<Job, MigrationError> {
+        let pages = self.sent.layout.pages();
+        let (mut memory, mut from) = (Bitmap::new(pages), 0);
+        while let Some(run) = context.guest.next_populated(from).doing("looking for populated memory")? {
+            if run.end <= from || run.start >= pages {
+                break;
+            }
+            from = run.end;
+            memory.insert_range(run);
+        }
+        let disk = DiskWork::everything(&context.guest.disks(), &self.sent.layout.disks)?;
+        Ok(Job { round: 0, last: false, memory: Arc::new(MemoryWork::new(memory)), disk: Arc::new(disk) })
+    }
+}
+
+fn start_tracking(context: &mut Context) -> Result<(), MigrationError> {
+    context.done.tracking = true;
+    context.guest.start_dirty_tracking().doing("starting to track dirty pages")?;
+    for disk in context.guest.disks() {
+        disk.start_dirty_tracking().doing("starting to track dirty blocks")?;
+    }
+    // Whatever was recorded before (by an earlier migration that failed) is part of round 0.
+    Ok(())
+}
+
+/// Hands a round to the channels and waits until all of it is acknowledged.
+pub(super) fn run_round(context: &Context, link: &mut Link, job: &Job) -> Result<RoundShares, MigrationError> {
+    let remaining = job.memory.count() * PAGE_BYTES + job.disk.count() * BLOCK_BYTES;
+    context.control.set_round(job.round, remaining);
+    let waiting = link.workers.start_round(job)?;
+    wait_round(context, link, waiting)
+}
+
+/// Waits for a round that has been started.
+pub(super) fn wait_round(context: &Context, link: &mut Link, waiting: usize) -> Result<RoundShares, MigrationError> {
+    let now = Instant::now();
+    let mut shares = RoundShares { memory: Share::default(), disk: Share::default(), memory_at: now, disk_at: now };
+    let (mut left, mut heard, mut nonce) = (waiting, now, 1 << 32);
+    while left > 0 {
+        match link.workers.finished(TICK) {
+            Ok(Some((Role::Disk, share, at))) => {
+                (shares.disk, shares.disk_at) = (share, at);
+                left -= 1;
+            }
+            Ok(Some((_, share, at))) => {
+                shares.memory.add(&share);
+                shares.memory_at = shares.memory_at.max(at);
+                left -= 1;
+            }
+            Ok(None) => {
+                context.check_cancelled()?;
+                let limit = context.options.limits.timeout;
+                if !context.done.paused && context.started.elapsed() > limit {
+                    return Err(MigrationError::TimedOut { after: limit });
+                }
+                if heard.elapsed() > KEEP_ALIVE {
+                    nonce += 1;
+                    let trip = ping(&mut link.control, nonce)?;
+                    link.round_trip = link.round_trip.min(trip);
+                    heard = Instant::now();
+                }
+            }
+            Err(error) => {
+                context.check_cancelled()?;
+                return Err(match error {
+                    MigrationError::Transport(error) if error.is_link() => reason_of(&mut link.control, error.into()),
+                    other => other,
+                });
+            }
+        }
+    }
+    Ok(shares)
+}
+
+impl Share {
+    fn add(&mut self, other: &Share) {
+        self.totals.data += other.totals.data;
+        self.totals.zero += other.totals.zero;
+        self.bytes += other.bytes;
+        self.data_bytes += other.data_bytes;
+        self.skipped_bytes += other.skipped_bytes;
+        self.busy = self.busy.max(other.busy);
+    }
+}
+
+/// Puts a round into the report.
+pub(super) fn note(context: &mut Context, job: &Job, shares: &RoundShares, elapsed: Duration, dirty_after: u64) {
+    let report = &mut context.report;
+    report.rounds.push(Round {
+        pages: shares.memory.totals.data + shares.memory.totals.zero,
+        bytes: shares.memory.bytes,
+        zero_pages: shares.memory.totals.zero,
+        ms: elapsed.as_secs_f64() * 1e3,
+        dirty_pages_after: dirty_after,
+    });
+    let memory = &mut report.memory;
+    let busy = memory.bytes_sent as f64 / memory.throughput_bytes_per_second.max(1.0);
+    memory.bytes_sent += shares.memory.bytes;
+    let busy = if memory.throughput_bytes_per_second > 0.0 { busy } else { 0.0 } + shares.memory.busy.as_secs_f64();
+    if busy > 0.0 {
+        memory.throughput_bytes_per_second = memory.bytes_sent as f64 / busy;
+    }
+    report.disk.bytes_sent += shares.disk.bytes;
+    report.disk.bytes_skipped += shares.disk.skipped_bytes;
+    if job.disk.count() > 0 {
+        report.disk.rounds += 1;
+    }
+}

@@ -1,0 +1,180 @@
+//! The guest is stopped: the last pages and blocks, state, Prepared, fence, Commit.
+//!
+//! ```text
+//! source                                     destination
+//!   pause, collect what is still dirty
+//!   last round on all data channels ───────>   stores, flushes; acknowledges each channel
+//!   save state          State ─────────────>   waits for every channel's last marker, restores
+//!         <──────────────────────── Prepared
+//!   (nobody can cancel from here on)
+//!   fence               Commit ────────────>   resumes, announces
+//!         <───────────────────────── Resumed
+//! ```
+//!
+//! Saving the state and its way to the destination overlap with the last round; nothing waits for an acknowledgement that
+//! the destination does not itself wait for.
+
+use std::time::{Duration, Instant};
+
+use super::connect::{PATIENCE, by_peer, reason_of};
+use super::precopy::{Dirty, note, wait_round};
+use super::verify::{Verify, send_images};
+use super::{Context, Failed, Link, Sent};
+use crate::error::{Doing, MigrationError};
+use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
+use crate::report::Outcome;
+use crate::transport::TransportError;
+use crate::wire::WireError;
+use crate::wire::message::Message;
+
+/// For Commit to be answered.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the destination to compare full images (test mode).
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The guest can be stopped.
+pub(super) struct Switchover {
+    link: Link,
+    sent: Sent,
+    dirty: Option<Dirty>,
+    round: u32,
+}
+
+/// Commit was sent.
+pub(super) struct Committed {
+    link: Link,
+    sent: Sent,
+    paused_at: Instant,
+    committing_since: Instant,
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+impl Switchover {
+    pub(super) fn new(link: Link, sent: Sent, dirty: Dirty, round: u32) -> Self {
+        Self { link, sent, dirty: Some(dirty), round }
+    }
+
+    pub(super) fn run(mut self, context: &mut Context) -> Result<Committed, Box<Failed>> {
+        let (paused_at, committing_since) = match self.prepare(context) {
+            Ok(times) => times,
+            Err(error) => return Err(Failed::new(error, Some(self.link))),
+        };
+        if let Err(error) = self.link.control.send(&Message::Commit) {
+            // Some of it may have left: only the destination knows.
+            return Err(Box::new(Failed { error: error.into(), link: Some(self.link), in_doubt: true }));
+        }
+        Ok(Committed { link: self.link, sent: self.sent, paused_at, committing_since })
+    }
+
+    /// Everything up to the fence. Returns when the pause and when the commit began.
+    fn prepare(&mut self, context: &mut Context) -> Result<(Instant, Instant), MigrationError> {
+        context.check_cancelled()?;
+        let mut dirty = self.dirty.take().ok_or(MigrationError::Bug("switchover"))?;
+        let start = Instant::now();
+        context.done.paused = true;
+        context.guest.pause().doing("stopping the guest")?;
+        let paused = Instant::now();
+        dirty.collect(context)?;
+        let job = dirty.into_job(self.round, true);
+        context.control.set_round(job.round, job.memory.count() * PAGE_BYTES + job.disk.count() * BLOCK_BYTES);
+        let waiting = self.link.workers.start_round(&job)?;
+        let payloads = context.guest.save_state().doing("saving the state of the devices")?;
+        let state = Message::State { payloads };
+        let shares = if context.options.limits.compare_full {
+            let shares = wait_round(context, &mut self.link, waiting)?;
+            self.compare(context)?;
+            self.send(&state)?;
+            shares
+        } else {
+            self.send(&state)?;
+            wait_round(context, &mut self.link, waiting)?
+        };
+        let prepared = self.prepared()?;
+
+        let downtime = &mut context.report.downtime_ms;
+        downtime.pause = ms(paused - start);
+        downtime.final_pages = ms(shares.memory_at.saturating_duration_since(paused));
+        downtime.final_blocks = ms(shares.disk_at.saturating_duration_since(shares.memory_at.max(paused)));
+        downtime.state = ms(prepared.saturating_duration_since(shares.memory_at.max(shares.disk_at)));
+        note(context, &job, &shares, shares.memory_at.saturating_duration_since(paused), 0);
+
+        // From here on nobody can cancel.
+        if !context.control.commit() {
+            return Err(MigrationError::Cancelled);
+        }
+        context.done.fenced = true;
+        context.guest.fence().doing("fencing the machine")?;
+        Ok((start, prepared))
+    }
+
+    fn send(&mut self, message: &Message) -> Result<(), MigrationError> {
+        let sent = self.link.control.send(message);
+        sent.map_err(|error| reason_if_link(&mut self.link, error))
+    }
+
+    fn prepared(&mut self) -> Result<Instant, MigrationError> {
+        match self.link.control.receive("waiting for the destination to be prepared").map_err(by_peer)? {
+            Message::Prepared { restore_us } => {
+                let now = Instant::now();
+                tracing::debug!(restore_us, "prepared");
+                Ok(now)
+            }
+            other => Err(WireError::Unexpected { found: other.name(), expected: "Prepared" }.into()),
+        }
+    }
+
+    /// Test mode: both stopped images, page by page and block by block.
+    fn compare(&mut self, context: &mut Context) -> Result<(), MigrationError> {
+        self.send(&Message::CompareFull)?;
+        send_images(context, &mut self.link, &self.sent)?;
+        self.link.control.set_patience(COMPARE_TIMEOUT);
+        let answer = self.link.control.receive("waiting for the images to be compared").map_err(by_peer)?;
+        self.link.control.set_patience(PATIENCE);
+        match answer {
+            Message::Compared { difference: None } => Ok(()),
+            Message::Compared { difference: Some(difference) } => {
+                Err(MigrationError::Different { difference: crate::wire::message::sanitised(&difference) })
+            }
+            other => Err(WireError::Unexpected { found: other.name(), expected: "Compared" }.into()),
+        }
+    }
+}
+
+fn reason_if_link(link: &mut Link, error: TransportError) -> MigrationError {
+    if error.is_link() { reason_of(&mut link.control, error.into()) } else { error.into() }
+}
+
+impl Committed {
+    /// Waits for the answer to Commit.
+    pub(super) fn run(mut self, context: &mut Context) -> Result<Verify, Box<Failed>> {
+        self.link.control.set_patience(COMMIT_TIMEOUT);
+        let answer = self.link.control.receive("waiting for the machine to run at the destination");
+        let now = Instant::now();
+        let resume_us = match answer {
+            Ok(Message::Resumed { resume_us }) => resume_us,
+            // The destination says that it did not run it and never will.
+            Err(error @ TransportError::Aborted { .. }) => return Err(Failed::new(by_peer(error), Some(self.link))),
+            Ok(other) => {
+                let error = WireError::Unexpected { found: other.name(), expected: "Resumed" };
+                return Err(Box::new(Failed { error: error.into(), link: Some(self.link), in_doubt: true }));
+            }
+            Err(error) => {
+                return Err(Box::new(Failed { error: error.into(), link: Some(self.link), in_doubt: true }));
+            }
+        };
+        let way_back = self.link.round_trip / 2;
+        let resume = Duration::from_micros(resume_us);
+        let committing = (now - self.committing_since).saturating_sub(way_back);
+        let report = &mut context.report;
+        report.downtime_ms.resume = ms(resume);
+        report.downtime_ms.commit = ms(committing.saturating_sub(resume));
+        report.downtime_ms.total = ms((now - self.paused_at).saturating_sub(way_back));
+        report.total_ms = ms(now - context.started);
+        report.outcome = Outcome::Completed;
+        tracing::info!(downtime_ms = report.downtime_ms.total, "the machine runs at the destination");
+        Ok(Verify::new(self.link, self.sent))
+    }
+}

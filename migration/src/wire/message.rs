@@ -1,0 +1,191 @@
+//! Control messages.
+//!
+//! They are encoded with postcard: variants by number, so they are only ever appended; a variant's fields never change
+//! within a protocol version.
+
+use serde::{Deserialize, Serialize};
+
+use super::WireError;
+use super::handshake::{Hello, Welcome};
+use crate::guest::{MachineLayout, StatePayload};
+
+/// Longest text that is taken over from a peer, in bytes.
+pub const MAX_TEXT: usize = 4096;
+
+/// What one channel carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Pages or blocks with data.
+    pub data: u64,
+    /// Pages or blocks sent as zeroes.
+    pub zero: u64,
+}
+
+/// What was compared after the resume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Pages or blocks that were compared and equal.
+    pub equal: u64,
+    /// Overwritten by the guest before they could be compared.
+    pub overwritten: u64,
+    /// Neither: what is here is not what was sent.
+    pub different: u64,
+    /// Disk of the first difference; 0 for memory.
+    pub first_disk: u16,
+    /// Number of the first page or block that differs.
+    pub first_different: Option<u64>,
+}
+
+/// A control message. `s` marks those sent by the source, `d` those sent by the destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// s: first message of every channel.
+    Hello(Hello),
+    /// d: the channel is accepted.
+    Welcome(Welcome),
+    /// s d: this end has given up and says why. From the destination, also after Commit, it means: the machine did not
+    /// run here and never will.
+    Abort {
+        /// Cause and remedy.
+        reason: String,
+    },
+    /// s: what the destination has to build.
+    Layout {
+        /// The machine.
+        layout: MachineLayout,
+        /// Number of memory channels.
+        streams: u16,
+    },
+    /// d: built, and all channels are there.
+    Ready,
+    /// s: are you there?
+    Ping {
+        /// Returned in the answer.
+        nonce: u64,
+    },
+    /// d: yes.
+    Pong {
+        /// Of the question.
+        nonce: u64,
+    },
+    /// s, on every data channel: everything of this round was sent on it.
+    RoundEnd {
+        /// Number of the round.
+        round: u32,
+        /// The guest is stopped: no further round follows.
+        last: bool,
+        /// What the channel has carried since the migration began, to be compared with what arrived.
+        totals: Totals,
+    },
+    /// d, on the same channel: everything before the marker is in memory, or on stable storage.
+    RoundAck {
+        /// Of the marker.
+        round: u32,
+    },
+    /// s, disk channel: blocks that read as zeroes: (first, count).
+    ZeroBlocks {
+        /// Disk number.
+        disk: u16,
+        /// First block.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
+    /// s: digests of the whole stopped machine follow as digest frames, ended by [`Message::DigestsEnd`]; compare them.
+    CompareFull,
+    /// s: no more digests.
+    DigestsEnd,
+    /// d: `None` if both images are the same, else the first difference.
+    Compared {
+        /// In words.
+        difference: Option<String>,
+    },
+    /// s: everything but memory and disks. It is restored once every data channel has had its last marker.
+    State {
+        /// Of all devices.
+        payloads: Vec<StatePayload>,
+    },
+    /// d: all is here, checked and restored; the machine can run.
+    Prepared {
+        /// Time spent in restoring, in microseconds.
+        restore_us: u64,
+    },
+    /// s: the machine is fenced here and belongs to the destination now.
+    Commit,
+    /// d: it runs.
+    Resumed {
+        /// From the arrival of Commit until it ran, in microseconds.
+        resume_us: u64,
+    },
+    /// d: what the comparison after the resume found.
+    Verified {
+        /// Pages.
+        memory: Comparison,
+        /// Blocks of all disks.
+        disks: Comparison,
+    },
+    /// s: thank you; the source may forget the machine now.
+    Goodbye,
+}
+
+impl Message {
+    /// Its name, for messages about it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Hello(_) => "Hello",
+            Message::Welcome(_) => "Welcome",
+            Message::Abort { .. } => "Abort",
+            Message::Layout { .. } => "Layout",
+            Message::Ready => "Ready",
+            Message::Ping { .. } => "Ping",
+            Message::Pong { .. } => "Pong",
+            Message::RoundEnd { .. } => "RoundEnd",
+            Message::RoundAck { .. } => "RoundAck",
+            Message::ZeroBlocks { .. } => "ZeroBlocks",
+            Message::CompareFull => "CompareFull",
+            Message::DigestsEnd => "DigestsEnd",
+            Message::Compared { .. } => "Compared",
+            Message::State { .. } => "State",
+            Message::Prepared { .. } => "Prepared",
+            Message::Commit => "Commit",
+            Message::Resumed { .. } => "Resumed",
+            Message::Verified { .. } => "Verified",
+            Message::Goodbye => "Goodbye",
+        }
+    }
+
+    /// As it goes into a message frame.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::Malformed`] if it cannot be encoded.
+    pub fn encode(&self) -> Result<Vec<u8>, WireError> {
+        postcard::to_stdvec(self).map_err(|error| WireError::Malformed { kind: self.name(), detail: error.to_string() })
+    }
+
+    /// Decodes the payload of a message frame, whose length the caller has checked.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::Malformed`] if it is not exactly one message.
+    pub fn decode(payload: &[u8]) -> Result<Self, WireError> {
+        let malformed = |detail: String| WireError::Malformed { kind: "message", detail };
+        match postcard::take_from_bytes(payload) {
+            Ok((message, [])) => Ok(message),
+            Ok((_, rest)) => Err(malformed(format!("{} bytes too many", rest.len()))),
+            Err(error) => Err(malformed(error.to_string())),
+        }
+    }
+}
+
+/// Text from a peer, made fit for a log and a report: cut to [`MAX_TEXT`], without control characters.
+pub fn sanitised(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len().min(MAX_TEXT));
+    for character in text.chars() {
+        if clean.len() + character.len_utf8() > MAX_TEXT {
+            break;
+        }
+        clean.push(if character.is_control() { ' ' } else { character });
+    }
+    clean
+}

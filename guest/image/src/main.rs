@@ -40,7 +40,7 @@ extern "C" fn ring3_entry() -> ! {
     let clock = Clock::new();
     let timer = Timer::new(&clock);
     let CommandLine { workload, devices, rejected } = CommandLine::parse(&memory.command_line);
-    say!("headroom-guest {} MiB of RAM, clock: {}", memory.ram_bytes >> 20, clock.describe());
+    say!("headroom-guest {} MiB of RAM, clock: {clock}", memory.ram_bytes >> 20);
     for word in rejected {
         say!("headroom-guest ignores {word:?}: its value cannot be read");
     }

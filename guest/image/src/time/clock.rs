@@ -7,6 +7,7 @@
 
 use core::arch::x86_64::_rdtsc;
 use core::cell::Cell;
+use core::fmt;
 use core::hint::spin_loop;
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -18,7 +19,7 @@ const TSC_KHZ_MAX: u64 = 20_000_000;
 /// Taken if nothing tells the rate: the clock runs wrong but the guest works.
 const TSC_KHZ_GUESS: u64 = 2_000_000;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 enum Source {
     /// KVM's system time.
     System,
@@ -31,6 +32,16 @@ pub struct Clock {
     source: Source,
     start: u64,
     last: Cell<u64>,
+}
+
+/// For the boot message.
+impl fmt::Display for Clock {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.source {
+            Source::System => formatter.write_str("KVM system time"),
+            Source::Tsc(khz) => write!(formatter, "TSC at {khz} kHz"),
+        }
+    }
 }
 
 impl Clock {
@@ -47,14 +58,6 @@ impl Clock {
         let now = self.read().saturating_sub(self.start).max(self.last.get());
         self.last.set(now);
         now
-    }
-
-    /// What the clock is made of, for the boot message.
-    pub fn describe(&self) -> &'static str {
-        match self.source {
-            Source::System => "KVM system time",
-            Source::Tsc(_) => "TSC",
-        }
     }
 
     /// Nanoseconds since the program was entered, as far as the source tells: how long the boot took so far.
@@ -141,32 +144,44 @@ fn tsc_khz() -> u64 {
     let told =
         [u64::from(facts.kvm_tsc_khz), crystal.checked_div(u64::from(facts.tsc_denominator)).unwrap_or(0) / 1000];
     told.into_iter()
-        .chain(core::iter::once_with(measure_tsc_khz))
+        .chain(core::iter::once_with(median_tsc_khz))
         .find(|khz| (TSC_KHZ_MIN..=TSC_KHZ_MAX).contains(khz))
         .unwrap_or(TSC_KHZ_GUESS)
 }
 
-/// Counts TSC ticks while channel 2 of the PIT counts down for about 10 ms.
+/// The middle of three measurements: one that the host has disturbed does not count.
+fn median_tsc_khz() -> u64 {
+    let mut measured = [measure_tsc_khz(), measure_tsc_khz(), measure_tsc_khz()];
+    measured.sort_unstable();
+    measured[1]
+}
+
+/// Compares the TSC with channel 0 of the PIT (8254) for 20 ms; 0 if there is none. Nobody hears that channel's interrupt:
+/// the 8259s and the I/O APIC mask it.
 fn measure_tsc_khz() -> u64 {
-    const CONTROL: u16 = 0x61;
-    const COUNTER: u16 = 0x42;
+    const COUNTER: u16 = 0x40;
     const MODE: u16 = 0x43;
+    const COUNT_DOWN_ONCE: u8 = 0x30;
+    const LATCH: u8 = 0x00;
     const PIT_HZ: u64 = 1_193_182;
-    const COUNT: u16 = 11_932;
-    const OUTPUT: u8 = 0x20;
-    const LOOKS_MAX: u32 = 1_000_000;
-    let [low, high] = COUNT.to_le_bytes();
-    // Gate on, speaker off; channel 2, low then high byte, mode 0: the output rises at the end of the count.
-    port::write(CONTROL, (port::read(CONTROL) & !0x02) | 0x01);
-    port::write(MODE, 0xb0);
-    port::write(COUNTER, low);
-    port::write(COUNTER, high);
-    // SAFETY: rdtsc is allowed in ring 3 (CR4.TSD is clear).
-    let start = unsafe { _rdtsc() };
-    if !(0..LOOKS_MAX).any(|_| port::read(CONTROL) & OUTPUT != 0) {
-        return 0;
+    const TICKS: u16 = 23_864;
+    const LOOKS_MAX: u32 = 10_000;
+    let sample = || {
+        port::write(MODE, LATCH);
+        // SAFETY: rdtsc is allowed in ring 3 (CR4.TSD is clear).
+        let tsc = unsafe { _rdtsc() };
+        (tsc, u16::from_le_bytes([port::read(COUNTER), port::read(COUNTER)]))
+    };
+    port::write(MODE, COUNT_DOWN_ONCE);
+    port::write(COUNTER, 0xff);
+    port::write(COUNTER, 0xff);
+    let (start, first) = sample();
+    for _ in 0..LOOKS_MAX {
+        let (end, count) = sample();
+        let ticks = first.wrapping_sub(count);
+        if ticks >= TICKS {
+            return (end - start) * PIT_HZ / (u64::from(ticks) * 1000);
+        }
     }
-    // SAFETY: as above.
-    let ticks = unsafe { _rdtsc() } - start;
-    ticks * PIT_HZ / (u64::from(COUNT) * 1000)
+    0
 }

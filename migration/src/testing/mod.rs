@@ -6,6 +6,8 @@ mod disk;
 mod faults;
 mod machine;
 mod memory;
+mod proxy;
+mod verdict;
 mod workload;
 
 pub use certificates::Authority;
@@ -13,6 +15,8 @@ pub use disk::FakeDisk;
 pub use faults::Faults;
 pub use machine::{FakeMachine, World};
 pub use memory::FakeMemory;
+pub use proxy::{Cut, Proxy};
+pub use verdict::{Owner, settle};
 pub use workload::{Registers, Workload};
 
 use std::net::{SocketAddr, TcpListener};
@@ -24,6 +28,15 @@ use crate::destination::{self, DestinationError, DestinationOptions, Received};
 use crate::policy::Limits;
 use crate::report::{Report, Trigger};
 use crate::source::{self, SourceOptions};
+
+/// Two machines of the same layout, on hosts `a` and `b`, and the world that watches them.
+pub fn machines(pages: u64, disks: &[u64]) -> (Arc<World>, Arc<FakeMachine>, Arc<FakeMachine>) {
+    let world = World::new();
+    let layout = FakeMachine::layout(pages, disks);
+    let source = FakeMachine::new("a", layout.clone(), &world);
+    let destination = FakeMachine::new("b", layout, &world);
+    (world, source, destination)
+}
 
 /// Both ends of one migration between two fake machines, over real TCP and TLS on the loopback.
 pub struct Pair {

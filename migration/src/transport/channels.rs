@@ -66,6 +66,12 @@ impl Channel {
         Self { stream, role, sent: 0, received: 0, scratch: Vec::new(), runs: Vec::new() }
     }
 
+    /// The session below, to say something on it that is not a frame.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn into_stream(self) -> TlsStream {
+        self.stream
+    }
+
     /// The same channel, now that its role is proved; from here on there is no deadline.
     #[must_use]
     pub fn into_role(mut self, role: Role) -> Self {

@@ -362,7 +362,8 @@ fn welcome() -> Message {
 
 #[test]
 fn answers_that_make_no_sense() {
-    let cases: [(fn(&mut Channel), &str); 4] = [
+    type Answer = fn(&mut Channel);
+    let cases: [(Answer, &str); 4] = [
         (|control| drop(control.send(&Message::Ready)), "unexpected Ready while waiting for Welcome"),
         (
             |control| {

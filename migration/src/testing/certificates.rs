@@ -27,7 +27,7 @@ impl Authority {
 
     /// An identity for `host`.
     pub fn issue(&self, host: &str) -> Identity {
-        self.sign(CertificateParams::new(vec![host.to_owned()]).expect("a DNS name"))
+        self.sign(&CertificateParams::new(vec![host.to_owned()]).expect("a DNS name"))
     }
 
     /// An identity that was good for one day in 2001.
@@ -35,10 +35,10 @@ impl Authority {
         let mut params = CertificateParams::new(vec![host.to_owned()]).expect("a DNS name");
         params.not_before = date_time_ymd(2001, 1, 1);
         params.not_after = date_time_ymd(2001, 1, 2);
-        self.sign(params)
+        self.sign(&params)
     }
 
-    fn sign(&self, params: CertificateParams) -> Identity {
+    fn sign(&self, params: &CertificateParams) -> Identity {
         let key = KeyPair::generate().expect("key generation");
         let certificate = params.signed_by(&key, &self.issuer).expect("signed certificate");
         Identity { ca_pem: self.pem.clone(), certificate_pem: certificate.pem(), key_pem: key.serialize_pem() }

@@ -113,6 +113,9 @@ impl Service {
     ///
     /// [`ServiceError`] if it is not paused, or the directory cannot be written.
     pub fn save(&self, path: &Path) -> Result<MachineInfo, ServiceError> {
+        // Held until the last page is written: nobody resumes or migrates the machine meanwhile.
+        let job = lock(&self.job);
+        refuse_active(job.as_ref())?;
         snapshot::save(&*self.machine()?, path)?;
         Ok(self.info())
     }
@@ -123,6 +126,8 @@ impl Service {
     ///
     /// [`ServiceError`] if it runs, or a disk cannot be read.
     pub fn digest(&self) -> Result<MachineDigest, ServiceError> {
+        let job = lock(&self.job);
+        refuse_active(job.as_ref())?;
         Ok(self.machine()?.digest()?)
     }
 
@@ -157,9 +162,12 @@ impl Service {
         let mut job = lock(&self.job);
         refuse_active(job.as_ref())?;
         let machine = self.machine()?;
+        let refuse = |state, remedy| Err(MachineError::State { state, action: "migrated", remedy }.into());
         match machine.state() {
-            MachineState::Running | MachineState::Paused => {}
-            state => return Err(MachineError::State { state, action: "migrated", remedy: "" }.into()),
+            MachineState::Running => {}
+            // It would run at the destination.
+            MachineState::Paused => return refuse(MachineState::Paused, ", resume it first"),
+            state => return refuse(state, ""),
         }
         let started = Arc::new(Job::send(machine, config)?);
         *job = Some(Arc::clone(&started));

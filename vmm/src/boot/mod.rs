@@ -16,6 +16,8 @@ mod kernel;
 mod memmap;
 mod mptable;
 mod registers;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::fs::File;
 use std::io;
@@ -178,33 +180,13 @@ fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
 mod tests {
     use std::io::Write;
 
+    use super::testing::elf_of as elf;
     use super::*;
 
     fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(bytes).unwrap();
         file
-    }
-
-    /// An ELF with one loadable segment of `bytes` bytes at `address`, and a PVH note.
-    fn elf(address: u64, bytes: u64) -> Vec<u8> {
-        let mut elf = vec![0u8; 64 + 2 * 56 + 20];
-        elf[..20].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 62, 0]);
-        let mut put = |offset: usize, value: &[u8]| elf[offset..offset + value.len()].copy_from_slice(value);
-        put(20, &1u32.to_le_bytes());
-        put(24, &address.to_le_bytes());
-        put(32, &64u64.to_le_bytes());
-        put(54, &[56, 0, 2, 0]);
-        put(64, &1u32.to_le_bytes());
-        put(64 + 24, &address.to_le_bytes());
-        put(64 + 32, &16u64.to_le_bytes());
-        put(64 + 40, &bytes.to_le_bytes());
-        put(120, &4u32.to_le_bytes());
-        put(120 + 8, &176u64.to_le_bytes());
-        put(120 + 32, &20u64.to_le_bytes());
-        put(176, &[4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0, b'X', b'e', b'n', 0]);
-        put(192, &(address as u32).to_le_bytes());
-        elf
     }
 
     fn load_bytes(bytes: &[u8], cmdline: &str) -> Result<Entry, BootError> {

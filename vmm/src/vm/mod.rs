@@ -16,6 +16,8 @@
 
 mod digest;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;

@@ -169,3 +169,21 @@ impl Machine {
         Ok(())
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use crate::kvm::irq::IrqchipStateV1;
+    use crate::vcpu::state::VcpuStateV1;
+
+    /// Two payloads hold the same vCPU, time aside.
+    pub(crate) fn same_vcpu(first: &[u8], second: &[u8]) {
+        let decode = |bytes| postcard::from_bytes::<VcpuStateV1>(bytes).unwrap();
+        decode(first).assert_same(&decode(second));
+    }
+
+    /// Two payloads hold the same interrupt controllers, time aside.
+    pub(crate) fn same_irqchip(first: &[u8], second: &[u8]) {
+        let decode = |bytes| postcard::from_bytes::<IrqchipStateV1>(bytes).unwrap();
+        decode(first).assert_same(&decode(second));
+    }
+}

@@ -1,0 +1,102 @@
+//! Real machines that move between two VMM processes, with the guest's own oracles as judges.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Lab, Vmm, ready, until};
+use headroom_guest::{Client as Guest, Status};
+use migration::report::{Outcome, Report};
+use migration::testing::Authority;
+use vmm::api::MachineState;
+use vmm::config::{MigrationLimits, ReceiveConfig, SendConfig, TlsIdentity};
+
+const TOKEN: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+const WORKLOAD: &str = "ip=10.0.0.2/24 sweep=16:100 disk=8:8 cpu=5 fill=64 hb=100";
+
+fn identity(authority: &Authority, host: &str) -> TlsIdentity {
+    let identity = authority.issue(host);
+    TlsIdentity { ca_pem: identity.ca_pem, certificate_pem: identity.certificate_pem, key_pem: identity.key_pem }
+}
+
+fn guest() -> Guest {
+    let mut guest = Guest::connect("10.0.0.2:9000".parse().expect("an address")).expect("a socket");
+    guest.set_deadline(Duration::from_secs(20));
+    guest
+}
+
+fn healthy(status: &Status) {
+    assert_eq!((status.sweep_errors, status.disk_errors), (0, 0), "{status:?}");
+}
+
+fn migrate(authority: &Authority, from: &Vmm, to: &Vmm, id: &str) -> Report {
+    let receiving = to
+        .client
+        .receive(&ReceiveConfig {
+            id: id.into(),
+            listen: "127.0.0.1:0".parse().expect("an address"),
+            token: TOKEN.into(),
+            source_host: "a".into(),
+            destination_host: "b".into(),
+            tls: identity(authority, "b"),
+            deadline_s: 60,
+        })
+        .expect("it listens");
+    from.client
+        .send(&SendConfig {
+            id: id.into(),
+            address: receiving.address,
+            token: TOKEN.into(),
+            source_host: "a".into(),
+            destination_host: "b".into(),
+            tls: identity(authority, "a"),
+            limits: MigrationLimits::default(),
+            trigger: Default::default(),
+        })
+        .expect("it starts");
+    from.migrated().report.expect("the source has a report")
+}
+
+#[test]
+fn a_busy_guest_moves_there_and_back() {
+    if !ready("a_busy_guest_moves_there_and_back") {
+        return;
+    }
+    let lab = Lab::new();
+    let authority = Authority::new();
+    lab.tap("tap0");
+    let disk = lab.disk("disk0", 16);
+    let mut here = lab.vmm("vmm0", &lab.config(160, WORKLOAD, "tap0", &disk), &[]);
+    let mut guest = guest();
+    let before = until("the guest's answer", Duration::from_secs(60), || guest.status().ok());
+    healthy(&before);
+    let mut last = before;
+    for round in 1..=4 {
+        let tap = format!("tap{round}");
+        lab.tap(&tap);
+        let disk = lab.disk(&format!("disk{round}"), 16);
+        let config = lab.config(160, WORKLOAD, &tap, &disk);
+        let there = lab.vmm(&format!("vmm{round}"), &config, &["--incoming"]);
+        assert_eq!(there.state(), MachineState::Incoming);
+        let report = migrate(&authority, &here, &there, &format!("m{round}"));
+        assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
+        assert_eq!((here.state(), there.state()), (MachineState::Fenced, MachineState::Running));
+        assert_eq!(report.verification.memory_digest_ok, Some(true), "{:?}", report.verification);
+        assert_eq!(report.verification.disk_digest_ok, Some(true), "{:?}", report.verification);
+        eprintln!("downtime {:?} total {:.0} ms, {} rounds", report.downtime_ms, report.total_ms, report.rounds.len());
+        assert!(here.client.resume().is_err(), "a fenced machine must not run");
+        assert_eq!(here.quit(), Some(0));
+        here = there;
+        let status = until("the guest's answer after the move", Duration::from_secs(20), || {
+            guest
+                .status()
+                .ok()
+                .filter(|status| status.sweep_step > last.sweep_step && status.disk_sequence > last.disk_sequence)
+        });
+        healthy(&status);
+        assert!(status.uptime_ms >= last.uptime_ms, "guest time went back");
+        last = status;
+    }
+    assert_eq!(here.quit(), Some(0));
+}

@@ -1,9 +1,16 @@
 //! Several forecasters for one series, combined by how well each has done lately.
 
-use crate::conformal::Conformal;
-use crate::forecast::Forecast;
-use crate::model::{Model, ewma::Ewma, holt::Holt, naive::Naive, ridge::Ridge};
+use crate::conformal::{Basis, Conformal, Levels, Rates};
+use crate::forecast::{Forecast, LEVELS};
+use crate::model::{
+    Model,
+    ewma::Ewma,
+    holt::Holt,
+    naive::Naive,
+    ridge::{MOST_SEASONS, Ridge},
+};
 use crate::sample::plausible;
+use crate::season::Season;
 use crate::window::gaps;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -16,6 +23,11 @@ pub const MODEL_NAMES: [&str; MODELS] = [Naive::NAME, Ewma::NAME, "slow ewma", H
 pub const MOST_HORIZONS: usize = 6;
 /// The furthest horizon in steps: each step costs memory in every bank.
 pub const LONGEST_HORIZON: usize = 2_016;
+
+/// The most parts of the shortest cycle that have quantiles of their own.
+const MOST_PHASES: usize = 12;
+/// The most parts of a cycle that have a mean of their own.
+const MOST_PARTS: usize = 288;
 
 /// What is forecast for a horizon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -39,9 +51,19 @@ pub struct BankConfig {
     /// Memory of the losses by which the models are weighed: a loss weighs half after this many steps.
     pub loss_half_life: f64,
     /// How sharply a better model is preferred: weights go with (naive's loss / model's loss) to this power.
-    pub sharpness: f64,
-    /// Step of the adaptive quantiles, in usual errors.
-    pub gamma: f64,
+    pub sharpness: i32,
+    /// Step of the series' own quantiles, in mean deviations.
+    pub level_rate: f64,
+    /// How fast quantiles adapt.
+    pub rates: Rates,
+    /// Lengths in steps of the cycles that the series may follow, such as an hour and a day; at most two.
+    pub seasons: Vec<usize>,
+    /// Weight of the newest cycle in a cycle's profile.
+    pub season_rate: f64,
+    /// What is left of a sample's weight in the ridge regression a step later.
+    pub ridge_decay: f64,
+    /// Penalty of the ridge regression, in samples.
+    pub ridge_penalty: f64,
     /// Steps between two solutions of the ridge regression.
     pub refit_every: u32,
 }
@@ -52,23 +74,40 @@ impl Default for BankConfig {
             horizons: vec![1, 3, 12],
             target: Target::Value,
             loss_half_life: 288.0,
-            sharpness: 4.0,
-            gamma: 0.05,
+            sharpness: 16,
+            level_rate: 0.01,
+            rates: Rates::default(),
+            seasons: Vec::new(),
+            season_rate: 0.1,
+            ridge_decay: 0.998,
+            ridge_penalty: 3.0,
             refit_every: 48,
         }
     }
 }
 
 impl BankConfig {
-    /// The default with horizons spread up to `steps` ahead.
+    /// The default for samples `step_s` seconds apart, with horizons spread up to `steps` ahead, and with the two longest of
+    /// minute, hour and day as cycles that have at least four steps.
     #[must_use]
-    pub fn for_horizon(steps: usize) -> Self {
+    pub fn for_horizon(step_s: f64, steps: usize) -> Self {
         let steps = steps.clamp(1, LONGEST_HORIZON);
         let mut horizons: Vec<usize> =
             [1, steps.div_ceil(12), steps.div_ceil(4), steps.div_ceil(2), steps].into_iter().collect();
         horizons.sort_unstable();
         horizons.dedup();
-        Self { horizons, ..Self::default() }
+        Self { horizons, seasons: cycles(step_s), ..Self::default() }
+    }
+
+    /// In how many parts of the shortest cycle quantiles are told apart.
+    fn phases(&self) -> usize {
+        self.seasons.iter().copied().min().map_or(0, |length| length.min(MOST_PHASES))
+    }
+
+    /// The part of the shortest cycle in which step `clock` lies.
+    fn phase(&self, clock: u64) -> usize {
+        let length = self.seasons.iter().copied().min().unwrap_or(1) as u64;
+        (clock % length * self.phases() as u64 / length) as usize
     }
 
     fn check(&self) -> Result<(), BankError> {
@@ -78,13 +117,26 @@ impl BankConfig {
         if first == 0 || !ascending || last > LONGEST_HORIZON || self.horizons.len() > MOST_HORIZONS {
             return Err(BankError::Horizons(self.horizons.clone()));
         }
+        if self.seasons.len() > MOST_SEASONS || self.seasons.contains(&0) {
+            return Err(BankError::Seasons(self.seasons.clone()));
+        }
         let positive = |name, value: f64| {
             if value.is_finite() && value > 0.0 { Ok(()) } else { Err(BankError::NotPositive { name, value }) }
         };
         positive("loss_half_life", self.loss_half_life)?;
-        positive("sharpness", self.sharpness)?;
-        positive("gamma", self.gamma)
+        positive("sharpness", f64::from(self.sharpness))?;
+        positive("level_rate", self.level_rate)?;
+        positive("gamma", f64::from(self.rates.gamma))
     }
+}
+
+/// See [`BankConfig::for_horizon`]; the shorter one first.
+#[must_use]
+pub fn cycles(step_s: f64) -> Vec<usize> {
+    let steps = [60.0, 3_600.0, 86_400.0].map(|seconds| (seconds / step_s).round());
+    let known = steps.into_iter().filter(|steps| (4.0..=1e6).contains(steps)).map(|steps| steps as usize);
+    let known: Vec<usize> = known.collect();
+    known[known.len().saturating_sub(MOST_SEASONS)..].to_vec()
 }
 
 /// A configuration that cannot be used.
@@ -95,6 +147,9 @@ pub enum BankError {
         "horizons {0:?} cannot be used: give 1 to {MOST_HORIZONS} ascending numbers of steps from 1 to {LONGEST_HORIZON}"
     )]
     Horizons(Vec<usize>),
+    /// Cycles are too many, or of no length.
+    #[error("cycles of {0:?} steps cannot be used: give at most {MOST_SEASONS}, none of 0 steps")]
+    Seasons(Vec<usize>),
     /// A number that has to be above zero is not.
     #[error("{name} is {value}: give a number above 0")]
     NotPositive {
@@ -113,12 +168,17 @@ struct Track {
     losses: [f32; MODELS],
     seen: u32,
     conformal: Conformal,
-    /// What was said at each of the last `steps` steps: the models, the combination, its scale.
+    /// How much each model counts now.
+    weights: [f32; MODELS],
+    /// What is forecast now.
+    point: f32,
+    quantiles: [f32; LEVELS.len()],
+    /// What was said at each of the last `steps` steps: the models, and the basis of the quantiles.
     #[serde(with = "gaps")]
     pending: Vec<f32>,
 }
 
-const SLOT: usize = MODELS + 2;
+const SLOT: usize = MODELS + Basis::NUMBERS;
 
 /// Forecasts one series of a machine or a pool. See the module's description.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -130,6 +190,9 @@ pub struct Bank {
     holt: Holt,
     ridge: Ridge,
     tracks: Vec<Track>,
+    levels: Levels,
+    /// Usual size of one step.
+    step: f32,
     clock: u64,
     /// The newest value that was measured.
     last: Option<f64>,
@@ -149,6 +212,8 @@ impl Bank {
     /// [`BankError`] names the setting that cannot be used.
     pub fn new(config: BankConfig) -> Result<Self, BankError> {
         config.check()?;
+        let seasons =
+            config.seasons.iter().map(|length| Season::new(*length, MOST_PARTS, config.season_rate)).collect();
         let tracks = config
             .horizons
             .iter()
@@ -156,7 +221,10 @@ impl Bank {
                 steps: *steps,
                 losses: [0.0; MODELS],
                 seen: 0,
-                conformal: Conformal::new(config.gamma),
+                conformal: Conformal::new(config.phases()),
+                weights: std::array::from_fn(|model| if model == 0 { 1.0 } else { 0.0 }),
+                point: 0.0,
+                quantiles: [0.0; LEVELS.len()],
                 pending: vec![f32::NAN; steps * SLOT],
             })
             .collect();
@@ -165,8 +233,10 @@ impl Bank {
             ewma: Ewma::new(0.3),
             slow: Ewma::new(0.03),
             holt: Holt::new(0.5, 0.1, 0.97),
-            ridge: Ridge::new(&config.horizons, 0.999, 3.0, config.refit_every),
+            ridge: Ridge::new(&config.horizons, seasons, config.ridge_decay, config.ridge_penalty, config.refit_every),
             tracks,
+            levels: Levels::default(),
+            step: 0.0,
             recent: match config.target {
                 Target::Value => Vec::new(),
                 Target::Maximum => vec![f32::NAN; config.horizons.last().copied().unwrap_or(1)],
@@ -186,10 +256,15 @@ impl Bank {
         let value = plausible(value);
         let outcomes = self.outcomes(value);
         if let Some(value) = value {
-            let decay = (-std::f64::consts::LN_2 / self.config.loss_half_life).exp();
+            let decay = 1.0 - std::f32::consts::LN_2 / self.config.loss_half_life as f32;
             for (track, outcome) in self.tracks.iter_mut().zip(outcomes) {
-                track.learn(self.clock, outcome, decay as f32);
+                track.learn(self.clock, outcome, decay, &self.config);
             }
+            if let Some(last) = self.last {
+                let young = 1.0 / self.samples.max(1) as f32;
+                self.step += ((value - last).abs() as f32 - self.step) * young.max(0.02);
+            }
+            self.levels.update(value as f32, self.config.level_rate as f32);
             self.last = Some(value);
             self.samples += 1;
             let span = (self.high - self.low).max(0.0);
@@ -232,17 +307,23 @@ impl Bank {
         outcomes
     }
 
-    /// Notes what is forecast now, to be scored when its time has come.
+    /// Makes the forecasts of this step, and notes them to be scored when their time has come.
     fn announce(&mut self) {
         let predictions = self.predictions();
+        let last = self.last.unwrap_or(0.0) as f32;
+        let levels = self.levels.values();
         for (index, predictions) in predictions.iter().enumerate().take(self.tracks.len()) {
-            let scale = self.scale(index);
-            let point = self.tracks[index].combine(predictions, self.config.sharpness as f32);
+            let usual = self.scale(index);
             let track = &mut self.tracks[index];
+            let fast = if track.conformal.seen < 10 { usual } else { track.conformal.errors[1] };
+            let point = track.weights.iter().zip(predictions).map(|(weight, said)| weight * said).sum();
+            let phase = self.config.phase(self.clock + track.steps as u64);
+            let basis = Basis { point, last, scales: [usual, fast, self.step], levels, phase };
+            track.point = point;
+            track.quantiles = track.conformal.quantiles(&basis);
             let slot = (self.clock % track.steps as u64) as usize * SLOT;
             track.pending[slot..slot + MODELS].copy_from_slice(predictions);
-            track.pending[slot + MODELS] = point;
-            track.pending[slot + MODELS + 1] = scale;
+            basis.store(&mut track.pending[slot + MODELS..slot + SLOT]);
         }
     }
 
@@ -276,9 +357,9 @@ impl Bank {
         let mut steps = 1_usize;
         for track in &self.tracks[..=index] {
             let grown = scale * (track.steps as f32 / steps as f32).sqrt();
-            let seen = track.conformal.seen() as f32 / (track.steps as f32).sqrt();
-            let trust = if track.conformal.seen() == 0 { 0.0 } else { (seen / ENOUGH).min(1.0) };
-            scale = trust * track.conformal.scale() + (1.0 - trust) * grown;
+            let seen = track.conformal.seen as f32 / (track.steps as f32).sqrt();
+            let trust = (seen / ENOUGH).min(1.0);
+            scale = trust * track.conformal.errors[0] + (1.0 - trust) * grown;
             steps = track.steps;
         }
         scale
@@ -289,8 +370,7 @@ impl Bank {
     #[must_use]
     pub fn forecast(&self, steps: usize) -> Option<Forecast> {
         let last = self.last?;
-        let predictions = self.predictions();
-        let at = |index: usize| self.tracked(index, &predictions[index]);
+        let at = |index: usize| self.tracks[index].forecast();
         let count = self.tracks.len();
         let above = self.config.horizons.partition_point(|known| *known < steps);
         if above == count {
@@ -315,17 +395,6 @@ impl Bank {
         })
     }
 
-    fn tracked(&self, index: usize, predictions: &[f32; MODELS]) -> Forecast {
-        let track = &self.tracks[index];
-        let point = track.combine(predictions, self.config.sharpness as f32);
-        let quantiles = track.conformal.quantiles(point, self.scale(index));
-        Forecast {
-            steps: track.steps,
-            point: f64::from(point),
-            quantiles: quantiles.map(|value| f64::from(value).max(0.0)),
-        }
-    }
-
     /// The usual absolute error `steps` ahead, at the tracked horizon nearest above or the last; 0 before the first sample.
     #[must_use]
     pub fn usual_error(&self, steps: usize) -> f64 {
@@ -337,7 +406,7 @@ impl Bank {
     #[must_use]
     pub fn weights(&self, steps: usize) -> [f64; MODELS] {
         let index = self.config.horizons.partition_point(|known| *known < steps).min(self.tracks.len() - 1);
-        self.tracks[index].weights(self.config.sharpness as f32).map(f64::from)
+        self.tracks[index].weights.map(f64::from)
     }
 
     /// The newest value that was measured.
@@ -360,42 +429,46 @@ impl Bank {
 }
 
 impl Track {
+    fn forecast(&self) -> Forecast {
+        Forecast {
+            steps: self.steps,
+            point: f64::from(self.point),
+            quantiles: self.quantiles.map(|value| f64::from(value.max(0.0))),
+        }
+    }
+
     /// Scores what was said `steps` ago.
-    fn learn(&mut self, clock: u64, value: f32, decay: f32) {
+    fn learn(&mut self, clock: u64, outcome: f32, decay: f32, config: &BankConfig) {
         let slot = (clock % self.steps as u64) as usize * SLOT;
         let said = &self.pending[slot..slot + SLOT];
-        if said[0].is_nan() {
-            return;
-        }
-        if value.is_nan() {
+        if said[0].is_nan() || outcome.is_nan() {
             return;
         }
         self.seen = self.seen.saturating_add(1);
         let rate = (1.0 - decay).max(1.0 / self.seen as f32);
         for (loss, said) in self.losses.iter_mut().zip(said) {
-            *loss += ((said - value).abs() - *loss) * rate;
+            *loss += ((said - outcome).abs() - *loss) * rate;
         }
-        let (point, scale) = (said[MODELS], said[MODELS + 1]);
-        self.conformal.learn(value - point, scale);
+        let mut basis = Basis::load(&said[MODELS..]);
+        basis.phase = config.phase(clock);
+        self.conformal.learn(outcome, &basis, &config.rates);
+        self.weigh(config.sharpness);
     }
 
     /// How much each model counts: by how much better it was than naive, and not at all if it was worse.
-    fn weights(&self, sharpness: f32) -> [f32; MODELS] {
+    fn weigh(&mut self, sharpness: i32) {
         let naive = self.losses[0];
-        let mut weights = [0.0_f32; MODELS];
-        if self.seen == 0 || naive <= 0.0 {
-            weights[0] = 1.0;
-            return weights;
+        if naive <= 0.0 {
+            return;
         }
-        for (weight, loss) in weights.iter_mut().zip(self.losses) {
+        let mut total = 0.0;
+        for (weight, loss) in self.weights.iter_mut().zip(self.losses) {
             let gain = naive / loss.max(1e-6 * naive);
-            *weight = if gain >= 1.0 { gain.powf(sharpness) } else { 0.0 };
+            *weight = if gain >= 1.0 { gain.powi(sharpness) } else { 0.0 };
+            total += *weight;
         }
-        let total: f32 = weights.iter().sum();
-        weights.map(|weight| weight / total)
-    }
-
-    fn combine(&self, predictions: &[f32; MODELS], sharpness: f32) -> f32 {
-        self.weights(sharpness).iter().zip(predictions).map(|(weight, said)| weight * said).sum()
+        for weight in &mut self.weights {
+            *weight /= total;
+        }
     }
 }

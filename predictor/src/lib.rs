@@ -25,7 +25,9 @@ pub mod maximum;
 pub mod model;
 pub mod plan;
 pub mod pool;
+pub mod replay;
 pub mod sample;
+pub mod season;
 pub mod trigger;
 pub mod window;
 

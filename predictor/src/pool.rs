@@ -134,7 +134,7 @@ impl PoolForecaster {
         if !(config.step_s.is_finite() && config.step_s > 0.0) {
             return Err(BankError::NotPositive { name: "step_s", value: config.step_s });
         }
-        let bank_config = BankConfig::for_horizon(config.horizon_steps);
+        let bank_config = BankConfig::for_horizon(config.step_s, config.horizon_steps);
         Ok(Self {
             machines: BTreeMap::new(),
             taken_out: PerResource::from_fn(|_| Window::new(config.history_steps)),

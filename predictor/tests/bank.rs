@@ -76,7 +76,7 @@ fn beats_naive_where_there_is_something_to_learn() {
 
 #[test]
 fn a_ramp_is_seen_after_a_short_history() {
-    let mut bank = Bank::new(BankConfig::for_horizon(30)).expect("sound");
+    let mut bank = Bank::new(BankConfig::for_horizon(1.0, 30)).expect("sound");
     let mut noise = Noise::new(3);
     for t in 0..50 {
         bank.update(Some(1.0 + 0.02 * noise.normal() + 0.05 * f64::from((t - 30).max(0))));
@@ -164,10 +164,10 @@ fn configurations_that_cannot_work_are_refused_by_name() {
         let refused = Bank::new(BankConfig { horizons: horizons.clone(), ..BankConfig::default() });
         assert!(matches!(refused, Err(BankError::Horizons(_))), "{horizons:?}");
     }
-    let refused = Bank::new(BankConfig { gamma: f64::NAN, ..BankConfig::default() });
-    assert!(refused.is_err_and(|error| error.to_string().contains("gamma")));
+    let refused = Bank::new(BankConfig { level_rate: f64::NAN, ..BankConfig::default() });
+    assert!(refused.is_err_and(|error| error.to_string().contains("level_rate")));
     for steps in [0, 1, 2, 7, 30, 60, 288, usize::MAX] {
-        Bank::new(BankConfig::for_horizon(steps)).expect("every horizon can be asked for");
+        Bank::new(BankConfig::for_horizon(300.0, steps)).expect("every horizon can be asked for");
     }
 }
 

@@ -8,6 +8,7 @@
 
 use super::Model;
 use crate::bank::MOST_HORIZONS;
+use crate::season::Season;
 use crate::window::gaps;
 use serde::{Deserialize, Serialize};
 use smartcore::linalg::basic::arrays::{Array, Array2, MutArray};
@@ -18,8 +19,14 @@ use smartcore::linalg::traits::cholesky::CholeskyDecomposable;
 const LAGS: [usize; 4] = [1, 2, 4, 8];
 /// Means that are features, by the weight of their newest sample.
 const MEANS: [f64; 3] = [0.2, 0.04, 0.005];
+/// The most cycles, each giving two features: its deviation now and at the horizon.
+pub const MOST_SEASONS: usize = 2;
+/// Features that are the same for every horizon; the last is the constant.
+const COMMON: usize = LAGS.len() + MEANS.len() + MOST_SEASONS + 1;
 /// Number of features.
-const P: usize = LAGS.len() + MEANS.len() + 1;
+const P: usize = COMMON + MOST_SEASONS;
+/// Numbers kept for each step: the common features, the value, the scale.
+const KEPT: usize = COMMON + 2;
 /// Entries of the upper triangle of the normal matrix.
 const TRIANGLE: usize = P * (P + 1) / 2;
 /// Newest samples kept for the lags.
@@ -49,19 +56,20 @@ pub struct Ridge {
     equations: Vec<Equations>,
     recent: [f64; RECENT],
     means: [f64; MEANS.len()],
+    seasons: Vec<Season>,
     /// Usual size of one step.
     scale: f64,
     seen: u32,
-    /// Features, value and scale of the latest steps, P + 2 numbers a step, as a ring.
+    /// Features, value and scale of the latest steps as a ring.
     #[serde(with = "gaps")]
     pending: Vec<f32>,
 }
 
 impl Ridge {
-    /// For `horizons` (ascending), forgetting a sample's weight by `decay` a step, with the penalty `penalty` (in samples), and
+    /// For `horizons` (ascending) and at most [`MOST_SEASONS`] cycles, forgetting a sample's weight by `decay` a step, with the penalty `penalty` (in samples), and
     /// solving anew every `refit_every` steps, more often while there are few.
     #[must_use]
-    pub fn new(horizons: &[usize], decay: f64, penalty: f64, refit_every: u32) -> Self {
+    pub fn new(horizons: &[usize], seasons: Vec<Season>, decay: f64, penalty: f64, refit_every: u32) -> Self {
         let equations = horizons
             .iter()
             .map(|steps| Equations {
@@ -82,14 +90,15 @@ impl Ridge {
             equations,
             recent: [0.0; RECENT],
             means: [0.0; MEANS.len()],
+            seasons,
             scale: 0.0,
             seen: 0,
-            pending: vec![f32::NAN; longest * (P + 2)],
+            pending: vec![f32::NAN; longest * KEPT],
         }
     }
 
-    fn features(&self) -> [f32; P] {
-        let mut x = [0.0; P];
+    fn common(&self) -> [f32; COMMON] {
+        let mut x = [0.0; COMMON];
         if self.scale <= 0.0 {
             return x;
         }
@@ -101,7 +110,20 @@ impl Ridge {
         for (x, mean) in x[LAGS.len()..].iter_mut().zip(self.means) {
             *x = relative(mean);
         }
-        x[P - 1] = 1.0;
+        for (x, season) in x[LAGS.len() + MEANS.len()..].iter_mut().zip(&self.seasons) {
+            *x = deviation(season, 0, self.scale as f32);
+        }
+        x[COMMON - 1] = 1.0;
+        x
+    }
+
+    /// All features for a horizon `ahead` of the newest sample, of which the common ones are known.
+    fn complete(&self, common: &[f32], ahead: usize, scale: f32) -> [f32; P] {
+        let mut x = [0.0; P];
+        x[..COMMON].copy_from_slice(&common[..COMMON]);
+        for (x, season) in x[COMMON..].iter_mut().zip(&self.seasons) {
+            *x = deviation(season, ahead, scale);
+        }
         x
     }
 
@@ -134,8 +156,9 @@ impl Model for Ridge {
         if self.seen < 2 || self.scale <= 0.0 {
             return;
         }
-        let features = self.features();
+        let common = self.common();
         for (equations, out) in self.equations.iter().zip(out).filter(|(equations, _)| equations.solved) {
+            let features = self.complete(&common, equations.steps, self.scale as f32);
             *out = self.recent[0] as f32 + self.scale as f32 * dot(&equations.weights, &features);
         }
     }
@@ -145,30 +168,52 @@ impl Ridge {
     /// Takes the next sample, and for each horizon what came of the forecast made that long ago (NaN: nothing to learn): the
     /// sample itself, or the maximum since then.
     pub fn update_with(&mut self, value: Option<f64>, outcomes: &[f32]) {
-        let slots = self.pending.len() / (P + 2);
+        let slots = self.pending.len() / KEPT;
         let clock = self.clock as usize;
         self.clock = self.clock.wrapping_add(1);
         if let Some(value) = value {
-            for (equations, outcome) in self.equations.iter_mut().zip(outcomes) {
-                let slot = (clock + slots - equations.steps) % slots * (P + 2);
-                equations.learn(&self.pending[slot..slot + P + 2], f64::from(*outcome), self.decay);
-                let young = equations.seen < 4 * self.refit_every;
-                if equations.seen > 2 && (young || self.clock.is_multiple_of(self.refit_every)) {
-                    equations.solve(self.penalty);
-                }
-            }
+            self.learn(clock, outcomes);
             self.remember(value);
         } else {
             // Lags are in time and not in samples.
             self.recent.copy_within(..RECENT - 1, 1);
         }
+        for season in &mut self.seasons {
+            season.update(value);
+        }
         // A missing sample is bridged by the value before it, and its features are not learned from.
-        let slot = clock % slots * (P + 2);
-        let features = if value.is_some() { self.features() } else { [f32::NAN; P] };
-        self.pending[slot..slot + P].copy_from_slice(&features);
-        self.pending[slot + P] = self.recent[0] as f32;
-        self.pending[slot + P + 1] = self.scale as f32;
+        let slot = clock % slots * KEPT;
+        let common = if value.is_some() { self.common() } else { [f32::NAN; COMMON] };
+        self.pending[slot..slot + COMMON].copy_from_slice(&common);
+        self.pending[slot + COMMON] = self.recent[0] as f32;
+        self.pending[slot + COMMON + 1] = self.scale as f32;
     }
+
+    fn learn(&mut self, clock: usize, outcomes: &[f32]) {
+        let slots = self.pending.len() / KEPT;
+        for index in 0..self.equations.len() {
+            let Some(outcome) = outcomes.get(index) else { continue };
+            let slot = (clock + slots - self.equations[index].steps) % slots * KEPT;
+            let then = &self.pending[slot..slot + KEPT];
+            let (base, scale) = (then[COMMON], then[COMMON + 1]);
+            if then[0].is_nan() || outcome.is_nan() || scale.is_nan() || scale <= 0.0 {
+                continue;
+            }
+            // The seasons still stand at the sample before: one step ahead of it is the phase of the outcome.
+            let x = self.complete(then, 1, scale);
+            let y = ((outcome - base) / scale).clamp(-100.0, 100.0);
+            let equations = &mut self.equations[index];
+            equations.learn(&x, y, self.decay);
+            let young = equations.seen < 4 * self.refit_every;
+            if equations.seen > 2 && (young || self.clock.is_multiple_of(self.refit_every)) {
+                equations.solve(self.penalty);
+            }
+        }
+    }
+}
+
+fn deviation(season: &Season, ahead: usize, scale: f32) -> f32 {
+    if scale > 0.0 { (season.deviation(ahead) / scale).clamp(-30.0, 30.0) } else { 0.0 }
 }
 
 fn dot(a: &[f32; P], b: &[f32; P]) -> f32 {
@@ -176,16 +221,9 @@ fn dot(a: &[f32; P], b: &[f32; P]) -> f32 {
 }
 
 impl Equations {
-    /// Learns that `value` came `steps` after the features in `then`.
-    fn learn(&mut self, then: &[f32], value: f64, decay: f32) {
-        let (base, scale) = (f64::from(then[P]), then[P + 1]);
-        if then[0].is_nan() || value.is_nan() || scale.is_nan() || scale <= 0.0 {
-            return;
-        }
-        let mut x = [0.0; P];
-        x.copy_from_slice(&then[..P]);
-        let y = ((value - base) / f64::from(scale)).clamp(-100.0, 100.0) as f32;
-        let error = (y - dot(&self.weights, &x)).abs();
+    /// Learns that `y` came of features `x`.
+    fn learn(&mut self, x: &[f32; P], y: f32, decay: f32) {
+        let error = (y - dot(&self.weights, x)).abs();
         let weight = 1.0 / error.max(1.0);
         let mut entry = self.matrix.iter_mut();
         for i in 0..P {
@@ -233,7 +271,7 @@ mod tests {
 
     #[test]
     fn learns_that_a_series_alternates() {
-        let mut ridge = Ridge::new(&[1, 2], 0.999, 1.0, 12);
+        let mut ridge = Ridge::new(&[1, 2], Vec::new(), 0.999, 1.0, 12);
         for t in 0..400 {
             ridge.update(Some(if t % 2 == 0 { 10.0 } else { 20.0 }));
         }
@@ -246,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_constant_series_says_nothing() {
-        let mut ridge = Ridge::new(&[1], 0.999, 1.0, 12);
+        let mut ridge = Ridge::new(&[1], Vec::new(), 0.999, 1.0, 12);
         for _ in 0..100 {
             ridge.update(Some(5.0));
         }

@@ -134,7 +134,32 @@ impl Tap {
         flags.map_err(|source| failed("change the blocking mode", source))?;
         let tap = Self { file, id: network.clone(), mac };
         tap.set_offloads(0).map_err(|source| failed("switch off the offloads", source))?;
+        tap.close().map_err(|source| failed("filter the frames", source))?;
         Ok(tap)
+    }
+
+    /// From now on frames for the guest are dropped, and those that wait are: there is no driver yet, or the machine is
+    /// still on its way here, and would otherwise be met by all that was broadcast meanwhile.
+    pub fn close(&self) -> io::Result<()> {
+        // A filter of one instruction: keep 0 bytes.
+        let mut nothing = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
+        let program = libc::sock_fprog { len: 1, filter: &raw mut nothing };
+        // SAFETY: the kernel copies the program.
+        check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNATTACHFILTER, &raw const program) })?;
+        let mut frame = [0u8; HEADER_BYTES + 1];
+        let part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
+        // SAFETY: the part is the buffer above; a frame is cut to it.
+        while unsafe { self.read(&[part]) }.is_ok() {}
+        Ok(())
+    }
+
+    /// From now on frames wait for the guest.
+    pub fn open_up(&self) -> io::Result<()> {
+        let program = libc::sock_fprog { len: 0, filter: std::ptr::null_mut() };
+        // SAFETY: the kernel does not look at the argument of this ioctl.
+        let result = check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNDETACHFILTER, &raw const program) });
+        // Without a filter there is nothing to do.
+        result.or_else(|error| if error.raw_os_error() == Some(libc::ENOENT) { Ok(()) } else { Err(error) })
     }
 
     /// The card's name.

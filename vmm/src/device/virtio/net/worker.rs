@@ -215,6 +215,9 @@ impl Backend for NetWorker {
         if let Err(error) = self.tap.set_offloads(features) {
             tracing::error!(network = self.tap.id(), %error, "the tap refuses offloads that it was asked for");
         }
+        if let Err(error) = self.tap.open_up() {
+            tracing::error!(network = self.tap.id(), %error, "cannot let frames in from the tap");
+        }
         let mut queues = queues.into_iter();
         self.receive.start(queues.next().flatten(), features);
         self.transmit.start(queues.next().flatten());
@@ -238,6 +241,9 @@ impl Backend for NetWorker {
         if index == RECEIVE {
             self.watch(false);
             self.receive.stop();
+            if let Err(error) = self.tap.close() {
+                tracing::debug!(network = self.tap.id(), %error, "cannot keep frames out");
+            }
         } else {
             self.transmit.stop();
         }

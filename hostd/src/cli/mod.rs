@@ -1,21 +1,159 @@
 //! `headroom`, the command line of an operator.
+//!
+//! Exit codes: 0 done; 1 refused or failed, and the message says why; 2 wrong arguments; 3 hostd cannot be reached; 4 a
+//! migration that was waited for did not complete.
 
+mod machine;
+mod migrate;
+mod output;
+mod run;
+mod setup;
+mod view;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::client::{Client, ClientError};
+use crate::machine::chain;
+use output::Output;
+
+/// Where hostd's control socket is unless said otherwise.
+const DEFAULT_SOCKET: &str = "/run/headroom/hostd.sock";
+
 /// Headroom: virtual machines that move before their pool runs out of headroom.
 #[derive(Debug, Parser)]
-#[command(name = "headroom", version)]
+#[command(name = "headroom", version, after_help = EXAMPLES)]
 struct Arguments {
+    /// Control socket of the hostd to talk to [default: $HEADROOM_SOCKET, or /run/headroom/hostd.sock].
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Print JSON as the API gives it, for scripts.
+    #[arg(long, global = true)]
+    json: bool,
     #[command(subcommand)]
     command: Command,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  headroom init a1 --pool a --address 10.1.0.1 --peer b1=b=10.1.0.2   make /etc/headroom for host a1
+  headroom run --memory 128                                         one machine in this terminal, without a daemon
+  headroom machine create web-1 --memory 256 --disk 1024 --network  a machine with a disk of 1 GiB and a network card
+  headroom migrate web-1 --to b1 --watch                            move it and see how it goes
+  headroom pool                                                     capacity, load, forecast and score of all pools
+  headroom event add 'nightly batch' --machine web-1 --in 600 --for 1800 --cpu 1.5
+  headroom plan                                                     what the planner decided, and why
+
+Exit codes:
+  0  done
+  1  refused or failed; the message says why and what to do
+  2  wrong arguments
+  3  hostd cannot be reached
+  4  a migration that was waited for did not complete; the machine runs at its source";
+
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    /// Create, list, show and delete machines.
+    #[command(subcommand)]
+    Machine(machine::Command),
+    /// Move a machine to another host.
+    Migrate(migrate::Start),
+    /// List, show and cancel migrations.
+    #[command(subcommand)]
+    Migration(migrate::Command),
+    /// Show all pools: capacity, load, forecast, contention score and trigger.
+    #[command(visible_alias = "pools")]
+    Pool,
+    /// Show the forecasts of the machines of this host's pool.
+    Forecast,
+    /// Declare, list and remove load that is known to come.
+    #[command(subcommand)]
+    Event(view::EventCommand),
+    /// Show what the planner decided, and why.
+    Plan(view::PlanArguments),
+    /// Show the audit log.
+    Audit(view::AuditArguments),
+    /// Show this host and its peers.
+    Host,
+    /// Run one machine in this terminal, without a daemon.
+    Run(run::Arguments),
+    /// Make the configuration of a host, and its certificate.
+    Init(setup::Init),
+    /// Make an authority, and certificates of hosts.
+    #[command(subcommand)]
+    Pki(setup::Pki),
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// hostd refused, or cannot be reached.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A migration did not complete.
+    #[error("{0}")]
+    NotMoved(String),
+    /// Something else.
+    #[error("{0}")]
+    Other(String),
+    /// The output is closed: somebody piped it into `head`.
+    #[error("cannot write to standard output")]
+    Output(#[from] std::io::Error),
+}
+
+impl Failure {
+    fn other(error: &dyn std::error::Error) -> Self {
+        Self::Other(chain(error))
+    }
+
+    fn code(&self) -> u8 {
+        match self {
+            Self::Client(ClientError::Connect { .. }) => 3,
+            Self::NotMoved(_) => 4,
+            Self::Client(_) | Self::Other(_) | Self::Output(_) => 1,
+        }
+    }
+}
 
 /// Runs the command line and returns its exit code.
 pub fn main() -> ExitCode {
-    match Arguments::parse().command {}
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("headroom: cannot start: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    match runtime.block_on(dispatch(arguments)) {
+        Ok(code) => code,
+        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("headroom: {}", chain(&failure));
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let from_environment = || std::env::var_os("HEADROOM_SOCKET").map(PathBuf::from);
+    let client = Client::new(arguments.socket.or_else(from_environment).unwrap_or_else(|| DEFAULT_SOCKET.into()));
+    let output = Output::new(arguments.json);
+    match arguments.command {
+        Command::Machine(command) => machine::run(&client, &output, command).await?,
+        Command::Migrate(start) => migrate::start(&client, &output, start).await?,
+        Command::Migration(command) => migrate::run(&client, &output, command).await?,
+        Command::Pool => view::pools(&client, &output).await?,
+        Command::Forecast => view::forecasts(&client, &output).await?,
+        Command::Event(command) => view::event(&client, &output, command).await?,
+        Command::Plan(arguments) => view::plans(&client, &output, &arguments).await?,
+        Command::Audit(arguments) => view::audit(&client, &output, &arguments).await?,
+        Command::Host => view::host(&client, &output).await?,
+        Command::Run(arguments) => return run::run(arguments).await,
+        Command::Init(arguments) => setup::init(&output, arguments)?,
+        Command::Pki(command) => setup::pki(&output, command)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,208 @@
+//! `headroom machine`.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::Failure;
+use super::output::{Output, Table, bytes, or_dash, word};
+use crate::api::types::{CreateMachine, KernelChoice, Machine, MigrationLimits, NewDisk, NewNetwork, ProbeSpec, Usage};
+use crate::client::Client;
+use crate::clock::utc;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Create and start a machine.
+    #[command(after_help = EXAMPLES)]
+    Create(Box<Create>),
+    /// List the machines of this host.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one machine.
+    Show {
+        /// Machine.
+        name: String,
+    },
+    /// Stop a machine and delete it with its disks.
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// Machine.
+        name: String,
+    },
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  headroom machine create vm1 --memory 128 --disk 64 --network --cmdline 'ip=10.0.0.5/24 sweep=16:50 hb=100'
+  headroom machine create db --memory 2048 --vcpus 2 --kernel /boot/vmlinux --disk /srv/db.raw --ping 10.0.0.7
+  headroom machine create --file vm.json        all options of the API, `-` reads from standard input";
+
+/// What a new machine is to be.
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// Name: letters, digits, `-` and `_`.
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    name: Option<String>,
+    /// Read the whole request as JSON from a file; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// RAM in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 128)]
+    memory: u64,
+    /// Number of vCPUs.
+    #[arg(long, default_value_t = 1)]
+    vcpus: u16,
+    /// Kernel: `bundled`, or a file on the host.
+    #[arg(long, default_value = "bundled")]
+    kernel: String,
+    /// Initial RAM disk, a file on the host.
+    #[arg(long)]
+    initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[arg(long, default_value = "")]
+    cmdline: String,
+    /// A disk: its size in MiB, or the path of an image on the host (`:ro` at its end makes it read-only). Repeatable.
+    #[arg(long = "disk", value_name = "MIB|PATH")]
+    disks: Vec<String>,
+    /// A network card, with a MAC address if one is given. Repeatable.
+    #[arg(long = "network", value_name = "MAC", num_args = 0..=1, default_missing_value = "")]
+    networks: Vec<String>,
+    /// After a migration this address must answer a ping. Repeatable.
+    #[arg(long = "ping", value_name = "ADDRESS")]
+    pings: Vec<IpAddr>,
+    /// After a migration this address must accept a TCP connection. Repeatable.
+    #[arg(long = "tcp", value_name = "ADDRESS:PORT")]
+    tcps: Vec<SocketAddr>,
+    /// After a migration this address must echo over TCP. Repeatable.
+    #[arg(long = "tcp-echo", value_name = "ADDRESS:PORT")]
+    echos: Vec<SocketAddr>,
+}
+
+impl Create {
+    fn request(self) -> Result<CreateMachine, Failure> {
+        if let Some(path) = self.file {
+            let text =
+                if path.as_os_str() == "-" { io::read_to_string(io::stdin()) } else { std::fs::read_to_string(&path) };
+            let text = text.map_err(|error| Failure::Other(format!("cannot read {}: {error}", path.display())))?;
+            let parsed = serde_json::from_str(&text);
+            return parsed.map_err(|error| Failure::Other(format!("{} is not a machine: {error}", path.display())));
+        }
+        let pings = self.pings.into_iter().map(ProbeSpec::Ping);
+        let tcps = self.tcps.into_iter().map(ProbeSpec::Tcp);
+        let echos = self.echos.into_iter().map(ProbeSpec::TcpEcho);
+        Ok(CreateMachine {
+            name: self.name.unwrap_or_default(),
+            vcpus: self.vcpus,
+            memory_mib: self.memory,
+            kernel: KernelChoice::from(self.kernel),
+            initrd: self.initrd,
+            cmdline: self.cmdline,
+            disks: self.disks.iter().enumerate().map(|(index, text)| disk(index, text)).collect(),
+            networks: self.networks.iter().enumerate().map(|(index, mac)| network(index, mac)).collect(),
+            probes: pings.chain(tcps).chain(echos).collect(),
+            limits: MigrationLimits::default(),
+        })
+    }
+}
+
+fn disk(index: usize, text: &str) -> NewDisk {
+    let id = format!("disk{index}");
+    if let Ok(size) = text.parse() {
+        return NewDisk { id, size_mib: Some(size), path: None, read_only: false };
+    }
+    let (path, read_only) = text.strip_suffix(":ro").map_or((text, false), |path| (path, true));
+    NewDisk { id, size_mib: None, path: Some(path.into()), read_only }
+}
+
+fn network(index: usize, mac: &str) -> NewNetwork {
+    NewNetwork { id: format!("net{index}"), mac: (!mac.is_empty()).then(|| mac.to_owned()) }
+}
+
+pub(super) async fn run(client: &Client, output: &Output, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Create(create) => {
+            let machine = client.create_machine(&create.request()?).await?;
+            output.print(&machine, |machine| {
+                format!("{} runs on host {}\n{}", machine.name, machine.host, details(machine))
+            })?;
+        }
+        Command::List => output.print(&client.machines().await?, |machines| table(machines))?,
+        Command::Show { name } => output.print(&client.machine(&name).await?, details)?,
+        Command::Delete { name } => {
+            client.delete_machine(&name).await?;
+            output.print(&serde_json::json!({"deleted": name}), |_| format!("{name} is deleted"))?;
+        }
+    }
+    Ok(())
+}
+
+fn table(machines: &[Machine]) -> String {
+    let mut table = Table::new(&["NAME", "STATUS", "VCPUS", "MEMORY", "CPU", "RESIDENT", "DISK/S", "NETWORK/S"]);
+    for machine in machines {
+        let usage = |show: fn(&Usage) -> String| or_dash(machine.usage.as_ref().map(show));
+        table.row(vec![
+            machine.name.clone(),
+            word(machine.status),
+            machine.vcpus.to_string(),
+            format!("{} MiB", machine.memory_mib),
+            usage(|usage| format!("{:.2}", usage.cpu_cores)),
+            usage(|usage| format!("{:.0} MiB", usage.memory_mib)),
+            usage(|usage| bytes(usage.disk_bytes_per_second)),
+            usage(|usage| bytes(usage.network_bytes_per_second)),
+        ]);
+    }
+    table.text("no machines on this host; `headroom machine create --help` shows how to make one")
+}
+
+fn details(machine: &Machine) -> String {
+    let mut text = format!(
+        "status    {}{}\nhost      {} (pool {})\nsize      {} vCPU, {} MiB\nkernel    {}\n",
+        word(machine.status),
+        machine.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default(),
+        machine.host,
+        machine.pool,
+        machine.vcpus,
+        machine.memory_mib,
+        String::from(machine.kernel.clone()),
+    );
+    if !machine.cmdline.is_empty() {
+        text.push_str(&format!("cmdline   {}\n", machine.cmdline));
+    }
+    for disk in &machine.disks {
+        text.push_str(&format!("disk      {} {} {}\n", disk.id, bytes(disk.bytes as f64), disk.path.display()));
+    }
+    for network in &machine.networks {
+        text.push_str(&format!("network   {} {} on {}\n", network.id, network.mac, network.tap));
+    }
+    if let Some(usage) = &machine.usage {
+        text.push_str(&format!(
+            "usage     {:.2} cores, {:.0} MiB, disk {}/s, network {}/s\n",
+            usage.cpu_cores,
+            usage.memory_mib,
+            bytes(usage.disk_bytes_per_second),
+            bytes(usage.network_bytes_per_second)
+        ));
+    }
+    if let Some(migration) = &machine.migration {
+        text.push_str(&format!("moved by  {migration}\n"));
+    }
+    text.push_str(&format!("created   {} UTC\n", utc(machine.created_unix_ms)));
+    text.push_str(&format!("process   {}\n", or_dash(machine.pid.map(|pid| pid.to_string()))));
+    text.push_str(&format!("console   {}\n", machine.console.display()));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_sizes_or_paths() {
+        assert_eq!(disk(0, "64").size_mib, Some(64));
+        let image = disk(1, "/srv/x.raw:ro");
+        assert_eq!((image.id.as_str(), image.path, image.read_only), ("disk1", Some("/srv/x.raw".into()), true));
+        assert_eq!(network(0, "").mac, None);
+    }
+}

@@ -5,7 +5,6 @@
 
 pub mod body;
 pub mod control;
-pub mod openapi;
 pub mod peer;
 pub mod problem;
 pub mod serve;

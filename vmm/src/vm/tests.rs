@@ -143,7 +143,8 @@ fn damaged_states_are_refused() {
         let missing = fewer.remove(index).slot.name;
         assert!(matches!(restore(&fewer), StateFailure::Missing(name) if name == missing));
         let mut cut = saved.clone();
-        cut[index].bytes.truncate(cut[index].bytes.len() / 2);
+        let half = cut[index].bytes.len() / 2;
+        cut[index].bytes.truncate(half);
         assert!(matches!(restore(&cut), StateFailure::Payload(StateError::Decode { .. })));
         let mut newer = saved.clone();
         newer[index].slot.version = 77;

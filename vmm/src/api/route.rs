@@ -69,7 +69,8 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Answer> {
         .map_err(|error| Answer::problem(422, format!("the body is not what this request takes: {error}")))
 }
 
-fn problem(error: ServiceError) -> Answer {
+fn problem(error: impl Into<ServiceError>) -> Answer {
+    let error = error.into();
     let status = match &error {
         ServiceError::NoMigration => 404,
         ServiceError::Job(JobError::Token | JobError::Limit { .. }) => 422,

@@ -48,8 +48,8 @@ pub(super) fn load(ram: &GuestRam, path: &Path, limit: u64) -> Result<Loaded, Bo
     }
 }
 
-fn unusable(path: &Path, detail: impl ToString) -> BootError {
-    BootError::Unusable { path: path.to_owned(), detail: detail.to_string() }
+fn unusable(path: &Path, detail: impl Into<String>) -> BootError {
+    BootError::Unusable { path: path.to_owned(), detail: detail.into() }
 }
 
 fn check_range(path: &Path, start: u64, bytes: u64, limit: u64) -> Result<u64, BootError> {
@@ -66,14 +66,13 @@ fn check_segments(file: &File, path: &Path, limit: u64) -> Result<(), BootError>
     const PT_LOAD: u32 = 1;
     const MACHINE_X86_64: u16 = 62;
     let read = |offset: u64, buffer: &mut [u8]| {
-        file.read_exact_at(buffer, offset)
-            .map_err(|error| unusable(path, format_args!("its header is cut short ({error})")))
+        file.read_exact_at(buffer, offset).map_err(|error| unusable(path, format!("its header is cut short ({error})")))
     };
     let mut header = [0; 64];
     read(0, &mut header)?;
     let machine = u16::from_le_bytes([header[18], header[19]]);
     if (header[4], header[5], machine) != (2, 1, MACHINE_X86_64) {
-        return Err(unusable(path, format_args!("it is not for x86-64 (machine {machine}, class {})", header[4])));
+        return Err(unusable(path, format!("it is not for x86-64 (machine {machine}, class {})", header[4])));
     }
     let (offset, count) = (word(&header, 32), u16::from_le_bytes([header[56], header[57]]));
     for index in 0..u64::from(count) {
@@ -91,7 +90,7 @@ fn word(bytes: &[u8], offset: usize) -> u64 {
 }
 
 fn load_elf(ram: &GuestRam, file: &mut File, path: &Path, limit: u64) -> Result<Loaded, BootError> {
-    let loaded = Elf::load(ram, None, file, None).map_err(|error| unusable(path, error))?;
+    let loaded = Elf::load(ram, None, file, None).map_err(|error| unusable(path, error.to_string()))?;
     let entry = match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(GuestAddress(entry)) => Entry::Pvh { entry },
         _ => Entry::Linux { entry: loaded.kernel_load.0 },
@@ -102,10 +101,10 @@ fn load_elf(ram: &GuestRam, file: &mut File, path: &Path, limit: u64) -> Result<
 }
 
 fn load_bzimage(ram: &GuestRam, file: &mut File, path: &Path, limit: u64) -> Result<Loaded, BootError> {
-    let bytes = file.metadata().map_err(|error| unusable(path, error))?.len();
+    let bytes = file.metadata().map_err(|error| unusable(path, error.to_string()))?.len();
     check_range(path, KERNEL_START, bytes, limit)?;
-    let loaded =
-        BzImage::load(ram, Some(GuestAddress(KERNEL_START)), file, None).map_err(|error| unusable(path, error))?;
+    let loaded = BzImage::load(ram, Some(GuestAddress(KERNEL_START)), file, None)
+        .map_err(|error| unusable(path, error.to_string()))?;
     let Some(setup) = loaded.setup_header else { return Err(unusable(path, "it has no setup header")) };
     if setup.version < 0x20c || setup.xloadflags & XLF_KERNEL_64 == 0 {
         return Err(unusable(path, "it has no 64-bit entry point (Linux 3.8 or newer for x86-64 is needed)"));

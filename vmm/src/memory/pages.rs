@@ -76,9 +76,9 @@ impl Memory {
             let at = |page: u64| (((page - first) * PAGE_BYTES) as usize).min(data.len());
             let part = &data[at(page)..at(run)];
             if known {
-                self.copy_in(page, part)?
+                self.copy_in(page, part)?;
             } else {
-                self.write_through_file(page, part)?
+                self.write_through_file(page, part)?;
             }
             page = run;
         }

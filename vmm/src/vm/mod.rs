@@ -58,6 +58,9 @@ pub enum MachineError {
         /// What to do, beginning with a comma, or nothing.
         remedy: &'static str,
     },
+    /// It stopped by itself.
+    #[error("the machine has stopped by itself: {0}")]
+    Stopped(StopReason),
     /// A device.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -202,7 +205,8 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// [`MachineError::Device`] if a device cannot finish its work; the machine then runs on.
+    /// [`MachineError::Device`] if a device cannot finish its work; the machine then runs on. [`MachineError::Stopped`] if it
+    /// has stopped by itself: there is nothing to save or to migrate.
     pub fn pause(&self) -> Result<(), MachineError> {
         let _transition = lock(&self.transition);
         match *lock(&self.state) {
@@ -211,6 +215,9 @@ impl Machine {
             state => return Err(MachineError::State { state, action: "paused", remedy: "" }),
         }
         self.parts.vcpus.park();
+        if let Some(reason) = self.stop_reason() {
+            return Err(MachineError::Stopped(reason));
+        }
         if let Err(error) = self.devices().all().try_for_each(Device::pause) {
             self.run()?;
             return Err(error.into());

@@ -128,6 +128,26 @@ fn a_restored_machine_is_the_same_and_runs_on() {
 }
 
 #[test]
+fn two_vcpus_travel_although_one_never_started() {
+    if host_for_test("two_vcpus_travel_although_one_never_started").is_none() {
+        return;
+    }
+    let (_file, config) = config(&COUNTER, &serde_json::json!({"vcpus": 2}));
+    let first = Machine::boot(config).unwrap();
+    first.resume().unwrap();
+    counts_on(&first);
+    first.pause().unwrap();
+    let saved = first.save_state().unwrap();
+    let second = Machine::incoming(first.config().clone(), first.profile()).unwrap();
+    copy_memory(&first, &second);
+    second.restore_state(&saved, true).unwrap();
+    second.resume().unwrap();
+    counts_on(&second);
+    second.pause().unwrap();
+    assert_eq!(second.slots(), first.slots());
+}
+
+#[test]
 fn damaged_states_are_refused() {
     if host_for_test("damaged_states_are_refused").is_none() {
         return;
@@ -201,6 +221,7 @@ fn a_machine_that_stops_by_itself_says_why() {
         machine.resume().unwrap();
         until("the stop", || machine.state() == MachineState::Stopped);
         assert!(machine.stop_reason().unwrap().to_string().contains(reason));
+        assert!(matches!(machine.pause(), Err(MachineError::Stopped(_))), "a migration must not take it along");
         assert!(matches!(machine.resume(), Err(MachineError::State { state: MachineState::Stopped, .. })));
     }
 }

@@ -78,8 +78,8 @@ pub enum LabError {
         waited: Duration,
     },
     /// Certificates could not be made.
-    #[error("cannot make the lab's certificates: {0}")]
-    Certificates(String),
+    #[error("cannot make the lab's certificates")]
+    Certificates(#[from] crate::security::pki::PkiError),
     /// Processes or objects survived the removal.
     #[error("left behind after the removal of {prefix}: {what}")]
     Leftovers {

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::authority::HostCertificate;
 use super::cgroup::Cgroup;
 use super::error::{LabError, LabResult};
 use super::namespace::Namespace;
@@ -30,6 +29,7 @@ pub struct LabHost {
     spec: HostSpec,
     address: Ipv4Addr,
     directory: PathBuf,
+    tls: TlsPaths,
     namespace: Namespace,
     cgroup: Option<Cgroup>,
     daemon: Mutex<Option<Child>>,
@@ -42,11 +42,10 @@ impl LabHost {
         directory: PathBuf,
         namespace: Namespace,
         cgroup: Option<Cgroup>,
-        certificate: &HostCertificate,
+        tls: TlsPaths,
     ) -> LabResult<Self> {
         std::fs::create_dir_all(&directory).map_err(LabError::io("create", &directory))?;
-        certificate.write(&directory)?;
-        Ok(Self { spec, address, directory, namespace, cgroup, daemon: Mutex::new(None) })
+        Ok(Self { spec, address, directory, tls, namespace, cgroup, daemon: Mutex::new(None) })
     }
 
     /// Its name.
@@ -69,9 +68,14 @@ impl LabHost {
         self.address
     }
 
-    /// Its files: `ca.pem`, `certificate.pem`, `key.pem`, `hostd.json`, `hostd.log`, `run`, `state`.
+    /// Its files: `hostd.json`, `hostd.log`, `hostd.sock`, `run`, `state`.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Its identity.
+    pub fn tls(&self) -> &TlsPaths {
+        &self.tls
     }
 
     /// Its network namespace.
@@ -115,11 +119,7 @@ impl LabHost {
             socket_group: None,
             listen: SocketAddr::from((self.address, PEER_PORT)),
             migration_address: self.address.into(),
-            tls: TlsPaths {
-                ca: self.directory.join("ca.pem"),
-                certificate: self.directory.join("certificate.pem"),
-                key: self.directory.join("key.pem"),
-            },
+            tls: self.tls.clone(),
             vmm: Some(vmm),
             capacity: CapacityConfig {
                 cpu_cores: self.spec.cpu_cores,

@@ -12,7 +12,6 @@
 //! | 10.77.0.250 | observer |
 //! | 10.77.1.1, .2, ... | free for machines ([`Lab::machine_address`]) |
 
-pub mod authority;
 pub mod cgroup;
 pub mod error;
 pub mod fabric;
@@ -25,11 +24,11 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-pub use authority::{Authority, HostCertificate};
 pub use error::{LabError, LabResult};
 pub use host::LabHost;
 
 use crate::config::HostConfig;
+use crate::security::pki;
 use fabric::Fabric;
 use namespace::Namespace;
 
@@ -79,7 +78,6 @@ impl HostSpec {
 pub struct Lab {
     prefix: String,
     directory: PathBuf,
-    authority: Authority,
     fabric: Fabric,
     observer: Namespace,
     hosts: Vec<LabHost>,
@@ -122,7 +120,8 @@ impl Lab {
         let fabric = Fabric::create(&format!("{prefix}fabric"))?;
         let observer = Namespace::create(&format!("{prefix}observer"))?;
         fabric.attach_plain(&observer, "observer", OBSERVER)?;
-        let authority = Authority::new("headroom lab")?;
+        let authority = directory.join("authority");
+        pki::create_authority(&authority, "headroom lab")?;
         let controller = cgroup::Controller::find();
         let mut hosts = Vec::with_capacity(specs.len());
         for (index, spec) in specs.iter().take(HOSTS_MAX).enumerate() {
@@ -134,12 +133,12 @@ impl Lab {
             // Also without a quota: the group tells which processes are this host's.
             let group =
                 controller.as_ref().ok().map(|controller| controller.create(&full, spec.cpu_cores)).transpose()?;
-            let certificate = authority.issue(&spec.name, Some(address))?;
+            let tls = pki::issue(&authority, &spec.name)?;
             let path = directory.join(&spec.name);
-            hosts.push(LabHost::create(spec.clone(), address, path, namespace, group, &certificate)?);
+            hosts.push(LabHost::create(spec.clone(), address, path, namespace, group, tls)?);
         }
         let unlimited = controller.err().filter(|_| specs.iter().any(|spec| spec.cpu_cores.is_some()));
-        Ok(Self { prefix, directory, authority, fabric, observer, hosts, unlimited, removed: false })
+        Ok(Self { prefix, directory, fabric, observer, hosts, unlimited, removed: false })
     }
 
     /// Writes every host's configuration, after `adjust` has changed it, starts all daemons and waits until they answer.
@@ -191,9 +190,9 @@ impl Lab {
         &self.fabric
     }
 
-    /// Who signs the certificates of this lab.
-    pub fn authority(&self) -> &Authority {
-        &self.authority
+    /// Folder of the authority that signed the certificates of this lab's hosts and of no other's.
+    pub fn authority(&self) -> PathBuf {
+        self.directory.join("authority")
     }
 
     /// Files of this lab.

@@ -77,6 +77,9 @@ enum Command {
     Audit(view::AuditArguments),
     /// Show this host and its peers.
     Host,
+    /// Two pools, three hosts and six machines on this computer: load grows, a machine moves in time, every promise is
+    /// checked. Needs root and /dev/kvm; leaves nothing behind.
+    Demo(DemoArguments),
     /// Run one machine in this terminal, without a daemon.
     Run(run::Arguments),
     /// Make the configuration of a host, and its certificate.
@@ -117,9 +120,24 @@ impl Failure {
     }
 }
 
+/// `headroom demo`.
+#[derive(Debug, clap::Args)]
+struct DemoArguments {
+    /// Where to write the report: `headroom demo --json FILE`.
+    #[arg(value_name = "FILE", requires = "json")]
+    report: Option<PathBuf>,
+}
+
 /// Runs the command line and returns its exit code.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Command::Demo(DemoArguments { report }) = arguments.command {
+        if arguments.json && report.is_none() {
+            eprintln!("headroom: say where the report shall go: headroom demo --json FILE");
+            return ExitCode::from(2);
+        }
+        return crate::demo::main(&crate::demo::DemoOptions { json: report });
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -151,6 +169,8 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Plan(arguments) => view::plans(&client, &output, &arguments).await?,
         Command::Audit(arguments) => view::audit(&client, &output, &arguments).await?,
         Command::Host => view::host(&client, &output).await?,
+        // Blocks, and has been served before the runtime was made.
+        Command::Demo(_) => {}
         Command::Run(arguments) => return run::run(arguments).await,
         Command::Init(arguments) => setup::init(&output, arguments)?,
         Command::Pki(command) => setup::pki(&output, command)?,

@@ -209,8 +209,6 @@ impl Share {
     fn add(&mut self, other: &Share) {
         self.totals.data += other.totals.data;
         self.totals.zero += other.totals.zero;
-        self.looked += other.looked;
-        self.zeroes += other.zeroes;
         self.bytes += other.bytes;
         self.data_bytes += other.data_bytes;
         self.skipped_bytes += other.skipped_bytes;
@@ -222,9 +220,9 @@ impl Share {
 pub(super) fn note(context: &mut Context, job: &Job, shares: &RoundShares, elapsed: Duration, dirty_after: u64) {
     let report = &mut context.report;
     report.rounds.push(Round {
-        pages: shares.memory.looked,
+        pages: shares.memory.totals.data + shares.memory.totals.zero,
         bytes: shares.memory.bytes,
-        zero_pages: shares.memory.zeroes,
+        zero_pages: shares.memory.totals.zero,
         ms: elapsed.as_secs_f64() * 1e3,
         dirty_pages_after: dirty_after,
     });

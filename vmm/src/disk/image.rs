@@ -167,7 +167,7 @@ fn enable_direct(file: &File) -> io::Result<Option<usize>> {
     if !set_direct(file, true) {
         return Ok(None);
     }
-    let mut buffer = AlignedBuffer::new(4096);
+    let mut buffer = AlignedBuffer::new(4096)?;
     let trial = &mut buffer.bytes_mut()[..SECTOR_BYTES as usize];
     if std::os::unix::fs::FileExt::read_at(file, trial, 0).is_err() {
         set_direct(file, false);

@@ -1,19 +1,16 @@
 //! A small layer over io_uring, and buffers aligned for direct I/O.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::{IoUring, cqueue, squeue};
 
-/// Alignment of every buffer: the page, which satisfies every file's wish.
-const ALIGNMENT: usize = 4096;
-
-/// Zeroed memory, aligned to a page.
+/// Zeroed memory, aligned to a page. It is mapped rather than taken from the heap, so that what a migration needed goes back
+/// to the host when it ends.
 #[derive(Debug)]
 pub struct AlignedBuffer {
     start: *mut u8,
-    layout: Layout,
+    bytes: usize,
 }
 
 // SAFETY: it owns its memory, as a `Vec` does.
@@ -21,15 +18,20 @@ unsafe impl Send for AlignedBuffer {}
 
 impl AlignedBuffer {
     /// `bytes` zeroed bytes, at least one.
-    pub fn new(bytes: usize) -> Self {
-        let layout =
-            Layout::from_size_align(bytes.max(1), ALIGNMENT).expect("buffers are far smaller than the address space");
-        // SAFETY: the layout has a size of at least one byte.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() {
-            handle_alloc_error(layout);
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` at a limit of address space or mappings.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        let bytes = bytes.max(1);
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, wherever the kernel puts it.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(Self { start: start.cast(), bytes })
         }
-        Self { start, layout }
     }
 
     /// Where it begins, for the kernel. Whoever hands it out does not touch the bytes until the kernel is done.
@@ -37,23 +39,30 @@ impl AlignedBuffer {
         self.start
     }
 
+    /// Gives the memory up for ever: the kernel may still write to it. Nothing is left in the buffer.
+    pub fn leak(&mut self) {
+        (self.start, self.bytes) = (std::ptr::NonNull::dangling().as_ptr(), 0);
+    }
+
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: allocated, initialized, and borrowed with self.
-        unsafe { std::slice::from_raw_parts(self.start, self.layout.size()) }
+        // SAFETY: mapped, initialized by the kernel, and borrowed with self.
+        unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
     }
 
     /// Its bytes, to be changed.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: allocated, initialized, and borrowed mutably with self.
-        unsafe { std::slice::from_raw_parts_mut(self.start, self.layout.size()) }
+        // SAFETY: mapped, initialized by the kernel, and borrowed mutably with self.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
     }
 }
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.start, self.layout) }
+        if self.bytes > 0 {
+            // SAFETY: mapped in `new`, and nobody borrows from it any more.
+            unsafe { libc::munmap(self.start.cast(), self.bytes) };
+        }
     }
 }
 

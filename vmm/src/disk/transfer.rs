@@ -55,7 +55,7 @@ impl Transfer {
             ))
         };
         let ring = Ring::new(DEPTH as u32).map_err(failed)?;
-        let mut buffers = AlignedBuffer::new(DEPTH * BLOCK);
+        let mut buffers = AlignedBuffer::new(DEPTH * BLOCK).map_err(failed)?;
         // SAFETY: the buffers live in the same structure and are dropped after the ring.
         let registered = unsafe { ring.register_buffers(buffers.as_mut_ptr(), BLOCK, DEPTH) };
         Ok(Self { ring, buffers, registered, slots: [Slot::default(); DEPTH], image, direction })
@@ -155,7 +155,7 @@ impl Drop for Transfer {
         // The kernel may still write into the buffers. If waiting fails, they are given up rather than freed too early.
         while self.ring.in_flight() > 0 {
             if self.ring.wait().is_err() {
-                std::mem::forget(std::mem::replace(&mut self.buffers, AlignedBuffer::new(1)));
+                self.buffers.leak();
                 return;
             }
         }

@@ -34,6 +34,8 @@ pub struct BlockWorker {
     /// Transfers that wait for a bounce buffer.
     waiting: VecDeque<usize>,
     bounces: usize,
+    /// One that was used last: a driver that needs one will need it again.
+    spare: Option<AlignedBuffer>,
     epoll: Epoll,
     /// Watched for edges, never read; written to come back to what a batch has left.
     kick: EventFd,
@@ -63,6 +65,7 @@ impl BlockWorker {
             free: (0..IN_FLIGHT_MAX).collect(),
             waiting: VecDeque::new(),
             bounces: 0,
+            spare: None,
             epoll,
             kick,
             queue: None,
@@ -166,12 +169,18 @@ impl BlockWorker {
                     self.die(&error);
                 }
             }
-            Step::NeedsBounce if self.bounces < BOUNCES_MAX => {
-                self.bounces += 1;
-                self.transfers[slot].lend(AlignedBuffer::new(BOUNCE_BYTES));
-                self.step(slot);
-            }
-            Step::NeedsBounce => self.waiting.push_back(slot),
+            Step::NeedsBounce if self.bounces == BOUNCES_MAX => self.waiting.push_back(slot),
+            Step::NeedsBounce => match self.spare.take().map_or_else(|| AlignedBuffer::new(BOUNCE_BYTES), Ok) {
+                Ok(buffer) => {
+                    self.bounces += 1;
+                    self.transfers[slot].lend(buffer);
+                    self.step(slot);
+                }
+                Err(error) => {
+                    tracing::error!(disk = self.disk.image().describe(), %error, "no memory for a bounce buffer");
+                    self.finish(slot, Status::Error);
+                }
+            },
             Step::Done(status) => self.finish(slot, status),
         }
     }
@@ -211,6 +220,7 @@ impl BlockWorker {
                 self.step(next);
             } else {
                 self.bounces -= 1;
+                self.spare = Some(bounce);
             }
         }
     }

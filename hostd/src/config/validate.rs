@@ -242,3 +242,83 @@ fn planner(planner: &PlannerConfig, sample_interval_ms: u64, findings: &mut Find
         findings.range(&format!("planner.weights.{name}"), weight, 0.0, 1.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn good() -> Value {
+        json!({"host": "a1", "pool": "a", "run_dir": "/run/headroom", "state_dir": "/var/lib/headroom",
+            "socket": "/run/headroom/hostd.sock", "listen": "10.1.0.1:7420", "migration_address": "10.1.0.1",
+            "tls": {"ca": "/e/ca.pem", "certificate": "/e/a1.pem", "key": "/e/a1.key"}, "bridge": "br0",
+            "peers": [{"host": "b1", "pool": "b", "address": "10.1.0.2:7420"}]})
+    }
+
+    /// The error that a configuration with one change gives, with its causes.
+    fn error(change: impl FnOnce(&mut Value)) -> Option<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hostd.json");
+        let mut json = good();
+        change(&mut json);
+        std::fs::write(&path, json.to_string()).unwrap();
+        HostConfig::load(&path).err().map(|error| crate::machine::chain(&error))
+    }
+
+    #[test]
+    fn the_example_is_in_order() {
+        assert_eq!(error(|_| ()), None);
+    }
+
+    #[test]
+    fn each_mistake_is_told_with_its_field() {
+        type Change = fn(&mut Value);
+        let cases: [(Change, &str); 18] = [
+            (|json| json["host"] = "../a1".into(), "host: `../a1` is not a name"),
+            (|json| json["pool"] = "".into(), "pool: `` is not a name"),
+            (|json| json["run_dir"] = "run".into(), "run_dir: `run` is not an absolute path"),
+            (|json| json["run_dir"] = format!("/{}", "x".repeat(90)).into(), "run_dir: "),
+            (|json| json["socket"] = format!("/{}", "x".repeat(120)).into(), "socket: the path has 121 bytes"),
+            (|json| json["listen"] = "10.1.0.1:0".into(), "listen: 10.1.0.1:0 has port 0"),
+            (|json| json["migration_address"] = "0.0.0.0".into(), "migration_address: 0.0.0.0"),
+            (|json| json["bridge"] = "a/b".into(), "bridge: `a/b`"),
+            (|json| json["peers"][0]["host"] = "a1".into(), "peers[0].host: `a1` is there twice"),
+            (|json| json["peers"][0]["address"] = "10.1.0.1:7420".into(), "peers[0].address: 10.1.0.1:7420 belongs"),
+            (|json| json["capacity"] = json!({"cpu_cores": 0}), "capacity.cpu_cores: 0 is not a capacity"),
+            (|json| json["sample_interval_ms"] = 1.into(), "sample_interval_ms: 1 is out of range"),
+            (|json| json["sample_interval_ms"] = 100.into(), "planner.horizon_s: 600 s are 6000 sampling intervals"),
+            (
+                |json| json["planner"] = json!({"start_score": 0.2, "stop_score": 0.3}),
+                "planner.stop_score: 0.3 is above",
+            ),
+            (|json| json["planner"] = json!({"weights": {"cpu": 2.0}}), "planner.weights.cpu: 2 is out of range"),
+            (|json| json["access"] = json!([{"who": {"uid": 5}}]), "access[0]: allows and denies nothing"),
+            (|json| json["planer"] = json!({}), "unknown field `planer`"),
+            (|json| json["listen"] = "here".into(), "is malformed at line 1"),
+        ];
+        for (change, expected) in cases {
+            let error = error(change).unwrap_or_else(|| panic!("no error, expected {expected}"));
+            assert!(error.contains(expected), "expected {expected}: {error}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let error = error(|json| {
+            json["host"] = "-".into();
+            json["capacity"] = json!({"memory_mib": -1});
+        });
+        let error = error.unwrap();
+        assert!(
+            error.contains("has 2 mistake(s)") && error.contains("host:") && error.contains("memory_mib:"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_missing_file_says_how_to_make_one() {
+        let error = HostConfig::load(Path::new("/nonexistent/hostd.json")).unwrap_err();
+        assert!(error.to_string().contains("headroom init"), "{error}");
+    }
+}

@@ -32,7 +32,12 @@ pub fn authority(folder: &Path) -> PathBuf {
 
 /// A peer that is declared, at an address that need not answer.
 pub fn declared(host: &str, pool: &str) -> PeerConfig {
-    PeerConfig { host: host.into(), pool: pool.into(), address: SocketAddr::from(([127, 0, 0, 1], 9)) }
+    let last = host.bytes().next_back().unwrap_or_default();
+    PeerConfig {
+        host: host.into(),
+        pool: pool.into(),
+        address: SocketAddr::from(([127, 0, host.as_bytes()[0], last], 9)),
+    }
 }
 
 /// A configuration for `host` with everything in `folder`.
@@ -52,7 +57,7 @@ pub fn config(folder: &Path, host: &str, tls: TlsPaths, peers: Vec<PeerConfig>) 
         capacity: CapacityConfig { cpu_cores: Some(2.0), memory_mib: Some(1000.0), ..CapacityConfig::default() },
         peers,
         bridge: None,
-        sample_interval_ms: 100,
+        sample_interval_ms: 1000,
         planner: PlannerConfig::default(),
         concurrent_migrations: 2,
         access: Vec::new(),

@@ -32,9 +32,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
                 std::error::Error::source(&error).is_some_and(|cause| cause.to_string().contains("length limit"));
             if limit { too_large() } else { Failure::new(400, "body-incomplete", "the body did not arrive whole") }
         })?;
-        let value = serde_json::from_slice(&bytes).map_err(|error| {
-            Failure::new(400, "malformed-body", format!("the body is not what this request takes: {error}"))
-        })?;
+        // Its error names the field, with the way to it.
+        let Json(value) =
+            Json::from_bytes(&bytes).map_err(|error| Failure::new(400, "malformed-body", error.body_text()))?;
         Ok(Self(value))
     }
 }

@@ -50,8 +50,11 @@ impl Executor {
             limit: inner.config.concurrent_migrations,
         })?;
         let migration = arriving(source, &inner.config.host, &request);
+        let usage = request.usage;
         let record = MachineRecord { migration: Some(request.id.clone()), ..request.machine };
         let entry = inner.machines.prepare_incoming(record).await?;
+        // What it used at the source stands in until it has been measured here.
+        entry.state().usage = usage;
         match self.open(&entry, &migration, request.deadline_s).await {
             Ok((reservation, active)) => {
                 let executor = self.clone();

@@ -21,22 +21,15 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// The process that has this pid now.
-    ///
-    /// # Errors
-    ///
-    /// If there is none.
-    pub fn of(pid: u32) -> io::Result<Self> {
+    /// The process that has this pid now, and whether it has ended and only waits to be reaped.
+    fn look(pid: u32) -> io::Result<(Self, bool)> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // The command's name stands in parentheses and may contain anything, spaces and parentheses too.
         let after = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace());
         let field = |number: usize| after.clone().and_then(|mut fields| fields.nth(number - 3));
-        if field(3) == Some("Z") {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended"));
-        }
         let start = field(22).and_then(|start| start.parse().ok());
         let start_ticks = start.ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not as expected")))?;
-        Ok(Self { pid, start_ticks })
+        Ok((Self { pid, start_ticks }, field(3) == Some("Z")))
     }
 }
 
@@ -85,7 +78,8 @@ impl Process {
         let mut child = command.spawn()?;
         drop(program.descriptors);
         let pid = child.id().ok_or_else(|| io::Error::other("the process ended at once"))?;
-        let id = ProcessId::of(pid)?;
+        // It may have ended already; it is not reaped before it is waited for below, so the pid is still its own.
+        let (id, _) = ProcessId::look(pid)?;
         let pidfd = open_pidfd(pid)?;
         let (sender, ended) = watch::channel(None);
         tokio::spawn(async move {
@@ -106,8 +100,8 @@ impl Process {
     pub fn adopt(id: ProcessId) -> io::Result<Self> {
         let pidfd = open_pidfd(id.pid)?;
         // The descriptor is open: from here on the pid cannot be used again behind our back.
-        if ProcessId::of(id.pid)? != id {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the pid belongs to another process by now"));
+        if ProcessId::look(id.pid)? != (id, false) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the process has ended"));
         }
         // SAFETY: the descriptor belongs to the `AsyncFd` alone, and nothing else closes it while it is registered.
         let waiter = unsafe { AsyncFd::register(pidfd.try_clone()?) }?;

@@ -113,10 +113,10 @@ impl Sampler {
         let before = self.readings.get(&record.name).filter(|before| before.pid == reading.pid);
         let usage = before.and_then(|before| rates(before, &reading, throttled_s, f64::from(record.vcpus)));
         self.readings.insert(record.name.clone(), reading);
-        if usage.is_some() {
-            entry.state().usage = usage;
-        }
-        usage.map(|usage| (record.name, usage))
+        let mut state = entry.state();
+        // The first reading after a migration is no rate yet: the last measurement stands in once more.
+        state.usage = usage.or(state.usage);
+        state.usage.map(|usage| (record.name, usage))
     }
 
     /// For how long the quota of hostd's group held its tasks back since the last round; `None` without a quota, where

@@ -86,7 +86,7 @@ impl Planner {
         stored.destination = Some(best.to_host.clone());
         stored.outcome = PlanOutcome::Started;
         let why = Why {
-            kind: kind(&best.machine, &own, declared, contention.horizon_s),
+            kind: kind(&state, declared, contention.horizon_s),
             score: Some(score),
             horizon_s: Some(contention.horizon_s),
             predicted_total_ms: Some(best.cost.total_ms),
@@ -183,15 +183,15 @@ impl Planner {
     }
 }
 
-/// An event within the horizon that is about the machine or the pool makes it a planned move for that event.
-fn kind(machine: &str, pool: &str, declared: &[Event], horizon_s: f64) -> TriggerKind {
+/// A declared event of the pool, or of a machine in it, within the horizon makes it a move for that event.
+fn kind(pool: &PoolState, declared: &[Event], horizon_s: f64) -> TriggerKind {
     let (now, horizon) = (unix_ms(), (horizon_s * 1000.0) as u64);
-    let about = |event: &&Event| match &event.target {
-        EventTarget::Machine(name) => name == machine,
-        EventTarget::Pool(name) => name == pool,
+    let concerns = |event: &&Event| match &event.target {
+        EventTarget::Machine(name) => pool.live().any(|host| host.machines.iter().any(|machine| &machine.name == name)),
+        EventTarget::Pool(name) => name == &pool.pool,
     };
     let near = |event: &Event| event.starts_unix_ms <= now + horizon && event.ends_unix_ms > now;
-    if declared.iter().filter(about).any(near) { TriggerKind::Event } else { TriggerKind::Forecast }
+    if declared.iter().filter(concerns).any(near) { TriggerKind::Event } else { TriggerKind::Forecast }
 }
 
 fn candidates(made: &predictor::Plan, machines: &[MachineView]) -> Vec<Candidate> {

@@ -222,7 +222,9 @@ impl Planner {
 
     fn view(&self, state: &PoolState) -> PoolView {
         let contention = self.contentions.get(&state.pool);
-        let score = contention.filter(|contention| known(contention)).map(|contention| contention.score);
+        // A pool without machines is not unknown: it is empty.
+        let empty = state.live().next().is_some() && state.samples().is_empty();
+        let score = contention.filter(|contention| empty || known(contention)).map(|contention| contention.score);
         PoolView {
             pool: state.pool.clone(),
             leader: state.leader.clone(),
@@ -323,3 +325,6 @@ fn shape(usage: Usage, observed: Observed, bandwidth: f64, downtime_ms: u64) -> 
         downtime_limit_ms: downtime_ms as f64 / 4.0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! The planner from measurements to a decision, without hosts.
+
+use super::*;
+use crate::api::types::{EventTarget, MachineSummary, MigrationLimits, PlanOutcome};
+use migration::report::TriggerKind;
+
+fn config(change: impl FnOnce(&mut serde_json::Value)) -> HostConfig {
+    let mut json = serde_json::json!({"host": "a1", "pool": "a", "run_dir": "/r", "state_dir": "/s", "socket": "/r/s",
+        "listen": "10.1.0.1:7420", "migration_address": "10.1.0.1", "tls": {"ca": "/c", "certificate": "/c", "key": "/k"},
+        "planner": {"horizon_s": 30.0, "cooldown_s": 60.0},
+        "peers": [{"host": "a2", "pool": "a", "address": "10.1.0.2:7420"}, {"host": "b1", "pool": "b", "address": "10.1.0.3:7420"}]});
+    change(&mut json);
+    serde_json::from_value(json).unwrap()
+}
+
+fn machine(name: &str, cpu_cores: f64, status: MachineStatus) -> MachineSummary {
+    let usage = Usage { cpu_cores, cpu_demand_cores: cpu_cores, memory_mib: 64.0, ..Usage::default() };
+    MachineSummary {
+        name: name.into(),
+        status,
+        vcpus: 1,
+        memory_mib: 128,
+        disk_bytes: 0,
+        limits: MigrationLimits::default(),
+        usage: Some(usage),
+    }
+}
+
+fn host(name: &str, cpu_cores: f64, machines: Vec<MachineSummary>) -> HostSummary {
+    let usages: Vec<Usage> = machines.iter().filter_map(|machine| machine.usage).collect();
+    let capacity =
+        Capacity { cpu_cores, memory_mib: 4096.0, disk_bytes_per_second: 5e8, network_bytes_per_second: 1e9 };
+    HostSummary {
+        host: name.into(),
+        live: true,
+        capacity,
+        usage: Some(sum(usages.iter())),
+        machines,
+        sampled_unix_ms: 0,
+    }
+}
+
+fn pools(a: Vec<HostSummary>, b: Vec<HostSummary>) -> Vec<PoolState> {
+    vec![
+        PoolState { pool: "a".into(), hosts: a, leader: Some("a1".into()) },
+        PoolState { pool: "b".into(), hosts: b, leader: Some("b1".into()) },
+    ]
+}
+
+/// Pool `a` of two cores with three machines of which `vm2` uses `load`; pool `b` of two idle cores.
+fn loaded(load: f64) -> Vec<PoolState> {
+    let running = MachineStatus::Running;
+    let a1 = host("a1", 1.0, vec![machine("vm1", 0.3, running), machine("vm2", load, running)]);
+    let a2 = host("a2", 1.0, vec![machine("vm3", 0.3, running)]);
+    pools(vec![a1, a2], vec![host("b1", 2.0, vec![machine("vm9", 0.1, running)])])
+}
+
+/// Ticks until there is a decision or `steps` are over; `load` of a step is given to `loaded`.
+fn run(planner: &mut Planner, steps: usize, events: &[Event], load: impl Fn(usize) -> f64) -> Option<(usize, Chosen)> {
+    for step in 0..steps {
+        planner.tick(loaded(load(step)), events).unwrap();
+        if let Some(Ok(chosen)) = planner.decide("plan-1", events) {
+            return Some((step, chosen));
+        }
+    }
+    None
+}
+
+#[test]
+fn a_quiet_pool_is_left_alone() {
+    let mut planner = Planner::new(&config(|_| ()));
+    assert!(run(&mut planner, 120, &[], |step| 0.3 + 0.02 * (step % 3) as f64).is_none());
+    let views = planner.views();
+    assert_eq!(views.len(), 2);
+    assert!(views[0].score.unwrap() < 0.25, "{:?}", views[0].score);
+    assert!(!views[0].forecasts.is_empty() && !planner.machine_forecasts().is_empty());
+}
+
+#[test]
+fn a_ramp_is_answered_before_the_pool_is_full() {
+    let mut planner = Planner::new(&config(|_| ()));
+    // 0.9 of 1.9 usable cores until step 60, then 0.02 more each step: full at step 110.
+    let load = |step: usize| 0.3 + 0.02 * step.saturating_sub(60) as f64;
+    let (step, chosen) = run(&mut planner, 110, &[], load).expect("a decision before contention");
+    assert!(step > 60, "not before there was anything to see: step {step}");
+    assert_eq!((chosen.request.destination.as_str(), chosen.plan.outcome), ("b1", PlanOutcome::Started));
+    assert_eq!(chosen.request.trigger.kind, TriggerKind::Forecast);
+    assert!(chosen.plan.reasons.iter().any(|reason| reason.contains("cpu")), "{:?}", chosen.plan.reasons);
+    assert!(chosen.plan.candidates.iter().any(|candidate| candidate.machine == chosen.machine));
+    // Right after it there is no second one.
+    assert!(run(&mut planner, 5, &[], |further| load(step + further)).is_none());
+    assert_eq!(planner.views()[0].trigger.state, TriggerState::Cooldown);
+}
+
+#[test]
+fn a_declared_event_is_answered_before_any_load_is_seen() {
+    let mut planner = Planner::new(&config(|_| ()));
+    let now = unix_ms();
+    let event = Event {
+        id: "evt-1".into(),
+        name: "batch".into(),
+        target: EventTarget::Machine("vm2".into()),
+        starts_unix_ms: now + 20_000,
+        ends_unix_ms: now + 60_000,
+        adds: Usage { cpu_cores: 1.5, ..Usage::default() },
+        confidence: 0.95,
+        declared_at: "a1".into(),
+    };
+    let flat = |step: usize| 0.3 + 0.01 * (step % 2) as f64;
+    assert!(run(&mut planner, 60, &[], flat).is_none());
+    let (_, chosen) = run(&mut planner, 20, &[event], flat).expect("a decision for the event");
+    assert_eq!(chosen.request.trigger.kind, TriggerKind::Event);
+}
+
+#[test]
+fn nobody_but_the_leader_acts_and_only_if_enabled() {
+    let full = |_| 1.9;
+    let mut other = Planner::new(&config(|json| json["host"] = "a2".into()));
+    assert!(run(&mut other, 60, &[], full).is_none());
+    let mut disabled = Planner::new(&config(|json| json["planner"]["enabled"] = false.into()));
+    assert!(run(&mut disabled, 60, &[], full).is_none());
+    assert!(disabled.views()[0].score.unwrap() > 0.9);
+}
+
+#[test]
+fn without_room_elsewhere_the_plan_says_so_once() {
+    let mut planner = Planner::new(&config(|_| ()));
+    let running = MachineStatus::Running;
+    let mut refusals = Vec::new();
+    for _ in 0..60 {
+        let a = vec![host("a1", 1.0, vec![machine("vm1", 0.6, running), machine("vm2", 0.6, running)])];
+        let b = vec![host("b1", 0.5, vec![machine("vm9", 0.45, running)])];
+        planner.tick(pools(a, b), &[]).unwrap();
+        match planner.decide("plan-1", &[]) {
+            Some(Err(plan)) => refusals.push(plan),
+            Some(Ok(chosen)) => panic!("moved {} to a full host", chosen.machine),
+            None => {}
+        }
+    }
+    assert_eq!(refusals.len(), 1, "one plan a cooldown");
+    assert_eq!(refusals[0].outcome, PlanOutcome::NoAction);
+    assert!(
+        refusals[0].candidates.iter().any(|candidate| candidate.reason.contains("cpu")),
+        "{:?}",
+        refusals[0].candidates
+    );
+}
+
+#[test]
+fn a_machine_that_moved_takes_its_history_along_and_is_counted_once() {
+    let mut planner = Planner::new(&config(|_| ()));
+    run(&mut planner, 50, &[], |_| 0.5);
+    let running = MachineStatus::Running;
+    let a = || vec![host("a1", 1.0, vec![machine("vm1", 0.3, running), machine("vm2", 0.5, MachineStatus::Migrating)])];
+    let b = || vec![host("b1", 2.0, vec![machine("vm2", 0.5, MachineStatus::Incoming)])];
+    planner.tick(pools(a(), b()), &[]).unwrap();
+    assert_eq!(planner.forecasters["b"].machines().count(), 0, "it still counts where it comes from");
+    let there = vec![host("b1", 2.0, vec![machine("vm2", 0.5, running)])];
+    planner.tick(pools(vec![host("a1", 1.0, vec![machine("vm1", 0.3, running)])], there), &[]).unwrap();
+    assert!(planner.forecasters["b"].history("vm2").unwrap().len() > 50, "its history came along");
+    assert!(planner.forecasters["a"].history("vm2").is_none());
+}

@@ -5,9 +5,10 @@
 //! any knowledge of addresses; a gratuitous ARP (RFC 5227, section 2.3) for each IPv4 address that the guest has used also
 //! refreshes the neighbours' tables.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::HEADER_BYTES;
+use super::{HEADER_BYTES, Tap};
 
 /// When the announcement is sent: a frame or two may be lost while bridges and taps settle.
 pub const TIMES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(150)];
@@ -71,6 +72,43 @@ impl Addresses {
         let mut frames = vec![frame(mac, ETHERTYPE_RARP, REVERSE_REQUEST, [0; 4], mac)];
         frames.extend(self.0.iter().map(|&address| frame(mac, ETHERTYPE_ARP, ARP_REQUEST, address, [0; 6])));
         frames
+    }
+}
+
+/// What the card's thread learns and whoever asks for an announcement uses.
+#[derive(Debug, Default)]
+pub struct Announcer(Mutex<Addresses>);
+
+impl Announcer {
+    /// As it was saved.
+    pub fn new(addresses: Addresses) -> Self {
+        Self(Mutex::new(addresses))
+    }
+
+    fn addresses(&self) -> MutexGuard<'_, Addresses> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Addresses::learn`].
+    pub fn learn(&self, mac: [u8; 6], frame: &[u8]) {
+        self.addresses().learn(mac, frame);
+    }
+
+    /// See [`Addresses::saved`].
+    pub fn saved(&self) -> Vec<[u8; 4]> {
+        self.addresses().saved()
+    }
+
+    /// Sends the frames of one announcement.
+    pub fn announce(&self, tap: &Tap) {
+        let frames = self.addresses().frames(tap.mac());
+        for mut frame in frames {
+            let part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
+            // SAFETY: the part is the frame.
+            if let Err(error) = unsafe { tap.write(&[part]) } {
+                tracing::warn!(network = tap.id(), %error, "cannot announce the guest through the tap");
+            }
+        }
     }
 }
 

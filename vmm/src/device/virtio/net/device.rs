@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use migration::guest::{DeviceSlot, StatePayload};
 
-use super::announce::Addresses;
+use super::announce::{Addresses, Announcer};
 use super::state::{NetStateV1, VERSION};
 use super::tap::Tap;
 use super::worker::{NetWorker, Parts};
@@ -38,7 +38,8 @@ pub struct NetCounters {
 /// A network card. It also implements [`crate::device::Device`].
 pub struct Net {
     unit: Unit<NetWorker>,
-    mac: [u8; 6],
+    tap: Arc<Tap>,
+    announcer: Arc<Announcer>,
     counters: Arc<NetCounters>,
 }
 
@@ -82,8 +83,10 @@ impl Net {
         let kicks = kicks.map_err(failed("duplicate an eventfd"))?;
         let kicks =
             kicks.try_into().map_err(|_| DeviceError::Wiring { device: name.clone(), queues: QUEUES, notify })?;
-        let mac = tap.mac();
-        let config = Arc::new(Mutex::new(config_space(mac)));
+        let tap = Arc::new(tap);
+        let addresses = saved.map(|saved| Addresses::from_saved(&saved.addresses)).unwrap_or_default();
+        let announcer = Arc::new(Announcer::new(addresses));
+        let config = Arc::new(Mutex::new(config_space(tap.mac())));
         let interrupt = Arc::new(Interrupt::new(wiring.interrupt));
         let counters = Arc::new(NetCounters::default());
         let parts = Parts {
@@ -91,9 +94,9 @@ impl Net {
             interrupt: Arc::clone(&interrupt),
             config: Arc::clone(&config),
             counters: Arc::clone(&counters),
-            addresses: saved.map(|saved| Addresses::from_saved(&saved.addresses)).unwrap_or_default(),
+            announcer: Arc::clone(&announcer),
         };
-        let backend = NetWorker::new(tap, kicks, parts).map_err(failed("set up epoll and a timer"))?;
+        let backend = NetWorker::new(Arc::clone(&tap), kicks, parts).map_err(failed("set up epoll and a timer"))?;
         let features = common::COMMON | feature::OFFERED;
         let queue_sizes = vec![QUEUE_SIZE; QUEUES];
         let model = Model { name, device_id: DEVICE_ID, features, queue_sizes, state_version: version };
@@ -103,7 +106,7 @@ impl Net {
             // The tap that was lost is another host's; here there is one.
             interrupt.config_changed();
         }
-        Ok(Self { unit, mac, counters })
+        Ok(Self { unit, tap, announcer, counters })
     }
 
     /// The registers, to be put on the bus.
@@ -111,11 +114,12 @@ impl Net {
         self.unit.transport()
     }
 
-    /// Tells the network where this card now is: RARP and gratuitous ARP frames, sent at once and repeated a few times
-    /// from the card's own thread. Returns at once.
+    /// Tells the network where this card now is: RARP and gratuitous ARP frames. They are sent by the caller, for whom no
+    /// other thread must wake up first, and repeated a few times by the card's own thread.
     pub fn announce(&self) {
-        if let Err(error) = self.unit.worker().post(NetWorker::announce) {
-            tracing::error!(%error, "cannot announce the guest");
+        self.announcer.announce(&self.tap);
+        if let Err(error) = self.unit.worker().post(NetWorker::repeat_announcement) {
+            tracing::error!(%error, "cannot repeat the announcement of the guest");
         }
     }
 
@@ -140,8 +144,9 @@ impl Device for Net {
 
     fn save(&self) -> Result<StatePayload, DeviceError> {
         let transport = self.unit.save()?;
-        let (addresses, link_up) = self.unit.worker().call(|worker| (worker.addresses().saved(), worker.link_up()))?;
-        Ok(state::encode(self.slot(), &NetStateV1 { transport, mac: self.mac, addresses, link_up })?)
+        let link_up = self.unit.worker().call(|worker| worker.link_up())?;
+        let (mac, addresses) = (self.tap.mac(), self.announcer.saved());
+        Ok(state::encode(self.slot(), &NetStateV1 { transport, mac, addresses, link_up })?)
     }
 }
 

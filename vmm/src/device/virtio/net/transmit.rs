@@ -1,6 +1,6 @@
 //! From the guest into the tap.
 
-use super::announce::{ARP_BYTES, Addresses};
+use super::announce::{ARP_BYTES, Announcer};
 use super::receive::{Batch, Passed};
 use super::{BATCH, FRAME_BYTES_MAX, HEADER_BYTES, Tap};
 use crate::device::virtio::{Chain, Segment, VirtQueue};
@@ -36,7 +36,7 @@ impl Transmit {
     }
 
     /// Sends a batch of frames. What the tap does not take is dropped, as on any network.
-    pub fn batch(&mut self, tap: &Tap, addresses: &mut Addresses, passed: &mut Passed) -> Batch {
+    pub fn batch(&mut self, tap: &Tap, announcer: &Announcer, passed: &mut Passed) -> Batch {
         let Some(queue) = &mut self.queue else { return Batch::Empty };
         queue.mute();
         let mut ended = Batch::Full;
@@ -55,7 +55,7 @@ impl Transmit {
                 if bytes <= ARP_LIKELY_BYTES {
                     let mut frame = [0; ARP_BYTES];
                     let length = Chain::copy_out(&self.chain.readable, HEADER_BYTES, &mut frame);
-                    addresses.learn(tap.mac(), &frame[..length]);
+                    announcer.learn(tap.mac(), &frame[..length]);
                 }
                 self.parts.clear();
                 let segments = self.chain.readable.iter().filter(|segment| segment.bytes > 0);

@@ -9,7 +9,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::announce::{Addresses, TIMES};
+use super::announce::{Announcer, TIMES};
 use super::device::{CONFIG_STATUS, NetCounters};
 use super::receive::{Batch, Passed, Receive};
 use super::transmit::Transmit;
@@ -27,7 +27,7 @@ const RECEIVE: usize = 0;
 
 /// State of the thread.
 pub struct NetWorker {
-    tap: Tap,
+    tap: Arc<Tap>,
     epoll: Epoll,
     /// Watched for edges, never read; written to come back to what a batch has left.
     kicks: [EventFd; QUEUES],
@@ -38,7 +38,7 @@ pub struct NetWorker {
     watching: bool,
     paused: bool,
     link_up: bool,
-    addresses: Addresses,
+    announcer: Arc<Announcer>,
     /// Announcements sent since the last request; all of [`TIMES`] when idle.
     announced: usize,
     ram: GuestRam,
@@ -57,20 +57,20 @@ pub struct Parts {
     pub config: Arc<Mutex<Vec<u8>>>,
     /// What passes.
     pub counters: Arc<NetCounters>,
-    /// As saved, or none.
-    pub addresses: Addresses,
+    /// Shared with whoever asks for an announcement.
+    pub announcer: Arc<Announcer>,
 }
 
 impl NetWorker {
     /// For a card that has not been started by its driver.
-    pub fn new(tap: Tap, kicks: [EventFd; QUEUES], parts: Parts) -> io::Result<Self> {
+    pub fn new(tap: Arc<Tap>, kicks: [EventFd; QUEUES], parts: Parts) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let timer = TimerFd::new().map_err(io::Error::from)?;
         let edge = |token| EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
         epoll.ctl(ControlOperation::Add, kicks[0].as_raw_fd(), edge(RECEIVE_KICK))?;
         epoll.ctl(ControlOperation::Add, kicks[1].as_raw_fd(), edge(TRANSMIT_KICK))?;
         epoll.ctl(ControlOperation::Add, timer.as_raw_fd(), EpollEvent::new(EventSet::IN, TIMER))?;
-        let Parts { ram, interrupt, config, counters, addresses } = parts;
+        let Parts { ram, interrupt, config, counters, announcer } = parts;
         Ok(Self {
             tap,
             epoll,
@@ -81,7 +81,7 @@ impl NetWorker {
             watching: false,
             paused: false,
             link_up: true,
-            addresses,
+            announcer,
             announced: TIMES.len(),
             ram,
             interrupt,
@@ -130,7 +130,7 @@ impl NetWorker {
             return;
         }
         let mut passed = Passed::default();
-        let ended = self.transmit.batch(&self.tap, &mut self.addresses, &mut passed);
+        let ended = self.transmit.batch(&self.tap, &self.announcer, &mut passed);
         let counters = &self.counters;
         add(&counters.transmit_frames, passed.frames);
         add(&counters.transmit_bytes, passed.bytes);
@@ -153,32 +153,19 @@ impl NetWorker {
         self.interrupt.config_changed();
     }
 
-    /// Announces the guest now and a few times more.
-    pub fn announce(&mut self) {
-        self.announced = 0;
-        self.announce_once();
+    /// Repeats an announcement that has just been made.
+    pub fn repeat_announcement(&mut self) {
+        self.announced = 1;
+        self.arm_timer();
     }
 
-    fn announce_once(&mut self) {
-        for mut frame in self.addresses.frames(self.tap.mac()) {
-            let part = libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
-            // SAFETY: the part is the frame.
-            if let Err(error) = unsafe { self.tap.write(&[part]) } {
-                tracing::warn!(network = self.tap.id(), %error, "cannot announce the guest through the tap");
-            }
-        }
-        self.announced += 1;
+    fn arm_timer(&mut self) {
         if let Some(next) = TIMES.get(self.announced) {
             let wait = next.saturating_sub(TIMES[self.announced - 1]);
             if let Err(error) = self.timer.reset(wait, None) {
                 tracing::warn!(network = self.tap.id(), %error, "cannot repeat the announcement");
             }
         }
-    }
-
-    /// To be saved.
-    pub fn addresses(&self) -> &Addresses {
-        &self.addresses
     }
 
     /// To be saved.
@@ -203,9 +190,10 @@ impl Backend for NetWorker {
             TRANSMIT_KICK => self.transmit(),
             RECEIVE_KICK | TAP => self.receive(),
             _ => {
-                // Announced in any case: a wait that fails has only found the timer disarmed.
                 if self.timer.wait().is_ok() && self.announced < TIMES.len() {
-                    self.announce_once();
+                    self.announcer.announce(&self.tap);
+                    self.announced += 1;
+                    self.arm_timer();
                 }
             }
         }

@@ -70,7 +70,9 @@ mod tests {
         let count = Arc::new(AtomicU32::new(0));
         let counter = || {
             let count = Arc::clone(&count);
-            move || drop(count.fetch_add(1, Ordering::Relaxed))
+            move || {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
         };
         let mut keyboard = Power::keyboard(counter());
         keyboard.write(COMMAND_OFFSET, &[0xd1]);

@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
+
 use migration::page::{digest, is_zero};
 use migration::report::Outcome;
 use migration::testing::{Authority, Pair, Workload, machines};
@@ -14,16 +16,30 @@ use migration::transport::tls::{Acceptor, Connector};
 const TOTAL: usize = 1 << 30;
 const BATCH: usize = 256 << 10;
 
+/// CPU time of this thread: what a kernel costs, however many others want the processor.
+fn thread_time() -> Duration {
+    Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("the clock exists"))
+}
+
+fn process_time() -> Duration {
+    Duration::from(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("the clock exists"))
+}
+
 fn gigabytes_per_second(bytes: usize, time: Duration) -> f64 {
     bytes as f64 / 1e9 / time.as_secs_f64()
 }
 
 fn over(bytes: usize, mut work: impl FnMut()) -> f64 {
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), thread_time());
     for _ in 0..bytes / BATCH {
         work();
     }
-    gigabytes_per_second(bytes, start.elapsed())
+    let cpu = gigabytes_per_second(bytes, thread_time() - cpu);
+    println!(
+        "    {:.2} GB/s by the clock, {cpu:.2} GB for each second of this thread",
+        gigabytes_per_second(bytes, start.elapsed())
+    );
+    cpu
 }
 
 fn sockets() -> (TcpStream, TcpStream) {
@@ -60,12 +76,16 @@ fn tls_stream() -> f64 {
     let reader = std::thread::spawn(move || {
         let session = acceptor.session().expect("a session");
         let mut stream = TlsStream::handshake(session, server, Stop::default(), limit).expect("TLS");
-        let mut total = 0;
+        let (mut total, cpu) = (0, thread_time());
         while total < TOTAL {
             let count = stream.fill("reading").expect("bytes").len();
             stream.consume(count);
             total += count;
         }
+        println!(
+            "    receiver {:.2} GB for each second of its thread",
+            gigabytes_per_second(total, thread_time() - cpu)
+        );
         stream
     });
     let session = connector.session().expect("a session");
@@ -79,29 +99,30 @@ fn tls_stream() -> f64 {
     rate
 }
 
-fn migrate(streams: u16, workload: Workload) {
+fn migrate(streams: u16, workload: &Workload) {
     let pages = (TOTAL / 4096) as u64;
     let (_, source, destination) = machines(pages, &[]);
     source.boot(workload.clone());
     let mut pair = Pair::new();
     pair.source_options.limits.streams = streams;
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), process_time());
     let (report, received) = pair.run(&source, &destination);
-    let all = start.elapsed();
+    let (all, cpu) = (start.elapsed(), process_time() - cpu);
     assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
     assert!(received.expect("it arrived").warning.is_none());
     let first = &report.rounds[0];
     let down = &report.downtime_ms;
     println!(
-        "{streams} stream(s), {:>3} MiB/s dirtied: round 0 {:.2} GB/s ({:.0} MB in {:.0} ms), {} rounds, total {:.0} ms, with verification {:.0} ms; \
+        "{streams} stream(s), {:>3} MiB/s dirtied: round 0 {:.2} GB/s ({:.0} MB in {:.0} ms), {} rounds, total {:.0} ms, with verification {:.0} ms, {:.0} ms of CPU; \
          downtime {:.2} ms = pause {:.2} + pages {:.2} + state {:.2} + commit {:.2} + resume {:.2}",
-        workload.pages_per_ms * 4096 * 1000 >> 20,
+        (workload.pages_per_ms * 4096 * 1000) >> 20,
         first.bytes as f64 / 1e6 / first.ms,
         first.bytes as f64 / 1e6,
         first.ms,
         report.rounds.len(),
         report.total_ms,
         all.as_secs_f64() * 1e3,
+        cpu.as_secs_f64() * 1e3,
         down.total,
         down.pause,
         down.final_pages,
@@ -134,10 +155,10 @@ fn throughput() {
     println!("loopback TCP, one TLS       {:>6.2} GB/s", tls_stream());
     let filled = Workload { filled_pages: (TOTAL / 2 / 4096) as u64, ..Workload::default() };
     for streams in [1, 1, 1, 2] {
-        migrate(streams, filled.clone());
+        migrate(streams, &filled);
     }
     let busy = Workload { filled_pages: 28 << 10, sweep_pages: 100 << 8, pages_per_ms: 26, ..Workload::default() };
-    migrate(1, busy.clone());
-    migrate(1, Workload { pages_per_ms: 128, ..busy });
+    migrate(1, &busy);
+    migrate(1, &Workload { pages_per_ms: 128, ..busy });
     assert_ne!(sum, 1);
 }

@@ -46,6 +46,12 @@ pub enum MigrationError {
         /// The time allowed.
         after: Duration,
     },
+    /// The switchover takes much longer than it was expected to.
+    #[error(
+        "the guest was stopped for several times as long as the switchover was expected to take, so it was let go again: the link or the \
+         destination's disk became slow; try again"
+    )]
+    PausedTooLong,
     /// Nobody came.
     #[error("no source proved itself within {} s; the last attempt: {last}", after.as_secs_f64())]
     NobodyCame {

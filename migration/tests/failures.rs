@@ -132,3 +132,35 @@ fn impossible_options_are_refused_before_anything_happens() {
         assert_eq!(settle(&world, &source, &destination, &report, &received), Ok(Owner::Source));
     }
 }
+
+/// The destination's disk hangs in the last flush: the guest is let go after a while, not after minutes.
+#[test]
+fn a_switchover_that_hangs_lets_the_guest_go() {
+    let (world, source, destination) = machines(1024, &[12 * BLOCK_BYTES]);
+    source.boot(workload());
+    let (release, wait) = std::sync::mpsc::channel::<()>();
+    let (wait, disk) = (std::sync::Mutex::new(wait), std::sync::Arc::clone(&source.disks[0]));
+    // One block is written at the last moment, and its flush does not come back.
+    let stopped = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let seen = std::sync::Arc::clone(&stopped);
+    source.faults.on("pause", move |_| {
+        disk.guest_write(11, vec![0; BLOCK_BYTES as usize]);
+        seen.store(true, std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    });
+    destination.faults.on("disk.flush", move |_| {
+        if stopped.load(std::sync::atomic::Ordering::SeqCst) {
+            let _ = wait.lock().expect("not poisoned").recv();
+        }
+        Ok(())
+    });
+    let mut pair = Pair::new();
+    let receiving = pair.receive(&destination);
+    let start = std::time::Instant::now();
+    let report = pair.send(&source);
+    assert!(start.elapsed() < std::time::Duration::from_secs(6), "{:?}", start.elapsed());
+    drop(release);
+    let received = receiving.join().expect("no panic");
+    assert!(report.reason.contains("let go again"), "{}", report.reason);
+    assert_eq!(settle(&world, &source, &destination, &report, &received), Ok(Owner::Source));
+}

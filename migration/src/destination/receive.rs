@@ -73,6 +73,12 @@ impl Shared {
         self.changed.notify_all();
     }
 
+    /// Waits for the end of the migration: a thread that ended now would take its time from the switchover.
+    pub(super) fn wait_over(&self) {
+        let wait = self.changed.wait_while(self.state(), |state| !state.over);
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// A data channel failed. Makes the control thread, which may be waiting for the source, look.
     fn fail(&self, error: MigrationError) {
         let link = matches!(&error, MigrationError::Transport(error) if error.is_link());
@@ -130,7 +136,10 @@ impl Link {
                     _ => receive_pages(&mut channel, &*guest, &layout, &shared),
                 };
                 match result {
-                    Ok(()) => channel.close(),
+                    Ok(()) => {
+                        shared.wait_over();
+                        channel.close();
+                    }
                     Err(error) => {
                         tracing::debug!(%role, error = %error.chain(), "data channel failed");
                         shared.fail(error);

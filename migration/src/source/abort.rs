@@ -58,6 +58,7 @@ fn take_back(context: &mut Context) -> Option<String> {
             trouble = Some(format!("the fence could not be lifted: {error}"));
         }
     }
+    context.done.pause_limit = None;
     if std::mem::take(&mut context.done.paused)
         && let Err(error) = context.guest.resume()
     {

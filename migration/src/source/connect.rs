@@ -24,8 +24,11 @@ use crate::wire::version;
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the destination to build the machine.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
-/// For any other answer, or for a stuck channel to move.
+/// For any other answer on the control channel.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+/// For a data channel to move. Much longer: an acknowledgement waits for a flush of the destination's disks, and whether
+/// the destination lives is known from the control channel.
+const DATA_PATIENCE: Duration = Duration::from_secs(120);
 /// Round trips measured before the first round.
 const PINGS: u64 = 4;
 
@@ -85,7 +88,8 @@ fn handshake(
     let sent = sent(layout);
     let workers = Workers::start(context, &sent, data, disk)?;
     let control = control.take().ok_or(MigrationError::Bug("control channel"))?;
-    Ok(Precopy::new(Link { control, workers, round_trip, features: welcome.features }, sent))
+    let heard = Instant::now();
+    Ok(Precopy::new(Link { control, workers, round_trip, heard, features: welcome.features }, sent))
 }
 
 fn check(limits: &Limits) -> Result<(), MigrationError> {
@@ -102,7 +106,7 @@ fn open(context: &Context, connector: &Connector, role: Role) -> Result<(Channel
     let tcp = tcp::connect(options.address, HANDSHAKE_TIMEOUT)?;
     let stream = TlsStream::handshake(connector.session()?, tcp, context.stop.clone(), HANDSHAKE_TIMEOUT)?;
     let (mut channel, welcome) = Channel::introduce(stream, &options.token, &options.id, role).map_err(by_peer)?;
-    channel.set_patience(PATIENCE);
+    channel.set_patience(if role == Role::Control { PATIENCE } else { DATA_PATIENCE });
     Ok((channel, welcome))
 }
 

@@ -22,7 +22,7 @@ mod workers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::control::{Control, Phase};
 use crate::error::MigrationError;
@@ -97,6 +97,8 @@ struct Context {
 struct Done {
     tracking: bool,
     paused: bool,
+    /// The guest is stopped, and must not be for longer than this before Commit.
+    pause_limit: Option<Instant>,
     fenced: bool,
 }
 
@@ -129,7 +131,9 @@ impl Context {
 struct Link {
     control: Channel,
     workers: Workers,
-    round_trip: std::time::Duration,
+    round_trip: Duration,
+    /// When the destination was last heard of on the control channel.
+    heard: Instant,
     features: Vec<String>,
 }
 

@@ -80,12 +80,12 @@ impl Precopy {
 
     pub(super) fn run(mut self, context: &mut Context) -> Result<Switchover, Box<Failed>> {
         match self.rounds(context) {
-            Ok((dirty, round)) => Ok(Switchover::new(self.link, self.sent, dirty, round)),
+            Ok((dirty, round, estimate)) => Ok(Switchover::new(self.link, self.sent, dirty, round, estimate)),
             Err(error) => Err(Failed::new(error, Some(self.link))),
         }
     }
 
-    fn rounds(&mut self, context: &mut Context) -> Result<(Dirty, u32), MigrationError> {
+    fn rounds(&mut self, context: &mut Context) -> Result<(Dirty, u32, Duration), MigrationError> {
         start_tracking(context)?;
         let mut job = self.everything(context)?;
         let mut history = History::default();
@@ -124,7 +124,9 @@ impl Precopy {
             );
             match decision {
                 Decision::Continue => job = dirty.into_job(stats.round + 1, false),
-                Decision::Switchover | Decision::ForceSwitchover => return Ok((dirty, stats.round + 1)),
+                Decision::Switchover | Decision::ForceSwitchover => {
+                    return Ok((dirty, stats.round + 1, stats.estimated_downtime()));
+                }
                 Decision::GiveUp { reason } => return Err(MigrationError::NotConverging { reason }),
             }
         }
@@ -168,7 +170,7 @@ pub(super) fn run_round(context: &Context, link: &mut Link, job: &Job) -> Result
 pub(super) fn wait_round(context: &Context, link: &mut Link, waiting: usize) -> Result<RoundShares, MigrationError> {
     let now = Instant::now();
     let mut shares = RoundShares { memory: Share::default(), disk: Share::default(), memory_at: now, disk_at: now };
-    let (mut left, mut heard, mut nonce) = (waiting, now, 1 << 32);
+    let mut left = waiting;
     while left > 0 {
         match link.workers.finished(TICK) {
             Ok(Some((Role::Disk, share, at))) => {
@@ -180,19 +182,7 @@ pub(super) fn wait_round(context: &Context, link: &mut Link, waiting: usize) -> 
                 shares.memory_at = shares.memory_at.max(at);
                 left -= 1;
             }
-            Ok(None) => {
-                context.check_cancelled()?;
-                let limit = context.options.limits.timeout;
-                if !context.done.paused && context.started.elapsed() > limit {
-                    return Err(MigrationError::TimedOut { after: limit });
-                }
-                if heard.elapsed() > KEEP_ALIVE {
-                    nonce += 1;
-                    let trip = ping(&mut link.control, nonce)?;
-                    link.round_trip = link.round_trip.min(trip);
-                    heard = Instant::now();
-                }
-            }
+            Ok(None) => check_time(context)?,
             Err(error) => {
                 context.check_cancelled()?;
                 return Err(match error {
@@ -201,8 +191,26 @@ pub(super) fn wait_round(context: &Context, link: &mut Link, waiting: usize) -> 
                 });
             }
         }
+        if !context.done.paused && link.heard.elapsed() > KEEP_ALIVE {
+            let trip = ping(&mut link.control, link.heard.elapsed().as_nanos() as u64)?;
+            link.round_trip = link.round_trip.min(trip);
+            link.heard = Instant::now();
+        }
     }
     Ok(shares)
+}
+
+/// Fails if the migration was cancelled, takes too long, or holds the guest for too long.
+fn check_time(context: &Context) -> Result<(), MigrationError> {
+    context.check_cancelled()?;
+    let limit = context.options.limits.timeout;
+    if !context.done.paused && context.started.elapsed() > limit {
+        return Err(MigrationError::TimedOut { after: limit });
+    }
+    if context.done.pause_limit.is_some_and(|limit| Instant::now() > limit) {
+        return Err(MigrationError::PausedTooLong);
+    }
+    Ok(())
 }
 
 impl Share {

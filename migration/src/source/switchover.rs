@@ -27,6 +27,10 @@ use crate::transport::TransportError;
 use crate::wire::WireError;
 use crate::wire::message::Message;
 
+/// If the switchover takes so much longer than expected or allowed, the guest is let go again before Commit ...
+const PAUSE_FACTOR: u32 = 4;
+/// ... but not sooner than this.
+const PAUSE_LEAST: Duration = Duration::from_secs(2);
 /// For Commit to be answered.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the destination to compare full images (test mode).
@@ -38,6 +42,7 @@ pub(super) struct Switchover {
     sent: Sent,
     dirty: Option<Dirty>,
     round: u32,
+    estimate: Duration,
 }
 
 /// Commit was sent.
@@ -53,8 +58,8 @@ fn ms(duration: Duration) -> f64 {
 }
 
 impl Switchover {
-    pub(super) fn new(link: Link, sent: Sent, dirty: Dirty, round: u32) -> Self {
-        Self { link, sent, dirty: Some(dirty), round }
+    pub(super) fn new(link: Link, sent: Sent, dirty: Dirty, round: u32, estimate: Duration) -> Self {
+        Self { link, sent, dirty: Some(dirty), round, estimate }
     }
 
     pub(super) fn run(mut self, context: &mut Context) -> Result<Committed, Box<Failed>> {
@@ -75,6 +80,12 @@ impl Switchover {
         let mut dirty = self.dirty.take().ok_or(MigrationError::Bug("switchover"))?;
         let start = Instant::now();
         context.done.paused = true;
+        let limits = &context.options.limits;
+        let allowed = self.estimate.max(limits.downtime).saturating_mul(PAUSE_FACTOR).max(PAUSE_LEAST);
+        if !limits.compare_full {
+            context.done.pause_limit = start.checked_add(allowed);
+            self.link.control.set_patience(allowed);
+        }
         context.guest.pause().doing("stopping the guest")?;
         let paused = Instant::now();
         dirty.collect(context)?;

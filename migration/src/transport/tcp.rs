@@ -6,16 +6,11 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{setsockopt, sockopt};
 
 use super::TransportError;
 
 /// How often a thread that waits on a socket looks whether it should stop.
 pub const TICK: Duration = Duration::from_millis(50);
-
-/// Kernel buffer asked for in each direction: about a bandwidth-delay product of 10 Gb/s at 3 ms. The kernel may grant
-/// less (`net.core.wmem_max`).
-const SOCKET_BUFFER: usize = 4 << 20;
 
 /// Connects within `timeout`.
 ///
@@ -29,7 +24,8 @@ pub fn connect(address: SocketAddr, timeout: Duration) -> Result<TcpStream, Tran
     Ok(stream)
 }
 
-/// Sets up a connection: writes leave at once (batching is ours), blocked calls return every [`TICK`].
+/// Sets up a connection: writes leave at once (batching is ours), blocked calls return every [`TICK`]. Buffer sizes are
+/// left to the kernel: a fixed one would end its own tuning, and is cut to `net.core.wmem_max`, which is mostly small.
 ///
 /// # Errors
 ///
@@ -39,9 +35,6 @@ pub fn configure(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TICK))?;
     stream.set_write_timeout(Some(TICK))?;
-    // Refused where the limits are lower; the connection works with what it has.
-    let _ = setsockopt(stream, sockopt::SndBuf, &SOCKET_BUFFER);
-    let _ = setsockopt(stream, sockopt::RcvBuf, &SOCKET_BUFFER);
     Ok(())
 }
 

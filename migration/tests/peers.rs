@@ -475,3 +475,46 @@ fn a_slow_reader_is_waited_for() {
     let (report, received) = Pair::new().run(&source, &destination);
     assert_eq!(settle(&world, &source, &destination, &report, &received), Ok(Owner::Destination));
 }
+
+/// A destination that answers one byte at a time does not hold a stopped guest for long.
+#[test]
+fn a_dribbling_destination_does_not_keep_the_guest_stopped() {
+    let (report, world, source) = lying_destination(|control, accept| {
+        control.send(&welcome()).expect("sent");
+        assert!(matches!(control.receive("layout"), Ok(Message::Layout { .. })));
+        let mut memory = accept(Role::Memory(0));
+        memory.send(&welcome()).expect("sent");
+        control.send(&Message::Ready).expect("sent");
+        let data = std::thread::spawn(move || {
+            while let Ok(frame) = memory.next("pages") {
+                match frame {
+                    migration::transport::channels::Incoming::Pages { length } => {
+                        memory.read_pages(length, 256, &mut Forget).expect("pages");
+                    }
+                    migration::transport::channels::Incoming::Message(Message::RoundEnd { round, .. }) => {
+                        memory.send(&Message::RoundAck { round }).expect("sent");
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        });
+        loop {
+            match control.receive("messages").expect("a message") {
+                Message::Ping { nonce } => control.send(&Message::Pong { nonce }).expect("sent"),
+                _ => break,
+            }
+        }
+        // A header that announces a long message, then byte after byte of it.
+        let sent = control.frames_sent();
+        let header = Header { kind: Kind::Message, length: 1 << 20, sequence: sent }.encode();
+        let stream = control.stream_mut();
+        stream.queue(&header).and_then(|_| stream.flush()).expect("sent");
+        while stream.queue(&[0]).and_then(|_| stream.flush()).is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        data.join().expect("no panic");
+    });
+    assert_eq!((report.outcome, world.running()), (Outcome::Failed, vec!["a"]), "{}", report.reason);
+    assert!(report.reason.contains("not done in time"), "{}", report.reason);
+    source.check().expect("nothing was lost");
+}

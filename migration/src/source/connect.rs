@@ -29,6 +29,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 /// For a data channel to move. Much longer: an acknowledgement waits for a flush of the destination's disks, and whether
 /// the destination lives is known from the control channel.
 const DATA_PATIENCE: Duration = Duration::from_secs(120);
+/// For a destination that broke its data channels to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Round trips measured before the first round.
 const PINGS: u64 = 4;
 
@@ -120,7 +122,7 @@ pub(super) fn told_by<T>(control: &mut Channel, result: Result<T, MigrationError
 
 /// The destination's own reason, if it has given up and said so; else `otherwise`.
 pub(super) fn reason_of(control: &mut Channel, otherwise: MigrationError) -> MigrationError {
-    control.set_patience(Duration::from_secs(1));
+    control.set_deadline(Some(Instant::now() + LAST_WORDS));
     loop {
         match control.receive("asking what happened") {
             Err(error @ TransportError::Aborted { .. }) => return by_peer(error),

@@ -16,7 +16,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::connect::{PATIENCE, by_peer, reason_of};
+use super::connect::{PATIENCE, by_peer, reason_of, told_by};
 use super::precopy::{Dirty, note, wait_round};
 use super::verify::{Verify, send_images};
 use super::{Context, Failed, Link, Sent};
@@ -84,7 +84,7 @@ impl Switchover {
         let allowed = self.estimate.max(limits.downtime).saturating_mul(PAUSE_FACTOR).max(PAUSE_LEAST);
         if !limits.compare_full {
             context.done.pause_limit = start.checked_add(allowed);
-            self.link.control.set_patience(allowed);
+            self.link.control.set_deadline(context.done.pause_limit);
         }
         context.guest.pause().doing("stopping the guest")?;
         let paused = Instant::now();
@@ -140,7 +140,9 @@ impl Switchover {
     /// Test mode: both stopped images, page by page and block by block.
     fn compare(&mut self, context: &mut Context) -> Result<(), MigrationError> {
         self.send(&Message::CompareFull)?;
-        send_images(context, &mut self.link, &self.sent)?;
+        if let Err(error) = send_images(context, &mut self.link, &self.sent) {
+            return told_by(&mut self.link.control, Err(error));
+        }
         self.link.control.set_patience(COMPARE_TIMEOUT);
         let answer = self.link.control.receive("waiting for the images to be compared").map_err(by_peer)?;
         self.link.control.set_patience(PATIENCE);
@@ -162,6 +164,7 @@ impl Committed {
     /// Waits for the answer to Commit.
     pub(super) fn run(mut self, context: &mut Context) -> Result<Verify, Box<Failed>> {
         self.link.control.set_patience(COMMIT_TIMEOUT);
+        self.link.control.set_deadline(Some(Instant::now() + COMMIT_TIMEOUT));
         let answer = self.link.control.receive("waiting for the machine to run at the destination");
         let now = Instant::now();
         let resume_us = match answer {

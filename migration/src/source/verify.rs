@@ -3,7 +3,7 @@
 //! Nothing that goes wrong here changes the outcome: the machine runs at the destination. What could not be checked stays
 //! `null` in the report.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::connect::by_peer;
 use super::{Context, Link, Sent};
@@ -51,6 +51,7 @@ impl Verify {
 
     fn compare(&mut self, context: &mut Context) -> Result<(), MigrationError> {
         let control = &mut self.link.control;
+        control.set_deadline(None);
         send_table(control, Subject::Memory, &self.sent.memory, |_| zero_page())?;
         let layouts = &self.sent.layout.disks;
         for (number, (digests, layout)) in self.sent.disks.iter().zip(layouts).enumerate() {
@@ -60,7 +61,9 @@ impl Verify {
         control.send(&Message::DigestsEnd)?;
         let disk_bytes: u64 = layouts.iter().map(|disk| disk.bytes).sum();
         let bytes = self.sent.layout.pages() * PAGE_BYTES + disk_bytes;
-        control.set_patience(VERIFY_TIMEOUT + Duration::from_secs(bytes / VERIFY_BYTES_PER_SECOND));
+        let allowed = VERIFY_TIMEOUT + Duration::from_secs(bytes / VERIFY_BYTES_PER_SECOND);
+        control.set_patience(allowed);
+        control.set_deadline(Some(Instant::now() + allowed));
         let (memory, disks) = match control.receive("waiting for the digests to be compared").map_err(by_peer)? {
             Message::Verified { memory, disks } => (memory, disks),
             other => return Err(WireError::Unexpected { found: other.name(), expected: "Verified" }.into()),

@@ -1,7 +1,7 @@
 //! Frames over TLS sessions.
 
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::TransportError;
 use super::stream::{Stop, TlsStream};
@@ -72,6 +72,18 @@ impl Channel {
         self.stream
     }
 
+    /// The same, to go on with frames afterwards.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn stream_mut(&mut self) -> &mut TlsStream {
+        &mut self.stream
+    }
+
+    /// How many frames were sent: the sequence number of the next one.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn frames_sent(&self) -> u64 {
+        self.sent
+    }
+
     /// The same channel, now that its role is proved; from here on there is no deadline.
     #[must_use]
     pub fn into_role(mut self, role: Role) -> Self {
@@ -93,6 +105,11 @@ impl Channel {
     /// See [`TlsStream::set_patience`].
     pub fn set_patience(&mut self, patience: Duration) {
         self.stream.set_patience(patience);
+    }
+
+    /// See [`TlsStream::set_deadline`].
+    pub fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.stream.set_deadline(deadline);
     }
 
     /// See [`TlsStream::set_stop`].

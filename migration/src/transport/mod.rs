@@ -48,6 +48,12 @@ pub enum TransportError {
         /// For how long.
         after: Duration,
     },
+    /// Bytes came, but not soon enough.
+    #[error("not done in time while {doing}: the peer is too slow, or holds this end up on purpose")]
+    TooSlow {
+        /// What was going on.
+        doing: &'static str,
+    },
     /// This end decided to stop.
     #[error("stopped")]
     Stopped,
@@ -68,6 +74,9 @@ pub enum TransportError {
 impl TransportError {
     /// Whether the link failed, rather than what came over it: then the other end may have said why elsewhere.
     pub fn is_link(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::Closed { .. } | Self::Silent { .. } | Self::Stopped)
+        matches!(
+            self,
+            Self::Io { .. } | Self::Closed { .. } | Self::Silent { .. } | Self::TooSlow { .. } | Self::Stopped
+        )
     }
 }

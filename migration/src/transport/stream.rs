@@ -238,9 +238,7 @@ impl TlsStream {
     /// Gets more from the socket, and decrypts as much of it as makes one step.
     fn read_in(&mut self, doing: &'static str) -> Result<(), TransportError> {
         let moved = Instant::now();
-        if self.deadline.is_some_and(|deadline| moved > deadline) {
-            return Err(TransportError::Silent { doing, after: self.patience });
-        }
+        self.check_deadline(doing)?;
         while self.inbox_from == self.inbox_to {
             match self.tcp.read(&mut self.inbox) {
                 Ok(0) => return Err(self.closed(doing)),
@@ -272,6 +270,13 @@ impl TlsStream {
         if self.tls.is_handshaking() { TlsError::ClosedInHandshake.into() } else { TransportError::Closed { doing } }
     }
 
+    fn check_deadline(&self, doing: &'static str) -> Result<(), TransportError> {
+        match self.deadline {
+            Some(deadline) if Instant::now() > deadline => Err(TransportError::TooSlow { doing }),
+            _ => Ok(()),
+        }
+    }
+
     fn tick(&self, moved: Instant, doing: &'static str) -> Result<(), TransportError> {
         if self.stop.is_raised() {
             return Err(TransportError::Stopped);
@@ -279,7 +284,7 @@ impl TlsStream {
         if moved.elapsed() > self.patience {
             return Err(TransportError::Silent { doing, after: self.patience });
         }
-        Ok(())
+        self.check_deadline(doing)
     }
 
     /// Says goodbye, and lets what was sent last reach the peer; see [`tcp::linger`].

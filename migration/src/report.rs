@@ -75,7 +75,7 @@ pub struct Round {
     pub pages: u64,
     /// Bytes put on the wire for them.
     pub bytes: u64,
-    /// Pages that were all zeroes and sent as such.
+    /// Pages of them that were all zeroes: sent as such, or not at all if the destination has nothing else there.
     pub zero_pages: u64,
     /// Duration.
     pub ms: f64,

@@ -45,11 +45,12 @@ impl Digests {
         self.values.is_empty()
     }
 
-    /// Replaces one; out of range does nothing.
-    pub fn set(&self, index: u64, value: u64) {
-        if let Some(slot) = self.values.get(index as usize) {
-            slot.store(value, Ordering::Relaxed);
-        }
+    /// Replaces one, and returns what it was; out of range does nothing.
+    pub fn set(&self, index: u64, value: u64) -> Option<u64> {
+        let slot = self.values.get(index as usize)?;
+        let before = slot.load(Ordering::Relaxed);
+        slot.store(value, Ordering::Relaxed);
+        Some(before)
     }
 
     /// One of them.

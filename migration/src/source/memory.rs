@@ -66,6 +66,8 @@ struct Batch {
     filled: usize,
     /// Pages looked at.
     looked: usize,
+    /// Pages that were zero.
+    zeroes: usize,
     runs: Vec<PageRun>,
 }
 
@@ -79,7 +81,7 @@ impl Batch {
     }
 
     fn clear(&mut self) {
-        (self.filled, self.looked) = (0, 0);
+        (self.filled, self.looked, self.zeroes) = (0, 0, 0);
         self.runs.clear();
     }
 
@@ -100,8 +102,14 @@ impl Batch {
             let at = (start + index) * PAGE;
             let bytes = &self.data[at..at + PAGE];
             let zero = is_zero(bytes);
-            digests.set(page, if zero { zero_page() } else { digest(bytes) });
-            if !zero {
+            let before = digests.set(page, if zero { zero_page() } else { digest(bytes) });
+            if zero {
+                self.zeroes += 1;
+                if before == Some(zero_page()) {
+                    // Nothing else was ever sent for it, and the destination's memory began as zeroes.
+                    continue;
+                }
+            } else {
                 let to = self.filled * PAGE;
                 if to != at {
                     self.data.copy_within(at..at + PAGE, to);
@@ -126,6 +134,7 @@ impl MemoryWorker {
                 data: vec![0; BATCH_PAGES * PAGE].into_boxed_slice(),
                 filled: 0,
                 looked: 0,
+                zeroes: 0,
                 runs: Vec::with_capacity(BATCH_PAGES),
             },
         }
@@ -133,7 +142,7 @@ impl MemoryWorker {
 
     fn send(&mut self, channel: &mut Channel, share: &mut Share) -> Result<(), MigrationError> {
         let batch = &mut self.batch;
-        if batch.runs.is_empty() {
+        if batch.looked == 0 {
             return Ok(());
         }
         if self.stop.is_raised() {
@@ -141,9 +150,11 @@ impl MemoryWorker {
         }
         let data = &batch.data[..batch.filled * PAGE];
         self.limiter.take(data.len() as u64 + 16 * batch.runs.len() as u64, || self.stop.is_raised());
-        let bytes = channel.send_pages(&batch.runs, data)?;
+        let bytes = if batch.runs.is_empty() { 0 } else { channel.send_pages(&batch.runs, data)? };
         share.totals.data += batch.filled as u64;
-        share.totals.zero += (batch.looked - batch.filled) as u64;
+        share.totals.zero += batch.runs.iter().filter(|run| run.zero).map(|run| u64::from(run.count)).sum::<u64>();
+        share.looked += batch.looked as u64;
+        share.zeroes += batch.zeroes as u64;
         share.bytes += bytes;
         share.data_bytes += data.len() as u64;
         self.control.progress(bytes, (batch.looked * PAGE) as u64);

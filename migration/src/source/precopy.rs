@@ -217,6 +217,8 @@ impl Share {
     fn add(&mut self, other: &Share) {
         self.totals.data += other.totals.data;
         self.totals.zero += other.totals.zero;
+        self.looked += other.looked;
+        self.zeroes += other.zeroes;
         self.bytes += other.bytes;
         self.data_bytes += other.data_bytes;
         self.skipped_bytes += other.skipped_bytes;
@@ -228,9 +230,9 @@ impl Share {
 pub(super) fn note(context: &mut Context, job: &Job, shares: &RoundShares, elapsed: Duration, dirty_after: u64) {
     let report = &mut context.report;
     report.rounds.push(Round {
-        pages: shares.memory.totals.data + shares.memory.totals.zero,
+        pages: shares.memory.looked,
         bytes: shares.memory.bytes,
-        zero_pages: shares.memory.totals.zero,
+        zero_pages: shares.memory.zeroes,
         ms: elapsed.as_secs_f64() * 1e3,
         dirty_pages_after: dirty_after,
     });

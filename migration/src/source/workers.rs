@@ -34,6 +34,9 @@ pub(super) struct Job {
 pub(super) struct Share {
     /// Pages or blocks sent with data, and sent as zeroes.
     pub(super) totals: Totals,
+    /// Pages looked at, and those of them that were zero, sent or not.
+    pub(super) looked: u64,
+    pub(super) zeroes: u64,
     /// On the wire, before TLS.
     pub(super) bytes: u64,
     /// Of page or block data.

@@ -40,6 +40,11 @@ pub struct Registers {
 }
 
 fn pattern(number: u64, step: u64, data: &mut [u8]) {
+    // Now and then a page or block becomes zero again.
+    if step % 4 == 3 && number % 5 == 0 {
+        data.fill(0);
+        return;
+    }
     let seed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ step.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
     for (index, word) in data.chunks_exact_mut(8).enumerate() {
         word.copy_from_slice(&(seed.wrapping_add(index as u64) | 1).to_le_bytes());

@@ -498,11 +498,8 @@ fn a_dribbling_destination_does_not_keep_the_guest_stopped() {
                 }
             }
         });
-        loop {
-            match control.receive("messages").expect("a message") {
-                Message::Ping { nonce } => control.send(&Message::Pong { nonce }).expect("sent"),
-                _ => break,
-            }
+        while let Message::Ping { nonce } = control.receive("messages").expect("a message") {
+            control.send(&Message::Pong { nonce }).expect("sent");
         }
         // A header that announces a long message, then byte after byte of it.
         let sent = control.frames_sent();

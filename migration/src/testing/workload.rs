@@ -41,7 +41,7 @@ pub struct Registers {
 
 fn pattern(number: u64, step: u64, data: &mut [u8]) {
     // Now and then a page or block becomes zero again.
-    if step % 4 == 3 && number % 5 == 0 {
+    if step % 4 == 3 && number.is_multiple_of(5) {
         data.fill(0);
         return;
     }

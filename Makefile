@@ -20,15 +20,18 @@ build: ## headroom, hostd and headroom-vmm in target/release
 	@scripts/install-deps.sh build
 	@$(CARGO) build --release --locked --package vmm --package hostd --bins
 
-# The tests of one area at a time: they run real machines, and two of them would compete for the same two cores.
+# Areas run one after the other, and each test alone: they run real machines, and two would compete for the same cores.
+# Every cargo call names the whole workspace: with another selection cargo would unify features anew and build crates twice.
+AREAS := $(patsubst tests/%/main.rs,--test %,$(wildcard tests/*/main.rs))
+
 .PHONY: test
 test: ## unit tests, then real machines, migrations and failures (needs root and /dev/kvm; says so when it has not)
 	@scripts/install-deps.sh test
 	@[ -e /dev/kvm ] || echo "/dev/kvm is missing: the tests that run machines are skipped (with HEADROOM_REQUIRE_KVM=1 they fail)"
 	@tests/linux/build.sh
-	@$(CARGO) build --locked --workspace --bins
+	@$(CARGO) build --locked --workspace --bins --tests
 	@$(CARGO) test --locked --workspace --exclude tests
-	@RUST_TEST_THREADS=1 $(CARGO) test --locked --package tests
+	@RUST_TEST_THREADS=1 $(CARGO) test --locked --workspace $(AREAS)
 
 .PHONY: lint
 lint: ## rustfmt, clippy without warnings, documentation without broken links, licences

@@ -34,6 +34,11 @@ impl Image {
     ///
     /// [`DiskError`], naming the image and the remedy.
     pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
+        Self::open_as(config, true)
+    }
+
+    /// As [`Image::open`]; through the page cache in any case unless `direct`.
+    pub(super) fn open_as(config: &DiskConfig, direct: bool) -> Result<Self, DiskError> {
         let disk = config.id.clone();
         let (mut file, name) = open_source(config)?;
         let failed = |action, source| DiskError::Io { disk: disk.clone(), image: name.clone(), action, source };
@@ -51,7 +56,7 @@ impl Image {
         if bytes == 0 || bytes % SECTOR_BYTES != 0 {
             return Err(DiskError::Size { disk, image: name, bytes });
         }
-        let direct = enable_direct(&file).map_err(|source| failed("probe", source))?;
+        let direct = if direct { enable_direct(&file).map_err(|source| failed("probe", source))? } else { None };
         let layout = DiskLayout { id: disk, bytes, read_only: config.read_only };
         Ok(Self { file, layout, name, direct })
     }

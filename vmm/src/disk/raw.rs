@@ -26,9 +26,18 @@ impl RawDisk {
     ///
     /// [`DiskError`] if it is missing, not permitted, in use elsewhere, or not a multiple of 512 bytes.
     pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
-        let image = Image::open(config)?;
+        Ok(Self::over(Image::open(config)?))
+    }
+
+    /// As [`RawDisk::open`], where the file system would allow `O_DIRECT` and a test wants the page cache.
+    #[cfg(test)]
+    pub fn open_cached(config: &DiskConfig) -> Result<Self, DiskError> {
+        Ok(Self::over(Image::open_as(config, false)?))
+    }
+
+    fn over(image: Image) -> Self {
         let tracker = Tracker::new(image.layout().bytes);
-        Ok(Self { image: Arc::new(image), tracker })
+        Self { image: Arc::new(image), tracker }
     }
 
     /// Its shape.

@@ -1,13 +1,14 @@
 //! A driver against the real device: real image files, a real io_uring, a guest memory of the test's own.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use migration::guest::{BLOCK_BYTES, StatePayload};
+use migration::guest::{BLOCK_BYTES, DestinationDisk, SourceDisk, StatePayload};
 use migration::page::Bitmap;
 use tempfile::TempDir;
 
@@ -50,8 +51,13 @@ impl Rig {
 
     fn with(features: u64, directory: TempDir, read_only: bool) -> Self {
         let path = image(&directory);
+        let disk = disk(&path, read_only);
+        Self::over(features, directory, path, disk)
+    }
+
+    fn over(features: u64, directory: TempDir, path: PathBuf, disk: Arc<RawDisk>) -> Self {
         let board = Board::new(1);
-        let block = Block::new(disk(&path, read_only), board.wiring()).unwrap();
+        let block = Block::new(disk, board.wiring()).unwrap();
         let mut driver = Driver::new(board, block.transport(), QUEUE_SIZE);
         driver.start(features);
         Self { _directory: directory, path, block, driver }
@@ -327,4 +333,116 @@ fn a_reset_in_the_middle_leaves_a_device_that_can_be_started_again() {
         assert_eq!(rig.write(0, &pattern(512, round)), 0);
         assert!(rig.content(0, 512) == pattern(512, round));
     }
+}
+
+/// Pages of the image in the page cache that a power cut would lose; `None` where the kernel cannot tell (before 6.5).
+fn unwritten_pages(path: &std::path::Path) -> Option<u64> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Cached {
+        pages: u64,
+        dirty: u64,
+        writeback: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+    const SYS_CACHESTAT: libc::c_long = 451;
+    let file = File::open(path).unwrap();
+    let (range, mut cached) = ([0u64, 0], Cached::default());
+    // SAFETY: a range of offset and length (0 is all) is read, five integers are written (cachestat(2)).
+    let result = unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), range.as_ptr(), &raw mut cached, 0) };
+    (result == 0).then_some(cached.dirty + cached.writeback)
+}
+
+#[test]
+fn what_was_flushed_survives_a_power_cut() {
+    let rig = |features| {
+        let directory = TempDir::new().unwrap();
+        let path = image(&directory);
+        let config = DiskConfig { id: "disk0".into(), source: DiskSource::Path(path.clone()), read_only: false };
+        let disk = Arc::new(RawDisk::open_cached(&config).unwrap());
+        Rig::over(features, directory, path, disk)
+    };
+    let mut flushing = rig(ALL);
+    assert_eq!(flushing.write(0, &pattern(1 << 20, 1)), 0);
+    match unwritten_pages(&flushing.path) {
+        None => println!("skipped: this kernel has no cachestat"),
+        Some(0) => println!("skipped: this file system wrote the data at once"),
+        Some(_) => {
+            assert_eq!(flushing.request(4, 0, &[]).0, 0);
+            assert_eq!(unwritten_pages(&flushing.path), Some(0));
+            // A driver that cannot flush gets each write on stable storage.
+            let mut through = rig(common::COMMON);
+            assert_eq!(through.write(0, &pattern(1 << 20, 1)), 0);
+            assert_eq!(unwritten_pages(&through.path), Some(0));
+        }
+    }
+}
+
+#[test]
+fn a_copy_under_the_guests_writes_ends_equal() {
+    let rig = Rig::new(ALL);
+    let target = rig.path.with_file_name("target");
+    File::create(&target).unwrap().set_len(DISK_BYTES).unwrap();
+    let destination = disk(&target, false);
+    let source = Arc::clone(rig.block.disk());
+    source.start_dirty_tracking();
+    let stop = Arc::new(AtomicBool::new(false));
+    let guest = {
+        let stop = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            let (mut rig, mut state, mut queued) = (rig, 0x2545_f491_4f6c_dd1du64, 0u64);
+            let mut number = 0;
+            while !stop.load(Ordering::SeqCst) || queued > 0 {
+                while queued < 8 && !stop.load(Ordering::SeqCst) {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    let (slot, sectors) = (number % 16, 1 + state % 64);
+                    let sector = (state >> 8) % (DISK_BYTES / 512 - sectors);
+                    let at = BUFFER + slot * 0x1_0000;
+                    if state >> 60 == 0 {
+                        let range =
+                            [&sector.to_le_bytes()[..], &(sectors as u32).to_le_bytes(), &[1, 0, 0, 0]].concat();
+                        rig.driver.put(at, &range);
+                        rig.queue(slot, 13, 0, &[(at, 16, false)]);
+                    } else {
+                        rig.driver.put(at, &pattern(sectors as usize * 512, (state >> 32) as u8));
+                        rig.queue(slot, 1, sector, &[(at, sectors as u32 * 512, false)]);
+                    }
+                    (queued, number) = (queued + 1, number + 1);
+                }
+                rig.driver.kick(0);
+                rig.driver.wait_used(0);
+                queued -= 1;
+            }
+            (rig, number)
+        })
+    };
+    let blocks = source.layout().blocks();
+    let copy = |todo: &Bitmap| {
+        let (mut reader, mut writer) = (SourceDisk::reader(&*source).unwrap(), destination.writer().unwrap());
+        let mut from = 0;
+        while let Some(run) = todo.next_run(from, reader.depth() as u64) {
+            run.clone().for_each(|block| reader.submit(block).unwrap());
+            from = run.end;
+            while reader.complete(&mut |block, data| writer.write(block, data).unwrap()).unwrap() {}
+        }
+        writer.flush(true).unwrap();
+    };
+    copy(&Bitmap::full(blocks));
+    let collect = || {
+        let mut dirty = Bitmap::new(blocks);
+        SourceDisk::collect_dirty(&*source, &mut dirty).unwrap();
+        dirty
+    };
+    for _ in 0..20 {
+        copy(&collect());
+    }
+    stop.store(true, Ordering::SeqCst);
+    let (rig, requests) = guest.join().unwrap();
+    rig.block.pause().unwrap();
+    copy(&collect());
+    println!("{requests} requests of the guest");
+    assert!(std::fs::read(&rig.path).unwrap() == std::fs::read(&target).unwrap());
 }

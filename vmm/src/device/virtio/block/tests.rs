@@ -381,68 +381,54 @@ fn what_was_flushed_survives_a_power_cut() {
 
 #[test]
 fn a_copy_under_the_guests_writes_ends_equal() {
-    let rig = Rig::new(ALL);
+    let mut rig = Rig::new(ALL);
     let target = rig.path.with_file_name("target");
     File::create(&target).unwrap().set_len(DISK_BYTES).unwrap();
     let destination = disk(&target, false);
     let source = Arc::clone(rig.block.disk());
-    source.start_dirty_tracking();
-    let stop = Arc::new(AtomicBool::new(false));
-    let guest = {
-        let stop = Arc::clone(&stop);
-        std::thread::spawn(move || {
-            let (mut rig, mut state, mut queued) = (rig, 0x2545_f491_4f6c_dd1du64, 0u64);
-            let mut number = 0;
-            while !stop.load(Ordering::SeqCst) || queued > 0 {
-                while queued < 8 && !stop.load(Ordering::SeqCst) {
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    let (slot, sectors) = (number % 16, 1 + state % 64);
-                    let sector = (state >> 8) % (DISK_BYTES / 512 - sectors);
-                    let at = BUFFER + slot * 0x1_0000;
-                    if state >> 60 == 0 {
-                        let range =
-                            [&sector.to_le_bytes()[..], &(sectors as u32).to_le_bytes(), &[1, 0, 0, 0]].concat();
-                        rig.driver.put(at, &range);
-                        rig.queue(slot, 13, 0, &[(at, 16, false)]);
-                    } else {
-                        rig.driver.put(at, &pattern(sectors as usize * 512, (state >> 32) as u8));
-                        rig.queue(slot, 1, sector, &[(at, sectors as u32 * 512, false)]);
-                    }
-                    (queued, number) = (queued + 1, number + 1);
-                }
-                rig.driver.kick(0);
-                rig.driver.wait_used(0);
-                queued -= 1;
-            }
-            (rig, number)
-        })
-    };
     let blocks = source.layout().blocks();
-    let copy = |todo: &Bitmap| {
-        let (mut reader, mut writer) = (SourceDisk::reader(&*source).unwrap(), destination.writer().unwrap());
-        let mut from = 0;
-        while let Some(run) = todo.next_run(from, reader.depth() as u64) {
+    let (mut reader, mut writer) = (SourceDisk::reader(&*source).unwrap(), destination.writer().unwrap());
+    let mut collect_and_copy = || {
+        let (mut dirty, mut from) = (Bitmap::new(blocks), 0);
+        SourceDisk::collect_dirty(&*source, &mut dirty).unwrap();
+        while let Some(run) = dirty.next_run(from, reader.depth() as u64) {
             run.clone().for_each(|block| reader.submit(block).unwrap());
             from = run.end;
             while reader.complete(&mut |block, data| writer.write(block, data).unwrap()).unwrap() {}
         }
-        writer.flush(true).unwrap();
+        writer.flush(false).unwrap();
     };
-    copy(&Bitmap::full(blocks));
-    let collect = || {
-        let mut dirty = Bitmap::new(blocks);
-        SourceDisk::collect_dirty(&*source, &mut dirty).unwrap();
-        dirty
-    };
-    for _ in 0..20 {
-        copy(&collect());
+    rig.block.disk().start_dirty_tracking();
+    for round in 0..40u8 {
+        // Long requests, so that blocks are collected and copied while they are in flight; one of them zeroes.
+        let writing = Arc::new(AtomicBool::new(true));
+        let guest = {
+            let writing = Arc::clone(&writing);
+            std::thread::spawn(move || {
+                let range = [&0u64.to_le_bytes()[..], &2048u32.to_le_bytes(), &[1, 0, 0, 0]].concat();
+                rig.driver.put(BUFFER, &range);
+                rig.queue(0, 13, 0, &[(BUFFER, 16, false)]);
+                for slot in 1..8u64 {
+                    let at = BUFFER + (slot << 20);
+                    rig.driver.put(at, &pattern(1 << 20, round.wrapping_add(slot as u8)));
+                    rig.queue(slot, 1, slot * 2048, &[(at, 1 << 20, false)]);
+                }
+                rig.driver.kick(0);
+                for _ in 0..8 {
+                    rig.driver.wait_used(0);
+                }
+                rig.write(7, &pattern(4096, round));
+                writing.store(false, Ordering::SeqCst);
+                rig
+            })
+        };
+        while writing.load(Ordering::SeqCst) {
+            collect_and_copy();
+        }
+        rig = guest.join().unwrap();
+        rig.block.pause().unwrap();
+        collect_and_copy();
+        assert!(std::fs::read(&rig.path).unwrap() == std::fs::read(&target).unwrap(), "round {round}");
+        rig.block.resume().unwrap();
     }
-    stop.store(true, Ordering::SeqCst);
-    let (rig, requests) = guest.join().unwrap();
-    rig.block.pause().unwrap();
-    copy(&collect());
-    println!("{requests} requests of the guest");
-    assert!(std::fs::read(&rig.path).unwrap() == std::fs::read(&target).unwrap());
 }

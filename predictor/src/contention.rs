@@ -1,5 +1,6 @@
 //! The contention score: how probable it is that a pool exceeds its capacity within the horizon.
 
+use crate::calibration::Correction;
 use crate::forecast::{Distribution, Forecast};
 use crate::sample::{PerResource, Resource};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,67 @@ pub struct Onset {
     pub after_s: f64,
     /// Probability that the limit is exceeded at some time until then; never falls with `after_s`.
     pub probability: f64,
+}
+
+/// How high the use will go within one window: the distribution of its maximum without events, what outcomes have taught of
+/// its probabilities, and the events that may come on top.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outlook {
+    base: Distribution,
+    correction: Correction,
+    /// Probability and amount of each combination of events.
+    cases: Vec<(f64, f64)>,
+    /// The distribution with the events.
+    mixed: Distribution,
+}
+
+impl Outlook {
+    /// `effects` are probability and amount of events that may add to `base`; beyond the six largest their mean is added.
+    #[must_use]
+    pub fn new(base: Distribution, correction: Correction, effects: &[(f64, f64)]) -> Self {
+        let (large, small) = effects.split_at(effects.len().min(6));
+        let mean: f64 = small.iter().map(|(probability, amount)| probability * amount).sum();
+        let cases: Vec<(f64, f64)> = (0..1_usize << large.len())
+            .map(|mask| {
+                large.iter().enumerate().fold((1.0, mean), |(weight, sum), (bit, (probability, amount))| {
+                    if mask >> bit & 1 == 1 {
+                        (weight * probability, sum + amount)
+                    } else {
+                        (weight * (1.0 - probability), sum)
+                    }
+                })
+            })
+            .filter(|(weight, _)| *weight > 1e-6)
+            .collect();
+        let parts: Vec<(f64, Distribution)> = cases.iter().map(|(weight, sum)| (*weight, base.shifted(*sum))).collect();
+        let mixed = if effects.is_empty() { None } else { Distribution::mixture(&parts) };
+        Self { mixed: mixed.unwrap_or_else(|| base.clone()), base, correction, cases }
+    }
+
+    /// The probability that the maximum is above `threshold`.
+    #[must_use]
+    pub fn exceedance(&self, threshold: f64) -> f64 {
+        let case = |(weight, sum): &(f64, f64)| weight * self.correction.apply(self.base.exceedance(threshold - sum));
+        self.cases.iter().map(case).sum::<f64>().clamp(0.0, 1.0)
+    }
+
+    /// The mean of what the maximum is above `threshold`.
+    #[must_use]
+    pub fn excess(&self, threshold: f64) -> f64 {
+        self.mixed.excess(threshold)
+    }
+
+    /// Quantiles of the maximum.
+    #[must_use]
+    pub fn quantile(&self, level: f64) -> f64 {
+        self.mixed.quantile(level)
+    }
+
+    /// As a forecast for `steps` ahead.
+    #[must_use]
+    pub fn forecast(&self, steps: usize) -> Forecast {
+        self.mixed.forecast(steps)
+    }
 }
 
 /// How one resource of a pool stands.
@@ -28,15 +90,15 @@ pub struct ResourceContention {
     pub onset: Vec<Onset>,
     /// Forecasts for moments within the horizon, ascending in time.
     pub path: Vec<Forecast>,
-    /// Distribution of the maximum over each window of `onset`.
-    pub maxima: Vec<Distribution>,
+    /// The maximum over each window of `onset`.
+    pub maxima: Vec<Outlook>,
 }
 
 impl ResourceContention {
     /// Quantiles of the maximum over the horizon.
     #[must_use]
     pub fn maximum(&self, steps: usize) -> Option<Forecast> {
-        self.maxima.last().map(|distribution| distribution.forecast(steps))
+        self.maxima.last().map(|outlook| outlook.forecast(steps))
     }
 
     /// When the probability reaches `level`, in seconds from now, by straight lines; `None` if not within the horizon.
@@ -93,7 +155,7 @@ pub fn combine(probabilities: &PerResource<Option<f64>>, weights: &PerResource<f
 /// One line on a resource for an explanation.
 #[must_use]
 pub fn describe(resource: Resource, state: &ResourceContention, horizon_s: f64) -> String {
-    let p95 = state.maxima.last().map_or(state.now, |distribution| distribution.quantile(0.95));
+    let p95 = state.maxima.last().map_or(state.now, |outlook| outlook.quantile(0.95));
     format!(
         "{resource}: {:.0} % probable to exceed {} (of {}) within {horizon_s:.0} s; now {}, at most {} with 95 %",
         100.0 * state.probability,

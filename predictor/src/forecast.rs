@@ -139,6 +139,12 @@ impl Distribution {
         Self { values: self.values.iter().map(|value| value + by).collect(), tail: self.tail }
     }
 
+    /// The same quantity times `factor` (not negative) plus `by`.
+    #[must_use]
+    pub fn scaled(&self, by: f64, factor: f64) -> Self {
+        Self { values: self.values.iter().map(|value| by + factor * value).collect(), tail: factor * self.tail }
+    }
+
     /// The distribution when one of several holds, each with its weight (not negative; they need not sum to 1).
     #[must_use]
     pub fn mixture(parts: &[(f64, Self)]) -> Option<Self> {
@@ -153,7 +159,7 @@ impl Distribution {
             .map(|i| {
                 let target = 1.0 - (i as f64 + 0.5) / POINTS as f64;
                 let (mut a, mut b) = (low, high);
-                for _ in 0..60 {
+                for _ in 0..40 {
                     let middle = 0.5 * (a + b);
                     if exceedance(middle) > target { a = middle } else { b = middle }
                 }

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bank;
+pub mod calibration;
 pub mod candidates;
 pub mod conformal;
 pub mod contention;
@@ -33,7 +34,7 @@ pub mod window;
 
 pub use bank::{Bank, BankConfig, BankError, Target};
 pub use candidates::{HostView, MachineView, MoveLog, PlanLimits, PoolView, Rejection};
-pub use contention::{Contention, Onset, ResourceContention};
+pub use contention::{Contention, Onset, Outlook, ResourceContention};
 pub use cost::{Cost, CostModel, MigrationShape};
 pub use events::{Change, Event, Scope};
 pub use forecast::{Distribution, Forecast, LEVELS};

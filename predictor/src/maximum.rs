@@ -3,7 +3,8 @@
 //! A bank of its own forecasts the maximum; here the whole distribution of its error is kept, as the outcomes of the past in usual
 //! errors of their time, since a probability of exceeding a capacity needs more than a few quantiles.
 
-use crate::bank::{Bank, BankConfig, BankError, Target};
+use crate::bank::{Bank, BankConfig, BankError, LONGEST_HORIZON, Target};
+use crate::calibration::{Calibration, Circumstances, Correction, FEATURES, features};
 use crate::forecast::{Distribution, Forecast};
 use crate::window::gaps;
 use serde::{Deserialize, Serialize};
@@ -20,9 +21,11 @@ const FURTHEST: f32 = 20.0;
 pub struct Maxima {
     bank: Bank,
     windows: Vec<Outcomes>,
-    /// Newest values, as many as the longest window; missing ones are NaN.
+    /// Newest values, as many as the longest window and the longest cycle; missing ones are NaN.
     #[serde(with = "gaps")]
     recent: Vec<f32>,
+    /// Steps of the longest cycle, 0 without one.
+    cycle: usize,
     clock: u64,
 }
 
@@ -32,10 +35,21 @@ struct Outcomes {
     /// (maximum - forecast) / usual error, newest outcomes, as a ring.
     scores: Vec<f32>,
     next: usize,
+    /// Their distribution, made anew when it has changed enough.
+    shape: Option<Distribution>,
+    /// Outcomes since then.
+    fresh: usize,
     /// Forecast and usual error noted at each of the last `steps` steps.
     #[serde(with = "gaps")]
     pending: Vec<f32>,
+    calibration: Calibration,
+    /// Limit and features noted at each of the last `steps` steps.
+    #[serde(with = "gaps")]
+    watched: Vec<f32>,
 }
+
+/// Numbers noted for a limit that is watched.
+const WATCHED: usize = FEATURES + 1;
 
 impl Maxima {
     /// For windows as long as the horizons of `config`.
@@ -47,10 +61,27 @@ impl Maxima {
         let windows = config
             .horizons
             .iter()
-            .map(|steps| Outcomes { steps: *steps, scores: Vec::new(), next: 0, pending: vec![f32::NAN; 2 * steps] })
+            .map(|steps| Outcomes {
+                steps: *steps,
+                scores: Vec::new(),
+                next: 0,
+                shape: None,
+                fresh: 0,
+                pending: vec![f32::NAN; 2 * steps],
+                calibration: Calibration::new(*steps),
+                watched: vec![f32::NAN; WATCHED * steps],
+            })
             .collect();
         let longest = config.horizons.last().copied().unwrap_or(1);
-        Ok(Self { bank, windows, recent: vec![f32::NAN; longest], clock: 0 })
+        let cycle = config.seasons.iter().copied().max().filter(|steps| *steps <= LONGEST_HORIZON).unwrap_or(0);
+        Ok(Self { bank, windows, recent: vec![f32::NAN; (longest + 1).max(cycle)], cycle, clock: 0 })
+    }
+
+    /// Takes over what another one of the same windows has learned about its probabilities.
+    pub fn inherit(&mut self, other: &Self) {
+        for (outcomes, others) in self.windows.iter_mut().zip(&other.windows) {
+            outcomes.calibration = others.calibration.clone();
+        }
     }
 
     /// Takes the next sample; `None` if it is missing.
@@ -62,10 +93,17 @@ impl Maxima {
         for outcomes in &mut self.windows {
             let slot = (self.clock % outcomes.steps as u64) as usize * 2;
             let (point, scale) = (outcomes.pending[slot], outcomes.pending[slot + 1]);
-            if value.is_some() && point.is_finite() && scale > 0.0 {
+            if value.is_some() {
                 let seen = (0..outcomes.steps).map(|age| self.recent[(place + length - age) % length]);
                 let highest = seen.fold(f32::NAN, f32::max);
-                outcomes.push(((highest - point) / scale).clamp(-FURTHEST, FURTHEST));
+                if point.is_finite() && scale > 0.0 {
+                    outcomes.push(((highest - point) / scale).clamp(-FURTHEST, FURTHEST));
+                }
+                let watched = (self.clock % outcomes.steps as u64) as usize * WATCHED;
+                let watched = &outcomes.watched[watched..watched + WATCHED];
+                if watched[0].is_finite() {
+                    outcomes.calibration.learn(&watched[1..], highest > watched[0]);
+                }
             }
             let (point, scale) = base(&self.bank, outcomes.steps).unwrap_or((f64::NAN, f64::NAN));
             outcomes.pending[slot] = point as f32;
@@ -81,14 +119,63 @@ impl Maxima {
         let outcomes = self.windows.iter().find(|outcomes| outcomes.steps >= steps).or(self.windows.last())?;
         let (point, scale) = base(&self.bank, outcomes.steps)?;
         let assumed = Distribution::from_values(ASSUMED_SCORES.iter().map(|score| point + scale * score).collect())?;
-        let learned = outcomes.scores.iter().map(|score| point + scale * f64::from(*score)).collect();
-        let Some(learned) = Distribution::from_values(learned) else { return Some(assumed) };
+        let Some(shape) = &outcomes.shape else { return Some(assumed) };
+        let learned = shape.scaled(point, scale);
         // Windows overlap, so that their outcomes tell less than their number.
         let count = outcomes.scores.len() as f64 / (outcomes.steps as f64).sqrt();
         if count >= 8.0 * ASSUMED {
             return Some(learned);
         }
         Distribution::mixture(&[(count, learned), (ASSUMED, assumed)])
+    }
+
+    /// Watches a limit: what is said of it is compared with what comes, and corrected from then on. Call it after each sample.
+    pub fn watch(&mut self, limit: f64) {
+        for index in 0..self.windows.len() {
+            let steps = self.windows[index].steps;
+            let raw = self.distribution(steps).map(|distribution| distribution.exceedance(limit));
+            let slot = ((self.clock + steps as u64 - 1) % steps as u64) as usize * WATCHED;
+            let known = self.circumstances(steps, limit);
+            let watched = &mut self.windows[index].watched[slot..slot + WATCHED];
+            watched.fill(f32::NAN);
+            if let Some(raw) = raw.filter(|_| limit.is_finite()) {
+                watched[0] = limit as f32;
+                watched[1..].copy_from_slice(&features(raw, known));
+            }
+        }
+    }
+
+    /// The sample `age` steps before the newest.
+    fn back(&self, age: usize) -> Option<f64> {
+        let length = self.recent.len() as u64;
+        if age as u64 >= length.min(self.clock) {
+            return None;
+        }
+        let value = self.recent[((self.clock + length - 1 - age as u64) % length) as usize];
+        (!value.is_nan()).then_some(f64::from(value))
+    }
+
+    fn circumstances(&self, steps: usize, limit: f64) -> Circumstances {
+        let above = |age: usize| self.back(age).is_some_and(|value| value > limit);
+        let longest = self.windows.last().map_or(1, |outcomes| outcomes.steps);
+        let first = self.cycle.saturating_sub(1);
+        let last = self.cycle.saturating_sub(steps.min(self.cycle));
+        Circumstances { quiet: !(0..longest).any(above), a_cycle_ago: self.cycle > 0 && (last..=first).any(above) }
+    }
+
+    /// The correction of raw probabilities of exceeding about `limit` within `steps` steps.
+    #[must_use]
+    pub fn correction(&self, steps: usize, limit: f64) -> Correction {
+        let outcomes = self.windows.iter().find(|outcomes| outcomes.steps >= steps).or(self.windows.last());
+        outcomes.map_or(Correction::NONE, |outcomes| {
+            outcomes.calibration.correction(self.circumstances(outcomes.steps, limit))
+        })
+    }
+
+    /// The probability that the maximum over the next `steps` steps is above `limit`, corrected.
+    #[must_use]
+    pub fn exceedance(&self, steps: usize, limit: f64) -> Option<f64> {
+        Some(self.correction(steps, limit).apply(self.distribution(steps)?.exceedance(limit)))
     }
 
     /// Point and quantiles of the maximum over the next `steps` steps.
@@ -113,5 +200,10 @@ impl Outcomes {
             self.scores[self.next] = score;
         }
         self.next = (self.next + 1) % KEPT;
+        self.fresh += 1;
+        if self.fresh * 50 >= self.scores.len() || self.shape.is_none() {
+            self.shape = Distribution::from_values(self.scores.iter().map(|score| f64::from(*score)).collect());
+            self.fresh = 0;
+        }
     }
 }

@@ -4,9 +4,9 @@
 //! goes, the sum is made anew from the machines' histories, so that a migration does not look like a change of load.
 
 use crate::bank::{Bank, BankConfig, BankError};
-use crate::contention::{Contention, Onset, ResourceContention, combine, describe};
+use crate::contention::{Contention, Onset, Outlook, ResourceContention, combine, describe};
 use crate::events::{Change, Event, EventBook, Evidence, Record, Scope};
-use crate::forecast::{Distribution, Forecast};
+use crate::forecast::Forecast;
 use crate::maximum::Maxima;
 use crate::sample::{PerResource, Resource, Sample, plausible};
 use crate::window::Window;
@@ -158,6 +158,11 @@ impl PoolForecaster {
         self.measured = PerResource::from_fn(|resource| self.sum_of(tick.samples, resource));
         self.weigh_events(tick);
         self.learn(tick.samples);
+        for resource in Resource::ALL {
+            if let Some(capacity) = plausible(tick.capacity[resource]) {
+                self.sums[resource].maxima.watch(capacity * self.config.thresholds[resource]);
+            }
+        }
         Ok(self.contention(&tick.capacity))
     }
 
@@ -182,8 +187,9 @@ impl PoolForecaster {
     /// Replays the sums of the present members. A machine counts before its first sample with its first value.
     fn rebuild(&mut self, samples: &[Sample]) -> Result<(), BankError> {
         let longest = self.machines.values().map(MachineHistory::len).max().unwrap_or(0);
-        self.sums = each(|| Series::new(&self.bank_config))?;
+        let before = std::mem::replace(&mut self.sums, each(|| Series::new(&self.bank_config))?);
         for resource in Resource::ALL {
+            self.sums[resource].maxima.inherit(&before[resource].maxima);
             let firsts: Vec<(f64, &Window)> = self
                 .machines
                 .iter()
@@ -321,7 +327,7 @@ impl PoolForecaster {
         let mut path = Vec::new();
         let mut highest = 0.0_f64;
         for steps in &self.bank_config.horizons {
-            let maximum = self.maximum(resource, *steps)?;
+            let maximum = self.maximum(resource, *steps, limit)?;
             highest = highest.max(maximum.exceedance(limit));
             onset.push(Onset { after_s: *steps as f64 * self.config.step_s, probability: highest });
             maxima.push(maximum);
@@ -353,16 +359,16 @@ impl PoolForecaster {
         effects
     }
 
-    /// Distribution of the maximum of the pool's use over the next `steps` steps, events included. `None` before the first
-    /// sample.
+    /// The maximum of the pool's use over the next `steps` steps, events included, with probabilities corrected by what came
+    /// of earlier ones about `limit`. `None` before the first sample.
     #[must_use]
-    pub fn maximum(&self, resource: Resource, steps: usize) -> Option<Distribution> {
-        let series = &self.sums[resource];
-        let base = series.maxima.distribution(steps)?;
+    pub fn maximum(&self, resource: Resource, steps: usize, limit: f64) -> Option<Outlook> {
+        let maxima = &self.sums[resource].maxima;
+        let base = maxima.distribution(steps)?;
         // An event that lowers the use cannot be relied on to last the whole window.
         let effects: Vec<(f64, f64)> =
             self.effects_ahead(resource, 0, steps).into_iter().filter(|(_, amount)| *amount > 0.0).collect();
-        Some(with_effects(&base, &effects))
+        Some(Outlook::new(base, maxima.correction(steps, limit), &effects))
     }
 
     /// The pool's use `steps` ahead, events included. `None` before the first sample.
@@ -439,29 +445,4 @@ impl PoolForecaster {
     pub fn config(&self) -> &PoolConfig {
         &self.config
     }
-}
-
-/// The distribution when each of `effects` (probability, amount) comes or does not; beyond the six largest their mean is added.
-fn with_effects(base: &Distribution, effects: &[(f64, f64)]) -> Distribution {
-    let (large, small) = effects.split_at(effects.len().min(6));
-    if effects.is_empty() {
-        return base.clone();
-    }
-    let mean: f64 = small.iter().map(|(probability, amount)| probability * amount).sum();
-    let parts: Vec<(f64, Distribution)> = (0..1_usize << large.len())
-        .map(|mask| {
-            let (mut weight, mut amount) = (1.0, mean);
-            for (bit, (probability, change)) in large.iter().enumerate() {
-                if mask >> bit & 1 == 1 {
-                    weight *= probability;
-                    amount += change;
-                } else {
-                    weight *= 1.0 - probability;
-                }
-            }
-            (weight, base.shifted(amount))
-        })
-        .filter(|(weight, _)| *weight > 1e-6)
-        .collect();
-    Distribution::mixture(&parts).unwrap_or_else(|| base.clone())
 }

@@ -204,8 +204,9 @@ impl Ridge {
             let y = ((outcome - base) / scale).clamp(-100.0, 100.0);
             let equations = &mut self.equations[index];
             equations.learn(&x, y, self.decay);
-            let young = equations.seen < 4 * self.refit_every;
-            if equations.seen > 2 && (young || self.clock.is_multiple_of(self.refit_every)) {
+            // Often while every sample changes much, seldom when they are many.
+            let every = (equations.seen / 8).clamp(1, self.refit_every);
+            if equations.seen > 2 && equations.seen.is_multiple_of(every) {
                 equations.solve(self.penalty);
             }
         }

@@ -124,6 +124,11 @@ impl Client {
         self.call(Method::POST, "/v1/machines", Some(machine)).await
     }
 
+    /// Starts a stopped machine again.
+    pub async fn start_machine(&self, name: &str) -> Result<Machine> {
+        self.call(Method::POST, &format!("/v1/machines/{}/start", escape(name)), None::<&()>).await
+    }
+
     /// Stops a machine and deletes what hostd made for it.
     pub async fn delete_machine(&self, name: &str) -> Result<()> {
         self.call_empty(Method::DELETE, &format!("/v1/machines/{}", escape(name))).await

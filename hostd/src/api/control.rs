@@ -54,6 +54,15 @@ pub fn routes() -> Vec<Route> {
         route("DELETE", "/v1/machines/{name}", "Stop and delete a machine", None, None, 204, delete(delete_machine)),
         route(
             "POST",
+            "/v1/machines/{name}/start",
+            "Start a stopped machine again",
+            None,
+            Some("Machine"),
+            200,
+            post(start_machine),
+        ),
+        route(
+            "POST",
             "/v1/machines/{name}/migrate",
             "Start to move a machine to another host",
             Some("MigrateRequest"),
@@ -128,6 +137,16 @@ async fn create_machine(
 async fn machine(State(daemon): State<Shared>, Extension(actor): From, Segment(name): Segment) -> Answer<Machine> {
     daemon.permit(&actor, Action::View, &object("machine", &name), about(&name))?;
     Ok(Json(daemon.machines.view(&name)?))
+}
+
+async fn start_machine(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(name): Segment,
+) -> Answer<Machine> {
+    daemon.permit(&actor, Action::Create, &object("machine", &name), about(&name))?;
+    let shared = Shared::clone(&daemon);
+    Ok(Json(spawned(async move { shared.machines.start(&name).await }).await??))
 }
 
 async fn delete_machine(
@@ -209,7 +228,7 @@ async fn audit(State(daemon): State<Shared>, Extension(actor): From, Limit(limit
 }
 
 /// `kind:name`, harmless in a log whatever the name is.
-fn object(kind: &str, name: &str) -> String {
+pub(super) fn object(kind: &str, name: &str) -> String {
     let name: String = name.chars().take(80).collect();
     format!("{kind}:{}", name.escape_debug())
 }

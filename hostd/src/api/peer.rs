@@ -7,6 +7,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Json};
 
 use super::body::{Answer, Body, Segment};
+use super::control::object;
 use super::problem::Failure;
 use super::types::{MigrateRequest, Migration};
 use super::{Route, Shared};
@@ -55,15 +56,15 @@ async fn reserve(
     Body(request): Body<ReserveRequest>,
 ) -> Answer<Reservation> {
     let (host, pool) = peer(&actor)?;
-    let name = request.machine.name.escape_debug().to_string();
-    let about = Object { machine: Some(&name), pool: Some(pool) };
-    daemon.permit(&actor, Action::Receive, &format!("machine:{name}"), about)?;
+    let what = object("machine", &request.machine.name);
+    let about = Object { machine: Some(&request.machine.name), pool: Some(pool) };
+    daemon.permit(&actor, Action::Receive, &what, about)?;
     let (host, executor) = (host.to_owned(), daemon.executor.clone());
     // In a task of its own: a source that hangs up does not leave half a machine.
     let work = tokio::spawn(async move { executor.reserve(&host, request).await });
     let done = work.await.map_err(|error| Failure::new(500, "internal", error.to_string()))?;
     if let Err(error) = &done {
-        daemon.audit.noted("refused", &format!("machine:{name}"), &crate::machine::chain(error));
+        daemon.audit.noted("refused", &what, &crate::machine::chain(error));
     }
     Ok(Json(done?))
 }
@@ -76,14 +77,14 @@ async fn migration(State(daemon): State<Shared>, Extension(actor): From, Segment
 async fn settle(State(daemon): State<Shared>, Extension(actor): From, Segment(id): Segment) -> Answer<Settlement> {
     let (host, pool) = peer(&actor)?;
     let about = Object { machine: None, pool: Some(pool) };
-    daemon.permit(&actor, Action::Settle, &format!("migration:{}", id.escape_debug()), about)?;
+    daemon.permit(&actor, Action::Settle, &object("migration", &id), about)?;
     Ok(Json(daemon.executor.settle_destination(host, &id).await?))
 }
 
 async fn verify(State(daemon): State<Shared>, Extension(actor): From, Segment(id): Segment) -> Answer<Verified> {
     let (host, pool) = peer(&actor)?;
     let about = Object { machine: None, pool: Some(pool) };
-    daemon.permit(&actor, Action::Settle, &format!("migration:{}", id.escape_debug()), about)?;
+    daemon.permit(&actor, Action::Settle, &object("migration", &id), about)?;
     Ok(Json(daemon.executor.verify(host, &id).await?))
 }
 
@@ -97,12 +98,12 @@ async fn migrate(
     if pool != daemon.config.pool {
         let detail =
             format!("host `{host}` is of pool `{pool}`, and only hosts of pool `{}` plan for it", daemon.config.pool);
-        daemon.audit.noted("refused", &format!("machine:{}", order.machine.escape_debug()), &detail);
+        daemon.audit.noted("refused", &object("machine", &order.machine), &detail);
         return Err(Failure::new(403, "denied", detail));
     }
     let to_pool = daemon.config.peer(&order.destination).map(|peer| peer.pool.clone());
     let about = Object { machine: Some(&order.machine), pool: to_pool.as_deref() };
-    daemon.permit(&actor, Action::Migrate, &format!("machine:{}", order.machine.escape_debug()), about)?;
+    daemon.permit(&actor, Action::Migrate, &object("machine", &order.machine), about)?;
     let request = MigrateRequest { destination: order.destination, limits: order.limits, trigger: order.trigger };
     let migration = daemon.executor.start(&order.machine, &request)?;
     Ok((StatusCode::ACCEPTED, Json(migration)).into_response())

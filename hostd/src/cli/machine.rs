@@ -25,6 +25,11 @@ pub(super) enum Command {
         /// Machine.
         name: String,
     },
+    /// Start a stopped machine again.
+    Start {
+        /// Machine.
+        name: String,
+    },
     /// Stop a machine and delete it with its disks.
     #[command(visible_alias = "rm")]
     Delete {
@@ -130,6 +135,9 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
         }
         Command::List => output.print(&client.machines().await?, |machines| table(machines))?,
         Command::Show { name } => output.print(&client.machine(&name).await?, details)?,
+        Command::Start { name } => {
+            output.print(&client.start_machine(&name).await?, |machine| format!("{} runs again", machine.name))?;
+        }
         Command::Delete { name } => {
             client.delete_machine(&name).await?;
             output.print(&serde_json::json!({"deleted": name}), |_| format!("{name} is deleted"))?;

@@ -15,11 +15,6 @@ impl Output {
         Self { json }
     }
 
-    /// Whether JSON is wanted.
-    pub(super) fn json(self) -> bool {
-        self.json
-    }
-
     /// Whether a live line can be redrawn.
     pub(super) fn live(self) -> bool {
         !self.json && io::stderr().is_terminal()

@@ -100,9 +100,11 @@ impl Daemon {
             identity: identity.clone(),
             audit: audit.clone(),
         });
+        let mut planner = Planner::new(&config);
+        planner.remember(&store.all::<Plan>(Kind::Plan)?);
         Ok(Self {
             access: Access::new(config.access.clone()),
-            planner: Mutex::new(Planner::new(&config)),
+            planner: Mutex::new(planner),
             round: Mutex::default(),
             started_unix_ms: unix_ms(),
             config,

@@ -80,10 +80,20 @@ impl Executor {
         });
     }
 
-    /// A machine that is marked as moving by a migration that was never stored goes on running.
+    /// A machine that is marked as moving by a migration that was never stored goes on running; one that was to arrive by it
+    /// will not come.
     fn release_orphans(&self, moved: &[String]) {
         for entry in self.inner.machines.all() {
             let record = entry.record();
+            if record.status == MachineStatus::Incoming && !moved.contains(&record.name) {
+                let executor = self.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = executor.inner.machines.discard(&entry).await {
+                        tracing::error!(error = chain(&error), "a machine that will not come could not be forgotten");
+                    }
+                });
+                continue;
+            }
             if record.status == MachineStatus::Migrating
                 && !moved.contains(&record.name)
                 && let Err(error) = self.inner.machines.set_status(&entry, MachineStatus::Running, None)

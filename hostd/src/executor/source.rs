@@ -23,6 +23,9 @@ const POLL: Duration = Duration::from_millis(50);
 /// First and longest pause between two questions to a peer that does not answer.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
+/// How long a destination may be busy with other migrations.
+const BUSY_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Time beyond its own limit that a migration has for reservation and start.
 const DEADLINE_MARGIN_S: u64 = 60;
 
@@ -64,7 +67,7 @@ impl Executor {
             trigger: migration.trigger.clone(),
             deadline_s: limits.timeout_s.saturating_add(DEADLINE_MARGIN_S),
         };
-        let reservation = match peer.reserve(&request).await {
+        let reservation = match reserve_when_free(active, peer, &request).await {
             Ok(reservation) => reservation,
             Err(error) => {
                 if !matches!(error, PeerError::Refused { .. }) {
@@ -310,6 +313,23 @@ impl Executor {
         let peer = self.inner.peers.get(&migration.destination);
         let peer = peer.ok_or_else(|| ExecutorError::NoPeer(migration.destination.clone(), String::new()))?;
         Ok(peer.client())
+    }
+}
+
+/// Asks for a reservation; a destination that is busy with others is asked again for a while.
+async fn reserve_when_free(
+    active: &Active,
+    peer: &PeerClient,
+    request: &ReserveRequest,
+) -> std::result::Result<Reservation, PeerError> {
+    let deadline = tokio::time::Instant::now() + BUSY_PATIENCE;
+    loop {
+        let answer = peer.reserve(request).await;
+        let busy = matches!(&answer, Err(PeerError::Refused { problem, .. }) if problem.status == 503);
+        if !busy || *active.cancelled.borrow() || tokio::time::Instant::now() >= deadline {
+            return answer;
+        }
+        tokio::time::sleep(BACKOFF.0).await;
     }
 }
 

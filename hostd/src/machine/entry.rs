@@ -43,6 +43,9 @@ pub struct MachineRecord {
     pub process: Option<ProcessId>,
     /// Migration that moves it from or to here.
     pub migration: Option<String>,
+    /// It came by migration: the paths of its kernel are those of the host where it was created.
+    #[serde(default)]
+    pub arrived: bool,
 }
 
 impl MachineRecord {

@@ -103,6 +103,7 @@ impl Machines {
             status: MachineStatus::Creating,
             process: None,
             migration: None,
+            arrived: false,
         };
         let entry = self.build(record, false).await?;
         entry.state().record.status = MachineStatus::Running;
@@ -129,6 +130,7 @@ impl Machines {
         }
         record.status = MachineStatus::Incoming;
         record.process = None;
+        record.arrived = true;
         self.build(record, true).await
     }
 
@@ -280,6 +282,50 @@ impl Machines {
                 if gone && status == MachineStatus::Running { MachineStatus::Stopped } else { status };
         }
         self.save(entry)
+    }
+
+    /// Starts a stopped machine again, from its kernel and its disks.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::State`] if it is not stopped, or its kernel is on another host.
+    pub async fn start(&self, name: &str) -> Result<Machine> {
+        let entry = self.get(name)?;
+        {
+            let mut state = entry.state();
+            let (status, elsewhere) = (state.record.status, state.record.arrived && !state.record.kernel.is_bundled());
+            let remedy = match status {
+                MachineStatus::Stopped if elsewhere => {
+                    "it came from another host, and its kernel is a file of that host; delete it and create it anew with its disks"
+                }
+                MachineStatus::Stopped => "",
+                _ => "only a stopped machine can be started",
+            };
+            if !remedy.is_empty() {
+                return Err(MachineError::State { name: name.to_owned(), status, remedy });
+            }
+            state.record.status = MachineStatus::Creating;
+        }
+        // The process of a guest that turned itself off may still be there to say so.
+        if let Some(process) = entry.process() {
+            stop(&entry, &process).await;
+        }
+        let mut launch_record = entry.record();
+        launch_record.initrd = launch_record.initrd.filter(|_| !launch_record.arrived);
+        let launched = launch(&self.inner.config, &launch_record, false).await;
+        let (process, info) = launched.inspect_err(|error| {
+            let mut state = entry.state();
+            state.record.status = MachineStatus::Stopped;
+            state.reason = Some(super::chain(error));
+        })?;
+        self.attach(&entry, process, Some(&info));
+        {
+            let mut state = entry.state();
+            state.record.status = MachineStatus::Running;
+            state.reason = None;
+        }
+        self.save(&entry)?;
+        Ok(entry.view(&self.inner.config))
     }
 
     /// Stops and removes a machine at an operator's wish.

@@ -104,6 +104,7 @@ mod tests {
             status: MachineStatus::Running,
             process: None,
             migration: None,
+            arrived: false,
         }
     }
 

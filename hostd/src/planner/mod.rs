@@ -22,7 +22,7 @@ use predictor::{
 };
 
 use crate::api::types::{
-    Capacity, Event, HostSummary, MachineForecast, MachineStatus, PoolView, TriggerState, TriggerView, Usage,
+    Capacity, Event, HostSummary, MachineForecast, MachineStatus, Plan, PoolView, TriggerState, TriggerView, Usage,
 };
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
@@ -287,6 +287,19 @@ impl Planner {
         };
         let machines = state.live().flat_map(|host| host.machines.iter().map(move |machine| (host, machine)));
         machines.map(|(host, machine)| forecast(host, &machine.name)).collect()
+    }
+
+    /// Takes up what an earlier hostd decided: the cooldowns of the pool and of its machines go on.
+    pub fn remember(&mut self, plans: &[Plan]) {
+        let mut moves: Vec<&Plan> = plans.iter().filter(|plan| plan.migration.is_some()).collect();
+        moves.sort_by_key(|plan| plan.at_unix_ms);
+        for plan in &moves {
+            let (Some(machine), at_s) = (&plan.machine, plan.at_unix_ms as f64 / 1000.0) else { continue };
+            self.log.note(machine, &plan.pool, at_s, 0.0, &self.limits);
+        }
+        if let Some(last) = moves.last() {
+            self.trigger.acted(last.at_unix_ms as f64 / 1000.0);
+        }
     }
 
     /// Learns from a finished migration.

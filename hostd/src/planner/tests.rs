@@ -113,6 +113,17 @@ fn a_declared_event_is_answered_before_any_load_is_seen() {
 }
 
 #[test]
+fn a_cooldown_survives_a_restart() {
+    let mut planner = Planner::new(&config(|_| ()));
+    let load = |step: usize| 0.3 + 0.02 * step.saturating_sub(60) as f64;
+    let (_, mut chosen) = run(&mut planner, 110, &[], load).expect("a decision");
+    chosen.plan.migration = Some("mig-1".into());
+    let mut again = Planner::new(&config(|_| ()));
+    again.remember(&[chosen.plan]);
+    assert!(run(&mut again, 110, &[], load).is_none());
+}
+
+#[test]
 fn nobody_but_the_leader_acts_and_only_if_enabled() {
     let full = |_| 1.9;
     let mut other = Planner::new(&config(|json| json["host"] = "a2".into()));

@@ -68,8 +68,8 @@ impl Peers {
     /// Asks all peers for their summaries, at the same time.
     pub async fn exchange(&self) {
         let mut tasks = Vec::new();
-        for host in self.peers.keys().cloned() {
-            let peers = Arc::clone(&self.peers);
+        for host in self.peers.keys() {
+            let (host, peers) = (host.clone(), Arc::clone(&self.peers));
             tasks.push(tokio::spawn(async move {
                 if let Some(peer) = peers.get(&host) {
                     peer.refresh().await;

@@ -17,6 +17,13 @@ pub enum KernelChoice {
     Path(PathBuf),
 }
 
+impl KernelChoice {
+    /// Whether it is the bundled guest.
+    pub fn is_bundled(&self) -> bool {
+        *self == Self::Bundled
+    }
+}
+
 impl From<String> for KernelChoice {
     fn from(text: String) -> Self {
         if text == "bundled" { Self::Bundled } else { Self::Path(PathBuf::from(text)) }

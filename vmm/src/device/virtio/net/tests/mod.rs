@@ -1,6 +1,8 @@
 //! A driver against the real card: a real tap in a network namespace of the test's own, with a packet socket at the
 //! network's side.
 
+mod offload;
+
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
@@ -346,27 +348,6 @@ fn a_saved_card_goes_on_and_announces_its_guest() {
 
 fn wire_is_quiet(wire: &Wire) {
     assert!(wire.receive(Duration::from_millis(200)).is_none());
-}
-
-#[test]
-fn checksums_are_left_out_only_for_a_driver_that_agreed() {
-    in_namespace(|| {
-        for agreed in [true, false] {
-            let mut rig = Rig::new(BASIC | if agreed { feature::GUEST_CSUM } else { 0 });
-            ip("addr add 10.77.0.1/24 dev tap0");
-            ip("neigh replace 10.77.0.2 lladdr 02:00:00:00:00:05 dev tap0");
-            rig.offer(20);
-            let socket = std::net::UdpSocket::bind("10.77.0.1:0").unwrap();
-            socket.send_to(b"checksum", "10.77.0.2:7").unwrap();
-            let (head, length) = rig.driver.wait_used(RX);
-            let at = DATA + u64::from(head) * BUFFER_BYTES;
-            assert_eq!(length, 12 + 14 + 20 + 8 + 8);
-            let needs_checksum = rig.driver.get(at, 1)[0] & 1 == 1;
-            assert_eq!(needs_checksum, agreed);
-            drop(rig);
-            ip("link del tap0");
-        }
-    });
 }
 
 #[test]

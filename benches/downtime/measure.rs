@@ -54,7 +54,7 @@ fn our_run(scenario: Scenario, streams: u16) -> Result<Report> {
     let source = Vmm::start(a, scenario, Some(kernel(&lab)?))?;
     let destination = Vmm::start(b, scenario, None)?;
     let (mut report, gap) =
-        observed(&lab, || ours::migrate(&lab, (a, &source), (b, &destination), streams)).context("headroom-vmm")?;
+        observed(&lab, || ours::migrate((a, &source), (b, &destination), streams)).context("headroom-vmm")?;
     report.network_gap_ms = Some(gap);
     check_oracles(&lab)?;
     Ok(report)

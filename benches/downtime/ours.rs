@@ -1,12 +1,12 @@
 //! One migration between two `headroom-vmm` processes on two hosts of a lab.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use hostd::lab::{Lab, LabHost};
+use hostd::lab::LabHost;
 use migration::report::Report;
 use vmm::api::client::Client;
 use vmm::api::{MachineInfo, MachineState, Metrics};
@@ -103,17 +103,14 @@ fn config(host: &LabHost, scenario: Scenario, kernel: Option<PathBuf>) -> Machin
     }
 }
 
-fn identity(host: &LabHost, lab: &Lab) -> Result<TlsIdentity> {
-    let certificate = lab.authority().issue(host.name(), Some(host.address()))?;
-    Ok(TlsIdentity {
-        ca_pem: certificate.ca_pem.clone(),
-        certificate_pem: certificate.certificate_pem.clone(),
-        key_pem: certificate.key_pem.clone(),
-    })
+fn identity(host: &LabHost) -> Result<TlsIdentity> {
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+    let tls = host.tls();
+    Ok(TlsIdentity { ca_pem: read(&tls.ca)?, certificate_pem: read(&tls.certificate)?, key_pem: read(&tls.key)? })
 }
 
 /// Moves the machine of `source` into `destination` and returns the source's report.
-pub fn migrate(lab: &Lab, source: (&LabHost, &Vmm), destination: (&LabHost, &Vmm), streams: u16) -> Result<Report> {
+pub fn migrate(source: (&LabHost, &Vmm), destination: (&LabHost, &Vmm), streams: u16) -> Result<Report> {
     let (id, token) = ("bench", "5a".repeat(32));
     let receiving = destination.1.client.receive(&ReceiveConfig {
         id: id.into(),
@@ -121,7 +118,7 @@ pub fn migrate(lab: &Lab, source: (&LabHost, &Vmm), destination: (&LabHost, &Vmm
         token: token.clone(),
         source_host: source.0.name().into(),
         destination_host: destination.0.name().into(),
-        tls: identity(destination.0, lab)?,
+        tls: identity(destination.0)?,
         deadline_s: PATIENCE.as_secs(),
     })?;
     let limits = MigrationLimits { streams, downtime_ms: 100, ..MigrationLimits::default() };
@@ -131,7 +128,7 @@ pub fn migrate(lab: &Lab, source: (&LabHost, &Vmm), destination: (&LabHost, &Vmm
         token,
         source_host: source.0.name().into(),
         destination_host: destination.0.name().into(),
-        tls: identity(source.0, lab)?,
+        tls: identity(source.0)?,
         limits,
         trigger: migration::report::Trigger::default(),
     })?;

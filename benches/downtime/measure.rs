@@ -94,16 +94,17 @@ fn client(lab: &Lab) -> Result<Client> {
     Ok(lab.observer().run(|| Client::connect(address))??)
 }
 
-/// Waits until the guest answers: it does so only after it has filled its memory.
+/// Waits until the guest has filled its memory.
 fn wait_ready(lab: &Lab) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(30);
     let mut client = client(lab)?;
     client.set_deadline(Duration::from_millis(500));
     loop {
         match client.status() {
-            Ok(_) => return Ok(()),
+            Ok(status) if status.ready => return Ok(()),
+            Ok(_) if Instant::now() > deadline => bail!("the guest has not filled its memory within 30 s"),
             Err(error) if Instant::now() > deadline => return Err(error).context("the guest does not answer"),
-            Err(_) => {}
+            _ => std::thread::sleep(Duration::from_millis(10)),
         }
     }
 }

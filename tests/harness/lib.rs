@@ -1,6 +1,7 @@
 //! What the integration tests share: what they require of the machine, hosts with machines on them, and oracles.
 
 pub mod require;
+pub mod world;
 
 pub use require::{Need, ready};
 

@@ -30,6 +30,8 @@ pub struct DemoReport {
     pub quota_reason: Option<String>,
     /// The planner's decision.
     pub plan: Option<Plan>,
+    /// All its decisions, the first one first, those without a move included.
+    pub plans: Vec<Plan>,
     /// Its migration, with the network gap as the observer saw it.
     pub migration: Option<Report>,
     /// Every migration that left the busy pool, the first one first.
@@ -80,7 +82,7 @@ impl DemoReport {
         }
         if let Some(plan) = &self.plan {
             lines.push(row("plan", format!("score {:.2} within {:.0} s", plan.score, plan.horizon_s)));
-            lines.extend(plan.reasons.iter().map(|reason| row("", reason.clone())));
+            lines.extend(plan.reasons.first().map(|reason| row("why", reason.clone())));
         }
         if let Some(migration) = &self.migration {
             lines.extend(migration_lines(migration));

@@ -23,7 +23,8 @@ const CLOSE_UDP: u32 = 1000;
 const CLOSE_TCP: u32 = 100;
 
 /// How often the picture is drawn.
-const FRAME: Duration = Duration::from_millis(250);
+const FRAME: Duration = Duration::from_millis(FRAME_MS);
+const FRAME_MS: u64 = 250;
 
 /// How long the observer keeps looking closely after the migration, before its window ends.
 const AFTER_MS: u64 = 1500;
@@ -53,6 +54,7 @@ struct Play {
     watch: Arc<Mutex<Option<Watch>>>,
     story: Story,
     event_declared: bool,
+    relaxed: bool,
 }
 
 /// Runs the demo to its end.
@@ -92,7 +94,7 @@ impl Play {
             move |migration: &Migration| begin_watch(&observer, &watch, migration)
         })?;
         let load = Load::start(lab.observer(), origin)?;
-        Ok(Self { started, origin, lab, observer, feed, load, watch, story, event_declared: false })
+        Ok(Self { started, origin, lab, observer, feed, load, watch, story, event_declared: false, relaxed: false })
     }
 
     fn at_s(&self) -> f64 {
@@ -110,6 +112,7 @@ impl Play {
             if at_s >= scenario::DECLARE_S && !self.event_declared {
                 self.declare()?;
             }
+            self.relax(&view);
             self.story.follow(at_s, &view);
             screen.show(&self.scene(at_s, view));
             next += FRAME;
@@ -124,14 +127,25 @@ impl Play {
         stage::block_on("declaring the event", Duration::from_secs(5), client.add_event(&event))?;
         self.event_declared = true;
         let text = format!(
-            "declared: {} on {}, +{:.2} cores in {:.0} s",
+            "declared: {} in pool {}, +{:.2} cores in {:.0} s",
             event.name,
-            scenario::EVENT_MACHINE,
+            scenario::BUSY_POOL,
             event.adds.cpu_cores,
             event.starts_in_s.unwrap_or_default()
         );
         self.story.tell(self.at_s(), text);
         Ok(())
+    }
+
+    /// After the window of the close watch the machine is asked as lightly as before: 1,000 answers a second are a load,
+    /// and the record of the demand is not to be the observer's work.
+    fn relax(&mut self, view: &View) {
+        let ended = view.migration().and_then(|migration| migration.ended_unix_ms);
+        let over = ended.is_some_and(|ended| unix_ms() > ended + AFTER_MS + FRAME_MS);
+        if let Some(watch) = self.watch().filter(|_| over && !self.relaxed) {
+            self.relaxed = true;
+            self.observer.set_rates(&watch.machine, stage::LIGHT_UDP, stage::LIGHT_TCP);
+        }
     }
 
     fn watch(&self) -> Option<Watch> {
@@ -270,6 +284,7 @@ fn summarize(view: View, watch: Option<Watch>, mut findings: Findings, origin_un
         quota_enforced: true,
         quota_reason: None,
         plan: moved.as_ref().and_then(|moved| view.plan_of(&moved.id)).cloned(),
+        plans: view.plans.iter().rev().cloned().collect(),
         migration,
         migrations,
         migrated_at_s,

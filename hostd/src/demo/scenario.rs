@@ -33,11 +33,8 @@ pub const EVENT_S: f64 = 46.0;
 /// How long it lasts, in seconds.
 const EVENT_DURATION_S: f64 = 30.0;
 
-/// Load that the event adds to its machine, in per cent of a core.
-const EVENT_PERCENT: u8 = 26;
-
-/// Machine that the event is about.
-pub const EVENT_MACHINE: &str = "vm2";
+/// Load that the event adds to each machine of the busy pool, in per cent of a core.
+const EVENT_PERCENT: u8 = 10;
 
 /// When the demo ends: late enough to see what the event did.
 pub const END_S: f64 = 58.0;
@@ -80,10 +77,10 @@ pub fn machines() -> [MachinePlan; 6] {
         load,
     };
     [
-        plan(1, "vm1", "a1", 192, (8, 12)),
-        plan(2, "vm2", "a1", 256, (6, 10)),
-        plan(3, "vm3", "a2", 256, (8, 14)),
-        plan(4, "vm4", "a2", 192, (6, 10)),
+        plan(1, "vm1", "a1", 192, (9, 15)),
+        plan(2, "vm2", "a1", 256, (8, 13)),
+        plan(3, "vm3", "a2", 256, (9, 15)),
+        plan(4, "vm4", "a2", 192, (8, 13)),
         plan(5, "vm5", "b1", 192, (6, 6)),
         plan(6, "vm6", "b1", 192, (4, 4)),
     ]
@@ -94,7 +91,7 @@ impl MachinePlan {
     pub fn cpu_percent(&self, at_s: f64) -> u8 {
         let (from, to) = (f64::from(self.load.0), f64::from(self.load.1));
         let grown = ((at_s - RAMP_START_S) / (RAMP_END_S - RAMP_START_S)).clamp(0.0, 1.0);
-        let event = self.name == EVENT_MACHINE && (EVENT_S..EVENT_S + EVENT_DURATION_S).contains(&at_s);
+        let event = self.pool == BUSY_POOL && (EVENT_S..EVENT_S + EVENT_DURATION_S).contains(&at_s);
         let percent = from + (to - from) * grown + if event { f64::from(EVENT_PERCENT) } else { 0.0 };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=100")]
         let percent = percent.round().clamp(0.0, 100.0) as u8;
@@ -137,13 +134,14 @@ impl MachinePlan {
 
 /// The event, declared at [`DECLARE_S`].
 pub fn event() -> NewEvent {
+    let machines = machines().iter().filter(|machine| machine.pool == BUSY_POOL).count();
     NewEvent {
-        name: "nightly report".to_owned(),
-        target: EventTarget::Machine(EVENT_MACHINE.to_owned()),
+        name: "evening campaign".to_owned(),
+        target: EventTarget::Pool(BUSY_POOL.to_owned()),
         starts_unix_ms: None,
         starts_in_s: Some(EVENT_S - DECLARE_S),
         duration_s: EVENT_DURATION_S,
-        adds: Usage { cpu_cores: f64::from(EVENT_PERCENT) / 100.0, ..Usage::default() },
+        adds: Usage { cpu_cores: f64::from(EVENT_PERCENT) / 100.0 * machines as f64, ..Usage::default() },
         confidence: 0.9,
     }
 }
@@ -183,7 +181,6 @@ mod tests {
         addresses.dedup();
         assert_eq!(addresses.len(), machines.len());
         assert!(machines.iter().all(|machine| hosts().iter().any(|host| host.name == machine.host)));
-        assert!(machines.iter().any(|machine| machine.name == EVENT_MACHINE && machine.pool == BUSY_POOL));
     }
 
     #[test]

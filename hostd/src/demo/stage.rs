@@ -11,10 +11,10 @@ use crate::client::{Client, ClientError};
 use crate::lab::{Lab, LabHost, interrupt, sweep};
 
 /// Requests a second to a machine that is not being moved.
-const LIGHT_UDP: u32 = 20;
+pub const LIGHT_UDP: u32 = 20;
 
 /// TCP messages a second to a machine that is not being moved.
-const LIGHT_TCP: u32 = 2;
+pub const LIGHT_TCP: u32 = 2;
 
 /// How long a daemon may take to end after SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);

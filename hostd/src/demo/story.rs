@@ -44,7 +44,7 @@ impl Story {
         }
         if at_s >= scenario::EVENT_S && !self.event_began {
             self.event_began = true;
-            self.tell(at_s, format!("the declared event begins on {}", scenario::EVENT_MACHINE));
+            self.tell(at_s, "the declared event begins");
         }
     }
 

@@ -82,6 +82,23 @@ impl Line {
         line
     }
 
+    /// Broken at spaces into lines of at most `columns`, all but the first indented.
+    pub fn wrapped(&self, columns: usize, indent: usize) -> Vec<Self> {
+        let mut lines = vec![Self::new()];
+        for (style, text) in &self.0 {
+            for word in text.split_inclusive(' ') {
+                let width = lines.last().map_or(0, Self::width);
+                if width > indent && width + word.trim_end().chars().count() > columns {
+                    lines.push(Self::new().text(" ".repeat(indent)));
+                }
+                if let Some(line) = lines.last_mut() {
+                    line.0.push((*style, word.to_owned()));
+                }
+            }
+        }
+        lines
+    }
+
     /// Columns that it takes; every character that is used here takes one.
     pub fn width(&self) -> usize {
         self.0.iter().map(|(_, text)| text.chars().count()).sum()
@@ -133,6 +150,16 @@ mod tests {
         assert_eq!(line.width(), 9);
         assert_eq!(line.styled(7), "\x1b[0;32m██████\x1b[0;0ma");
         assert_eq!(line.plain(), "██████abc");
+    }
+
+    #[test]
+    fn long_lines_are_broken_at_spaces_and_keep_their_styles() {
+        let line = Line::new().add(Style::Bad, " BROKEN ").text("one two three four");
+        let lines = line.wrapped(15, 3);
+        let plain: Vec<String> = lines.iter().map(Line::plain).collect();
+        assert_eq!(plain, [" BROKEN one two ", "   three four"]);
+        assert!(lines[0].styled(80).starts_with("\x1b[0;1;31m BROKEN "));
+        assert_eq!(Line::new().text("short").wrapped(15, 3), vec![Line::new().text("short")]);
     }
 
     #[test]

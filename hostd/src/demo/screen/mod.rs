@@ -41,7 +41,7 @@ impl Screen {
     /// Prints lines below what was drawn.
     pub fn print(&mut self, lines: &[Line]) {
         let columns = self.size().map_or(usize::MAX, |(columns, _)| columns);
-        for line in lines {
+        for line in lines.iter().flat_map(|line| line.wrapped(COLUMNS, 11)) {
             let text = if self.live { line.styled(columns.max(COLUMNS)) } else { line.plain() };
             self.put(&format!("{}\n", text.trim_end()));
         }

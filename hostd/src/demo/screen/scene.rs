@@ -63,7 +63,7 @@ impl Scene {
         lines.push(self.observer());
         lines.push(rule());
         let first = self.happenings.len().saturating_sub(HAPPENINGS);
-        lines.extend(self.happenings[first..].iter().flat_map(|happening| wrap(happening.line())));
+        lines.extend(self.happenings[first..].iter().flat_map(|happening| happening.line().wrapped(COLUMNS, 11)));
         lines
     }
 
@@ -101,7 +101,8 @@ impl Scene {
         let Some(event) = self.view.events.first() else { return line.add(Style::Dim, "none declared") };
         let until = scenario::EVENT_S - self.at_s;
         let when = if until > 0.0 { format!("in {until:.0} s") } else { "is running".to_owned() };
-        line.text(format!("{} on {}: +{:.2} cores ", event.name, scenario::EVENT_MACHINE, event.adds.cpu_cores))
+        let pool = scenario::BUSY_POOL;
+        line.text(format!("{} in pool {pool}: +{:.2} cores ", event.name, event.adds.cpu_cores))
             .add(Style::Accent, when)
     }
 
@@ -257,28 +258,6 @@ fn progress_bar(migration: &Migration) -> Line {
     // Not a load: full is good here.
     let cells = (0..40).map(|cell| if f64::from(cell) < share * 40.0 { '█' } else { '░' }).collect::<String>();
     line.add(Style::Accent, cells).text(format!(" {:.1} MB, {:.1} MB left", done / 1e6, left / 1e6))
-}
-
-/// Breaks a long line of the log at spaces.
-fn wrap(line: Line) -> Vec<Line> {
-    if line.width() <= COLUMNS {
-        return vec![line];
-    }
-    let text = line.plain();
-    let mut rows = vec![String::new()];
-    for word in text.split(' ') {
-        let row = rows.last_mut().map_or(0, |row| row.chars().count());
-        if row + 1 + word.chars().count() > COLUMNS && row > 12 {
-            rows.push(" ".repeat(11));
-        }
-        if let Some(row) = rows.last_mut() {
-            if !row.is_empty() || word.is_empty() {
-                row.push(' ');
-            }
-            row.push_str(word);
-        }
-    }
-    rows.into_iter().map(|row| Line::new().text(row.chars().take(COLUMNS).collect::<String>())).collect()
 }
 
 #[cfg(test)]

@@ -1,0 +1,77 @@
+//! One move, looked at from all sides.
+
+use std::time::Duration;
+
+use hostd::api::types::{MigrationLimits, MigrationStage};
+use hostd::lab::interrupt;
+use migration::report::{Mode, Outcome};
+use tests::world::{Spec, World};
+use tests::{Need, ready};
+
+#[test]
+fn a_busy_machine_moves_with_its_memory_disk_and_connections() {
+    if !ready(Need::Kvm) {
+        return;
+    }
+    let world = World::two_hosts();
+    let spec = Spec::busy("vm1", 0);
+    world.boot("a1", &spec);
+    world.check_oracles(&spec);
+    let observer = world.observe(&[&spec], 1000, 100);
+    let start = observer.now();
+    let migration = world.migrate("vm1", "a1", "b1", None);
+    assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());
+    let report = migration.report.expect("a report at the source");
+    println!("{}", serde_json::to_string_pretty(&report).unwrap());
+    assert_eq!((report.outcome, report.mode), (Outcome::Completed, Mode::Precopy));
+    assert_eq!(world.machines_on("a1"), Vec::<String>::new());
+    assert_eq!(world.machines_on("b1"), ["vm1"]);
+
+    // What the guest itself finds, after the move, in memory and on disk.
+    world.check_oracles(&spec);
+    let verification = &report.verification;
+    assert_eq!((verification.memory_digest_ok, verification.disk_digest_ok), (Some(true), Some(true)));
+    assert!(verification.pages_checked > 0 && verification.blocks_checked > 0, "{verification:?}");
+    assert!(verification.probes.len() == 2 && verification.probes.iter().all(|probe| probe.ok), "{verification:?}");
+    assert_eq!(report.tls.version, "TLSv1_3");
+
+    // What an outside client saw.
+    observer.set_rates("vm1", 0, 0);
+    let tcp = interrupt::poll("the last echoes", Duration::from_secs(5), Duration::from_millis(20), || {
+        Ok(observer.tcp("vm1").filter(|tcp| tcp.complete()))
+    });
+    tcp.unwrap_or_else(|error| panic!("{error}: {:?}", observer.tcp("vm1")));
+    let udp = observer.udp("vm1", start..observer.now()).unwrap();
+    println!("network gap {:.1} ms, downtime {:.1} ms, {udp:?}", udp.gap_ms, report.downtime_ms.total);
+    assert!(udp.answered > 100, "{udp:?}");
+    let parts = &report.downtime_ms;
+    let sum = parts.pause + parts.final_pages + parts.final_blocks + parts.state + parts.commit + parts.resume;
+    assert!(
+        (sum - parts.total).abs() < 1.0 + parts.total * 0.1,
+        "the parts of the downtime are not the whole: {parts:?}"
+    );
+    // No promise about a busy computer; but a gap far from the downtime is an error in one of them.
+    assert!(udp.gap_ms < report.downtime_ms.total + 100.0, "gap {:.1} ms, reported {parts:?}", udp.gap_ms);
+    drop(observer);
+    world.finish();
+}
+
+#[test]
+fn both_stopped_images_are_compared_in_full_where_that_is_asked() {
+    if !ready(Need::Kvm) {
+        return;
+    }
+    let world = World::two_hosts();
+    let spec = Spec::busy("vm1", 0);
+    world.boot("a1", &spec);
+    let limits = MigrationLimits { compare_full: true, ..MigrationLimits::default() };
+    let migration = world.migrate("vm1", "a1", "b1", Some(limits));
+    assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());
+    let report = migration.report.expect("a report at the source");
+    let verification = &report.verification;
+    assert_eq!((verification.memory_digest_ok, verification.disk_digest_ok), (Some(true), Some(true)));
+    assert!(verification.pages_checked >= spec.memory_mib * 256, "all pages: {verification:?}");
+    assert!(verification.blocks_checked >= spec.disk_mib * 16, "all blocks: {verification:?}");
+    world.check_oracles(&spec);
+    world.finish();
+}

@@ -1,21 +1,28 @@
 #!/usr/bin/env bash
 # Builds the small Linux of the tests from Debian's kernel source, once: tests/linux/build.sh [--force]
 # The result is kept as ${XDG_CACHE_HOME:-~/.cache}/headroom/linux-KEY/{vmlinux,bzImage}; KEY covers configuration and source.
+# HEADROOM_LINUX=FILE names a kernel to be used instead; then nothing is built.
 # Prints the folder, or says why it cannot be built and ends with 0: the test that needs it then says that it is skipped
 # (or fails, with HEADROOM_REQUIRE_KVM=1).
 set -euo pipefail
 cd "$(dirname "$0")"
 fragment=$PWD/config
-package=linux-source-6.1
+package=linux-source
 tools=(flex bison bc make gcc xz-utils libelf-dev)
 
 skip() { echo "tests/linux: no kernel for the Linux test: $*" >&2; exit 0; }
 
+if [ -n "${HEADROOM_LINUX:-}" ]; then
+    [ -f "$HEADROOM_LINUX" ] || skip "HEADROOM_LINUX names $HEADROOM_LINUX, which is no file"
+    echo "tests/linux: uses $HEADROOM_LINUX" >&2
+    exit 0
+fi
 [ "$(uname -m)" = x86_64 ] || skip "this is not an x86-64 machine"
 
 install() {
     local missing=()
-    for name in "$package" "${tools[@]}"; do
+    compgen -G "/usr/src/linux-source-*.tar.xz" >/dev/null && package=
+    for name in $package "${tools[@]}"; do
         dpkg-query -W -f '${Status}' "$name" 2>/dev/null | grep -q 'ok installed' || missing+=("$name")
     done
     [ ${#missing[@]} -eq 0 ] && return
@@ -38,8 +45,8 @@ if [ "${1:-}" != --force ] && [ -s "$target/vmlinux" ] && [ -s "$target/bzImage"
 fi
 
 install
-source=/usr/src/$package.tar.xz
-[ -s "$source" ] || skip "$source is missing although $package is installed"
+source=$(compgen -G "/usr/src/linux-source-*.tar.xz" | sort -V | tail -1 || true)
+[ -s "$source" ] || skip "there is no /usr/src/linux-source-*.tar.xz although the package is installed"
 mkdir -p "$cache"
 exec 9> "$cache/linux.lock"
 flock 9

@@ -1,0 +1,192 @@
+//! The daemon's port, and the port of a VMM that waits for a machine.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use hostd::api::types::MigrationStage;
+use hostd::config::TlsPaths;
+use hostd::lab::host::PEER_PORT;
+use hostd::lab::{HostSpec, Lab, LabHost, binary, interrupt};
+use hostd::security::pki;
+use migration::report::Outcome;
+use tests::world::{DEADLINE, Spec, World};
+use tests::{Need, ready};
+use vmm::api::MachineState;
+use vmm::api::client::Client;
+use vmm::config::{MachineConfig, MigrationLimits, ReceiveConfig, SendConfig, TlsIdentity};
+
+use crate::strangers;
+
+const TOKEN: &str = "a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b7b8b9babbbcbdbebf";
+
+/// Everything that must not get in, tried from the observer's place.
+fn knock(lab: &Lab, name: &str, address: SocketAddr) {
+    let other = lab.directory().join("another-authority");
+    if !other.exists() {
+        pki::create_authority(&other, "another").unwrap();
+    }
+    let ca = lab.authority().join("ca.pem");
+    // Signed by a stranger, but with the right name and with trust in the server.
+    let foreign = other.join("a1.pem").exists().then(|| TlsPaths {
+        ca: ca.clone(),
+        certificate: other.join("a1.pem"),
+        key: other.join("a1.key"),
+    });
+    let foreign = foreign.unwrap_or_else(|| pki::issue(&other, "a1").unwrap());
+    lab.observer()
+        .run(|| {
+            for (what, bytes) in strangers::garbage() {
+                let answer = strangers::send(address, &bytes);
+                assert!(answer.len() < 64, "{what} was answered with {} bytes: {answer:?}", answer.len());
+            }
+            let refused = |what: &str, output: &str, reason: &[&str]| {
+                let found = reason.iter().any(|reason| output.to_lowercase().contains(reason));
+                assert!(found, "{what}: openssl says\n{output}");
+                assert!(!output.contains("HTTP/1.1 200"), "{what} was answered:\n{output}");
+            };
+            let output = strangers::openssl(address, name, &ca, None, "-tls1_3");
+            refused("no certificate", &output, &["certificate required"]);
+            let output = strangers::openssl(address, name, &ca, Some(&foreign), "-tls1_3");
+            refused(
+                "another authority",
+                &output,
+                &["unknown ca", "certificate unknown", "bad certificate", "decrypt error"],
+            );
+            let output = strangers::openssl(address, name, &ca, Some(&foreign), "-tls1_2");
+            refused("TLS 1.2", &output, &["protocol version"]);
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_daemon_lets_no_stranger_in_and_goes_on() {
+    if !ready(Need::Kvm) {
+        return;
+    }
+    let world = World::two_hosts();
+    let spec = Spec::busy("vm1", 0);
+    world.boot("a1", &spec);
+    for host in ["a1", "b1"] {
+        knock(&world.lab, host, (world.host(host).address(), PEER_PORT).into());
+    }
+    let migration = world.migrate("vm1", "a1", "b1", None);
+    assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());
+    world.check_oracles(&spec);
+    // It is written down who was refused.
+    let audit = world.ask("a1", async |client| client.audit(200).await).unwrap();
+    assert!(audit.iter().any(|record| record.decision == hostd::api::types::Decision::Denied), "{audit:#?}");
+    world.finish();
+}
+
+/// A VMM of its own on a host, without a daemon.
+struct Vmm {
+    child: Child,
+    client: Client,
+}
+
+impl Vmm {
+    fn start(host: &LabHost, name: &str, incoming: bool) -> Self {
+        let folder = host.directory();
+        let kernel = folder.join("guest.elf");
+        std::fs::write(&kernel, headroom_guest::IMAGE).unwrap();
+        let disk = folder.join(format!("{name}.raw"));
+        std::fs::File::create(&disk).unwrap().set_len(32 << 20).unwrap();
+        let config: MachineConfig = serde_json::from_value(serde_json::json!({
+            "name": "vm1", "memory_mib": 96, "kernel": (!incoming).then_some(kernel),
+            "cmdline": "sweep=16:32 disk=8:4 fill=16", "disks": [{"id": "disk0", "path": disk}],
+        }))
+        .unwrap();
+        let config_path = folder.join(format!("{name}.json"));
+        std::fs::write(&config_path, serde_json::to_vec(&config).unwrap()).unwrap();
+        let socket = folder.join(format!("{name}.sock"));
+        let mut command = host.command(&binary("headroom-vmm").unwrap()).unwrap();
+        command.arg("--config").arg(config_path).arg("--api-socket").arg(&socket);
+        if incoming {
+            command.arg("--incoming");
+        }
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let client = Client::new(socket);
+        let wanted = if incoming { MachineState::Incoming } else { MachineState::Running };
+        interrupt::poll("the VMM", DEADLINE, Duration::from_millis(5), || {
+            Ok(client.machine().ok().filter(|machine| machine.state == wanted))
+        })
+        .unwrap();
+        Self { child, client }
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn identity(paths: &TlsPaths) -> TlsIdentity {
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    TlsIdentity { ca_pem: read(&paths.ca), certificate_pem: read(&paths.certificate), key_pem: read(&paths.key) }
+}
+
+#[test]
+fn a_vmm_that_waits_for_a_machine_takes_it_only_from_the_one_who_may() {
+    if !ready(Need::Kvm) {
+        return;
+    }
+    let lab = Lab::new(&[HostSpec::new("a1", "a"), HostSpec::new("b1", "b"), HostSpec::new("c1", "b")]).unwrap();
+    let (a1, b1, c1) = (lab.host("a1").unwrap(), lab.host("b1").unwrap(), lab.host("c1").unwrap());
+    let (source, destination) = (Vmm::start(a1, "source", false), Vmm::start(b1, "destination", true));
+    let receive = ReceiveConfig {
+        id: "mig-1".into(),
+        listen: (b1.address(), 0).into(),
+        token: TOKEN.into(),
+        source_host: "a1".into(),
+        destination_host: "b1".into(),
+        tls: identity(b1.tls()),
+        deadline_s: 120,
+    };
+    let address = destination.client.receive(&receive).unwrap().address;
+    knock(&lab, "b1", address);
+    assert_eq!(destination.client.machine().unwrap().state, MachineState::Incoming);
+
+    let send = SendConfig {
+        id: "mig-1".into(),
+        address,
+        token: TOKEN.into(),
+        source_host: "a1".into(),
+        destination_host: "b1".into(),
+        tls: identity(a1.tls()),
+        limits: MigrationLimits::default(),
+        trigger: Default::default(),
+    };
+    let attempt = |change: &dyn Fn(&mut SendConfig)| {
+        let mut config = send.clone();
+        change(&mut config);
+        let error = source.client.send(&config).err().map(|error| error.to_string());
+        let ended = interrupt::poll("the end of the attempt", DEADLINE, Duration::from_millis(10), || {
+            Ok(source.client.migration().ok().flatten().filter(|status| error.is_some() || status.report.is_some()))
+        });
+        let report = ended.ok().and_then(|status| status.report);
+        (error, report)
+    };
+    // The right authority, but another host of it; and the right host with a wrong secret. Both fail, with the cause, and
+    // the machine runs on.
+    let wrong: [(&str, &dyn Fn(&mut SendConfig)); 2] = [
+        ("another host", &|config| config.tls = identity(c1.tls())),
+        ("a wrong token", &|config| config.token = TOKEN.replace('a', "c")),
+    ];
+    for (what, change) in wrong {
+        let (error, report) = attempt(change);
+        let outcome = report.as_ref().map(|report| report.outcome);
+        assert!(error.is_some() || outcome == Some(Outcome::Failed), "{what}: {error:?} {report:?}");
+        assert_eq!(source.client.machine().unwrap().state, MachineState::Running, "{what}");
+        assert_ne!(destination.client.machine().unwrap().state, MachineState::Running, "{what}");
+    }
+    let (error, report) = attempt(&|_| ());
+    let outcome = report.as_ref().map(|report| report.outcome);
+    assert_eq!(outcome, Some(Outcome::Completed), "{error:?} {report:?}");
+    assert_eq!(destination.client.machine().unwrap().state, MachineState::Running);
+    drop((source, destination));
+    lab.remove().unwrap();
+}

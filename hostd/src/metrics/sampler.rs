@@ -19,6 +19,10 @@ use crate::machine::entry::Entry;
 /// How long a VMM may take to tell its counters.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// For so long after its creation a machine is not counted: a boot says nothing about the load that follows, and a forecast
+/// made from it would see contention everywhere.
+const BOOT: Duration = Duration::from_secs(3);
+
 /// One round of measurements.
 #[derive(Clone, Debug, Default)]
 pub struct Round {
@@ -114,6 +118,10 @@ impl Sampler {
         let usage = before.and_then(|before| rates(before, &reading, throttled_s, f64::from(record.vcpus)));
         self.readings.insert(record.name.clone(), reading);
         let mut state = entry.state();
+        let age_ms = unix_ms().saturating_sub(record.created_unix_ms);
+        if state.usage.is_none() && u128::from(age_ms) < BOOT.as_millis() {
+            return None;
+        }
         // The first reading after a migration is no rate yet: the last measurement stands in once more.
         state.usage = usage.or(state.usage);
         state.usage.map(|usage| (record.name, usage))

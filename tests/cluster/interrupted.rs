@@ -72,7 +72,7 @@ fn while_the_load_runs() {
         return;
     }
     let mut child = start();
-    wait_for_line(&mut child, "the forecast has enough samples");
+    wait_for_line(&mut child, "| a cpu");
     interrupt(child, Signal::SIGTERM, "under load");
 }
 

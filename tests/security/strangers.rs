@@ -41,7 +41,16 @@ pub fn garbage() -> Vec<(&'static str, Vec<u8>)> {
 /// How `openssl s_client` with these arguments fares: what it prints.
 pub fn openssl(address: SocketAddr, name: &str, ca: &Path, identity: Option<&TlsPaths>, version: &str) -> String {
     let mut command = Command::new("openssl");
-    command.args(["s_client", "-connect", &address.to_string(), "-servername", name, version, "-verify_return_error", "-ign_eof"]);
+    command.args([
+        "s_client",
+        "-connect",
+        &address.to_string(),
+        "-servername",
+        name,
+        version,
+        "-verify_return_error",
+        "-ign_eof",
+    ]);
     // 1.2 would otherwise be refused by openssl's own policy on some systems.
     command.args(["-cipher", "DEFAULT:@SECLEVEL=0"]).arg("-CAfile").arg(ca);
     if let Some(identity) = identity {

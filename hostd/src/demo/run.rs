@@ -197,7 +197,7 @@ impl Play {
         drop((feed, load, observer));
         let leftovers = stage::take_down(lab);
         let findings = Findings { udp, tcp, oracles, leftovers, ..Findings::default() };
-        let mut report = summarize(view, watch, findings, origin_unix_ms(origin));
+        let mut report = summarize(view, watch.as_ref(), findings, origin_unix_ms(origin));
         report.quota_enforced = quota_reason.is_none();
         report.quota_reason = quota_reason;
         report.hosts = hosts;
@@ -250,7 +250,7 @@ fn oracles(statuses: &std::collections::BTreeMap<&'static str, headroom_guest::S
 }
 
 /// Puts everything together.
-fn summarize(view: View, watch: Option<Watch>, mut findings: Findings, origin_unix_ms: u64) -> DemoReport {
+fn summarize(view: View, watch: Option<&Watch>, mut findings: Findings, origin_unix_ms: u64) -> DemoReport {
     let capacity_cores = view.pool(scenario::BUSY_POOL).map_or(0.0, |pool| pool.capacity.cpu_cores);
     let moved = view.migration().cloned();
     let with_gap = |mut report: Report| {
@@ -268,7 +268,7 @@ fn summarize(view: View, watch: Option<Watch>, mut findings: Findings, origin_un
     let migration_s = migration.as_ref().map_or(0.0, |report| report.total_ms / 1e3);
     let replay = replay(&view.demand, capacity_cores, threshold, migration_s);
     findings.lead_s = replay.contention_at_s.zip(migrated_at_s).map(|(full, done)| full - done);
-    findings.watched_throughout = match (&watch, &migration, &moved) {
+    findings.watched_throughout = match (watch, &migration, &moved) {
         (Some(watch), Some(report), Some(moved)) => watched_before_stop(watch, report, moved),
         _ => false,
     };

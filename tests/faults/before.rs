@@ -18,7 +18,7 @@ fn refused(world: &World, spec: &Spec, expected: &[&str]) {
     for part in expected {
         assert!(error.contains(part), "`{part}` is not in the error: {error}");
     }
-    assert_eq!(world.machines_on("a1"), [spec.name.clone()]);
+    assert_eq!(world.machines_on("a1"), std::slice::from_ref(&spec.name));
     assert_eq!(world.machines_on("b1"), Vec::<String>::new());
     let files = std::fs::read_dir(world.host("b1").directory().join("run/machines"));
     assert_eq!(files.map_or(0, Iterator::count), 0, "files are left at the destination");

@@ -149,6 +149,12 @@ pub trait SourceGuest: Send + Sync {
     /// is copied can be torn, and then the page is dirty.
     fn read_pages(&self, first: u64, buffer: &mut [u8]) -> GuestResult<()>;
 
+    /// Lets devices finish what is in flight and begin nothing new, while vCPUs still run: called just before `pause`, which
+    /// then has little to wait for. What is queued meanwhile waits for the resume, wherever that is.
+    fn settle(&self) -> GuestResult<()> {
+        Ok(())
+    }
+
     /// Stops the machine. Idempotent.
     fn pause(&self) -> GuestResult<()>;
 

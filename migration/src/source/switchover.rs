@@ -78,8 +78,10 @@ impl Switchover {
     fn prepare(&mut self, context: &mut Context) -> Result<(Instant, Instant), MigrationError> {
         context.check_cancelled()?;
         let mut dirty = self.dirty.take().ok_or(MigrationError::Bug("switchover"))?;
-        let start = Instant::now();
         context.done.paused = true;
+        // Not part of the downtime: vCPUs and network go on.
+        context.guest.settle().doing("letting the devices finish what is in flight")?;
+        let start = Instant::now();
         let limits = &context.options.limits;
         let allowed = self.estimate.max(limits.downtime).saturating_mul(PAUSE_FACTOR).max(PAUSE_LEAST);
         if !limits.compare_full {

@@ -3,6 +3,7 @@
 //! # Order of a stop and of a start
 //!
 //! ```text
+//! settle:  (before a switchover) disks finish what is in flight, vCPUs still run
 //! pause:   vCPUs stop ──> Device::pause of every device ──> Device::save ──> (memory, disks, interrupt controllers are read)
 //! resume:  Device::resume of every device ──> vCPUs run
 //! ```
@@ -40,6 +41,16 @@ pub trait BusDevice: Send {
 pub trait Device: Send + Sync {
     /// Name of the saved state, for example `virtio-block/disk0`, and the version that [`Device::save`] writes.
     fn slot(&self) -> DeviceSlot;
+
+    /// Finishes what is in flight and takes nothing more, while vCPUs still run: a pause that follows at once has nothing to
+    /// wait for. Undone by [`Device::resume`]. Only for devices whose requests may take long; others do nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Device::pause`].
+    fn settle(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
 
     /// Finishes what is in flight and stops. Idempotent.
     ///

@@ -37,6 +37,10 @@ impl SourceGuest for Departure {
         self.0.memory().read_pages(first, buffer).map_err(explain)
     }
 
+    fn settle(&self) -> GuestResult<()> {
+        self.0.settle().map_err(explain)
+    }
+
     fn pause(&self) -> GuestResult<()> {
         self.0.pause().map_err(explain)
     }

@@ -201,6 +201,24 @@ impl Machine {
         self.parts.vcpus.first_entry()
     }
 
+    /// Lets disks finish what is in flight, so that the pause that must follow at once has little to wait for. Their queues
+    /// stand still from here until the resume.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Device`] if a device cannot finish its work; the machine then runs on.
+    pub fn settle(&self) -> Result<(), MachineError> {
+        let _transition = lock(&self.transition);
+        if *lock(&self.state) != MachineState::Running {
+            return Ok(());
+        }
+        if let Err(error) = self.devices().all().try_for_each(Device::settle) {
+            self.devices().all().try_for_each(Device::resume)?;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
     /// Stops vCPUs, then devices. Idempotent.
     ///
     /// # Errors

@@ -99,6 +99,11 @@ impl<B: Backend> Unit<B> {
         &self.worker
     }
 
+    /// See [`crate::device::Device::settle`].
+    pub fn settle(&self) -> Result<(), DeviceError> {
+        self.worker.call(B::pause)
+    }
+
     /// See [`crate::device::Device::pause`].
     pub fn pause(&self) -> Result<(), DeviceError> {
         self.worker.call(B::pause)?;

@@ -117,6 +117,10 @@ impl Device for Block {
         self.unit.slot().clone()
     }
 
+    fn settle(&self) -> Result<(), DeviceError> {
+        self.unit.settle()
+    }
+
     fn pause(&self) -> Result<(), DeviceError> {
         self.unit.pause()
     }

@@ -278,6 +278,26 @@ fn a_pause_finishes_what_is_in_flight_and_takes_nothing_more() {
 }
 
 #[test]
+fn a_settled_device_lets_the_guest_queue_and_even_reset() {
+    let mut rig = Rig::new(ALL);
+    rig.block.settle().unwrap();
+    rig.queue(0, 1, 0, &[(BUFFER, 512, false)]);
+    rig.driver.kick(0);
+    assert!(rig.driver.try_wait_used(0, Duration::from_millis(50)).is_none());
+    assert!(matches!(rig.block.save(), Err(DeviceError::NotPaused { .. })));
+    rig.block.resume().unwrap();
+    rig.driver.wait_used(0);
+    rig.block.settle().unwrap();
+    rig.driver.start(ALL);
+    rig.queue(0, 1, 0, &[(BUFFER, 512, false)]);
+    rig.driver.kick(0);
+    rig.block.pause().unwrap();
+    assert!(rig.driver.queues[0].used(&rig.driver.board.ram).is_none());
+    rig.block.resume().unwrap();
+    rig.driver.wait_used(0);
+}
+
+#[test]
 fn a_saved_device_goes_on_over_the_same_memory() {
     let mut rig = Rig::new(ALL);
     for sector in 0..300u64 {

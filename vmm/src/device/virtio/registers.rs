@@ -21,8 +21,8 @@ mod status {
 
 /// What the registers ask of the device's worker. Each call returns when it is done; false if the worker is gone.
 pub trait Link: Send {
-    /// Serve these queues.
-    fn activate(&self, features: u64, queues: Vec<Option<VirtQueue>>) -> bool;
+    /// Serve these queues. Without `wait` it may be done later, but before whatever is asked next.
+    fn activate(&self, features: u64, queues: Vec<Option<VirtQueue>>, wait: bool) -> bool;
     /// Finish what is in flight of one queue and forget it.
     fn stop_queue(&self, index: usize) -> bool;
     /// Finish what is in flight and forget all queues.
@@ -235,7 +235,7 @@ impl Registers {
         }
         if added & status::DRIVER_OK != 0 && self.status & status::FEATURES_OK != 0 {
             self.status |= status::DRIVER_OK;
-            self.activate();
+            self.activate(true);
         }
     }
 
@@ -243,9 +243,9 @@ impl Registers {
         self.driver_features & !self.model.features == 0 && self.driver_features & feature::VERSION_1 != 0
     }
 
-    fn activate(&mut self) {
+    fn activate(&mut self, wait: bool) {
         let queues = (0..self.queues.len()).map(|index| self.build_queue(index)).collect();
-        if !self.link.activate(self.driver_features, queues) {
+        if !self.link.activate(self.driver_features, queues, wait) {
             self.interrupt.mark_needs_reset();
         }
     }
@@ -325,7 +325,8 @@ impl Registers {
         }
         self.interrupt.restore(state.interrupt_status, state.needs_reset, state.config_generation);
         if self.status & status::DRIVER_OK != 0 && self.status & status::FAILED == 0 {
-            self.activate();
+            // The vCPUs of a restored device do not run yet, and a switchover does.
+            self.activate(false);
         }
         Ok(())
     }

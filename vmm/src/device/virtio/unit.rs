@@ -27,29 +27,55 @@ pub struct Model {
     pub state_version: u16,
 }
 
+/// (next available, next used) of each live queue of a paused worker; `None` while that is not known.
+///
+/// On a busy host each call into a worker may wait milliseconds for a processor. A switchover must not wait for the same
+/// answer twice: who pauses a worker keeps what it says of its queues. It is set and cleared in the worker, so that it is
+/// always of the latest call.
+type Progress = Arc<Mutex<Option<Vec<Option<(u16, u16)>>>>>;
+
 /// A device: everything but what is special to its kind.
 pub struct Unit<B: Backend> {
     slot: DeviceSlot,
     registers: Arc<Mutex<Registers>>,
     interrupt: Arc<Interrupt>,
     worker: Arc<Worker<B>>,
+    progress: Progress,
     paused: AtomicBool,
 }
 
 /// The registers' way to the worker.
-struct WorkerLink<B: Backend>(Arc<Worker<B>>);
+struct WorkerLink<B: Backend> {
+    worker: Arc<Worker<B>>,
+    progress: Progress,
+}
 
 impl<B: Backend> Link for WorkerLink<B> {
-    fn activate(&self, features: u64, queues: Vec<Option<VirtQueue>>) -> bool {
-        self.0.call(move |backend| backend.activate(features, queues)).is_ok()
+    fn activate(&self, features: u64, queues: Vec<Option<VirtQueue>>, wait: bool) -> bool {
+        let progress = Arc::clone(&self.progress);
+        let activate = move |backend: &mut B| {
+            *lock(&progress) = None;
+            backend.activate(features, queues);
+        };
+        if wait { self.worker.call(activate).is_ok() } else { self.worker.post(activate).is_ok() }
     }
 
     fn stop_queue(&self, index: usize) -> bool {
-        self.0.call(move |backend| backend.stop_queue(index)).is_ok()
+        let progress = Arc::clone(&self.progress);
+        let stop = move |backend: &mut B| {
+            *lock(&progress) = None;
+            backend.stop_queue(index);
+        };
+        self.worker.call(stop).is_ok()
     }
 
     fn reset(&self) -> bool {
-        self.0.call(|backend| (0..backend.progress().len()).for_each(|index| backend.stop_queue(index))).is_ok()
+        let progress = Arc::clone(&self.progress);
+        let reset = move |backend: &mut B| {
+            *lock(&progress) = None;
+            (0..backend.progress().len()).for_each(|index| backend.stop_queue(index));
+        };
+        self.worker.call(reset).is_ok()
     }
 }
 
@@ -65,23 +91,26 @@ impl<B: Backend> Unit<B> {
         ram: GuestRam,
         interrupt: Arc<Interrupt>,
         notify: Vec<EventFd>,
-        backend: B,
+        mut backend: B,
         state: Option<&TransportStateV1>,
     ) -> Result<Self, DeviceError> {
         let slot = DeviceSlot { name: model.name.clone(), version: model.state_version };
+        if state.is_some() {
+            backend.pause();
+        }
         let worker = Arc::new(Worker::spawn(&model.name, backend)?);
-        let link = Box::new(WorkerLink(Arc::clone(&worker)));
+        let progress = Progress::default();
+        let link = Box::new(WorkerLink { worker: Arc::clone(&worker), progress: Arc::clone(&progress) });
         let mut registers = Registers::new(model, config, ram, Arc::clone(&interrupt), notify, link);
         if let Some(state) = state {
-            worker.call(B::pause)?;
             registers.restore(state).map_err(|what| StateError::Unfit { device: slot.name.clone(), what })?;
         }
         let registers = Arc::new(Mutex::new(registers));
-        Ok(Self { slot, registers, interrupt, worker, paused: AtomicBool::new(state.is_some()) })
+        Ok(Self { slot, registers, interrupt, worker, progress, paused: AtomicBool::new(state.is_some()) })
     }
 
     fn registers(&self) -> MutexGuard<'_, Registers> {
-        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.registers)
     }
 
     /// Name and version of the saved state.
@@ -101,21 +130,29 @@ impl<B: Backend> Unit<B> {
 
     /// See [`crate::device::Device::settle`].
     pub fn settle(&self) -> Result<(), DeviceError> {
-        self.worker.call(B::pause)
+        let progress = Arc::clone(&self.progress);
+        self.worker.call(move |backend| {
+            backend.pause();
+            *lock(&progress) = Some(backend.progress());
+        })
     }
 
     /// See [`crate::device::Device::pause`].
     pub fn pause(&self) -> Result<(), DeviceError> {
-        self.worker.call(B::pause)?;
+        // A worker that is paused already, and was not told anything since, need not be woken.
+        if lock(&self.progress).is_none() {
+            self.settle()?;
+        }
         self.paused.store(true, Ordering::SeqCst);
         Ok(())
     }
 
-    /// See [`crate::device::Device::resume`].
+    /// See [`crate::device::Device::resume`]. The worker begins when it is scheduled; vCPUs need not wait for that.
     pub fn resume(&self) -> Result<(), DeviceError> {
         self.paused.store(false, Ordering::SeqCst);
+        *lock(&self.progress) = None;
         self.interrupt.reassert();
-        self.worker.call(B::run)
+        self.worker.post(B::run)
     }
 
     /// State of the registers and queues.
@@ -123,7 +160,14 @@ impl<B: Backend> Unit<B> {
         if !self.paused.load(Ordering::SeqCst) {
             return Err(DeviceError::NotPaused { device: self.slot.name.clone() });
         }
-        let progress = self.worker.call(|backend| backend.progress())?;
+        if lock(&self.progress).is_none() {
+            self.settle()?;
+        }
+        let progress = lock(&self.progress).clone().unwrap_or_default();
         Ok(self.registers().save(&progress))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

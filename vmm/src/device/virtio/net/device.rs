@@ -1,6 +1,6 @@
 //! The network card as the machine sees it.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use migration::guest::{DeviceSlot, StatePayload};
@@ -40,6 +40,7 @@ pub struct Net {
     unit: Unit<NetWorker>,
     tap: Arc<Tap>,
     announcer: Arc<Announcer>,
+    link_up: Arc<AtomicBool>,
     counters: Arc<NetCounters>,
 }
 
@@ -86,6 +87,7 @@ impl Net {
         let tap = Arc::new(tap);
         let addresses = saved.map(|saved| Addresses::from_saved(&saved.addresses)).unwrap_or_default();
         let announcer = Arc::new(Announcer::new(addresses));
+        let link_up = Arc::new(AtomicBool::new(true));
         let config = Arc::new(Mutex::new(config_space(tap.mac())));
         let interrupt = Arc::new(Interrupt::new(wiring.interrupt));
         let counters = Arc::new(NetCounters::default());
@@ -94,6 +96,7 @@ impl Net {
             interrupt: Arc::clone(&interrupt),
             config: Arc::clone(&config),
             counters: Arc::clone(&counters),
+            link_up: Arc::clone(&link_up),
             announcer: Arc::clone(&announcer),
         };
         let backend = NetWorker::new(Arc::clone(&tap), kicks, parts).map_err(failed("set up epoll and a timer"))?;
@@ -106,7 +109,7 @@ impl Net {
             // The tap that was lost is another host's; here there is one.
             interrupt.config_changed();
         }
-        Ok(Self { unit, tap, announcer, counters })
+        Ok(Self { unit, tap, announcer, link_up, counters })
     }
 
     /// The registers, to be put on the bus.
@@ -144,7 +147,7 @@ impl Device for Net {
 
     fn save(&self) -> Result<StatePayload, DeviceError> {
         let transport = self.unit.save()?;
-        let link_up = self.unit.worker().call(|worker| worker.link_up())?;
+        let link_up = self.link_up.load(Ordering::SeqCst);
         let (mac, addresses) = (self.tap.mac(), self.announcer.saved());
         Ok(state::encode(self.slot(), &NetStateV1 { transport, mac, addresses, link_up })?)
     }

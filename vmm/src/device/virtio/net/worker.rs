@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -37,7 +37,7 @@ pub struct NetWorker {
     /// The tap is watched: there is a driver with buffers.
     watching: bool,
     paused: bool,
-    link_up: bool,
+    link_up: Arc<AtomicBool>,
     announcer: Arc<Announcer>,
     /// Announcements sent since the last request; all of [`TIMES`] when idle.
     announced: usize,
@@ -57,6 +57,8 @@ pub struct Parts {
     pub config: Arc<Mutex<Vec<u8>>>,
     /// What passes.
     pub counters: Arc<NetCounters>,
+    /// Whether the tap is there; shared with whoever saves the card.
+    pub link_up: Arc<AtomicBool>,
     /// Shared with whoever asks for an announcement.
     pub announcer: Arc<Announcer>,
 }
@@ -70,7 +72,7 @@ impl NetWorker {
         epoll.ctl(ControlOperation::Add, kicks[0].as_raw_fd(), edge(RECEIVE_KICK))?;
         epoll.ctl(ControlOperation::Add, kicks[1].as_raw_fd(), edge(TRANSMIT_KICK))?;
         epoll.ctl(ControlOperation::Add, timer.as_raw_fd(), EpollEvent::new(EventSet::IN, TIMER))?;
-        let Parts { ram, interrupt, config, counters, announcer } = parts;
+        let Parts { ram, interrupt, config, counters, link_up, announcer } = parts;
         Ok(Self {
             tap,
             epoll,
@@ -80,7 +82,7 @@ impl NetWorker {
             transmit: Transmit::default(),
             watching: false,
             paused: false,
-            link_up: true,
+            link_up,
             announcer,
             announced: TIMES.len(),
             ram,
@@ -103,7 +105,7 @@ impl NetWorker {
     }
 
     fn receive(&mut self) {
-        if self.paused || !self.link_up {
+        if self.paused || !self.link_up.load(Ordering::SeqCst) {
             return;
         }
         let mut passed = Passed::default();
@@ -146,7 +148,7 @@ impl NetWorker {
     /// The tap is gone: tells the guest. What it still sends is dropped.
     fn link_down(&mut self) {
         self.watch(false);
-        self.link_up = false;
+        self.link_up.store(false, Ordering::SeqCst);
         let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         config[CONFIG_STATUS] = 0;
         drop(config);
@@ -166,11 +168,6 @@ impl NetWorker {
                 tracing::warn!(network = self.tap.id(), %error, "cannot repeat the announcement");
             }
         }
-    }
-
-    /// To be saved.
-    pub fn link_up(&self) -> bool {
-        self.link_up
     }
 }
 

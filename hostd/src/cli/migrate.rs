@@ -104,7 +104,12 @@ pub(super) async fn start(client: &Client, output: &Output, start: Start) -> Res
     let ended = ended?;
     output.print(&ended, details)?;
     if ended.stage == MigrationStage::Completed {
-        return Ok(());
+        let failed = failed_checks(&ended);
+        if failed.is_empty() {
+            return Ok(());
+        }
+        let text = format!("{} runs on {}, but: {}", ended.machine, ended.destination, failed.join("; "));
+        return Err(Failure::Probe(text));
     }
     let why = ended.error.unwrap_or_else(|| word(ended.stage));
     Err(Failure::NotMoved(format!("{} was not moved: {why}", start.machine)))
@@ -122,6 +127,17 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
         }
     }
     Ok(())
+}
+
+/// What was checked after the arrival and is not as it should be.
+fn failed_checks(migration: &Migration) -> Vec<String> {
+    let Some(report) = &migration.report else { return migration.error.clone().into_iter().collect() };
+    let checked = &report.verification;
+    let digest = |ok: Option<bool>, what: &str| (ok == Some(false)).then(|| format!("the digests of {what} differ"));
+    let probes =
+        checked.probes.iter().filter(|probe| !probe.ok).map(|probe| format!("{}: {}", probe.name, probe.detail));
+    let digests = [digest(checked.memory_digest_ok, "memory"), digest(checked.disk_digest_ok, "the disks")];
+    digests.into_iter().flatten().chain(probes).chain(migration.error.clone()).collect()
 }
 
 /// One line: phase, how much, how fast, how long.

@@ -1,7 +1,7 @@
 //! `headroom`, the command line of an operator.
 //!
 //! Exit codes: 0 done; 1 refused or failed, and the message says why; 2 wrong arguments; 3 hostd cannot be reached; 4 a
-//! migration that was waited for did not complete.
+//! migration that was waited for did not complete; 5 it did, and a check afterwards failed.
 
 mod machine;
 mod migrate;
@@ -51,7 +51,8 @@ Exit codes:
   1  refused or failed; the message says why and what to do
   2  wrong arguments
   3  hostd cannot be reached
-  4  a migration that was waited for did not complete; the machine runs at its source";
+  4  a migration that was waited for did not complete; the machine runs at its source
+  5  a migration that was waited for completed, and a digest or a declared probe failed";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -98,6 +99,9 @@ enum Failure {
     /// A migration did not complete.
     #[error("{0}")]
     NotMoved(String),
+    /// A machine was moved, and does not answer as it should.
+    #[error("{0}")]
+    Probe(String),
     /// Something else.
     #[error("{0}")]
     Other(String),
@@ -115,6 +119,7 @@ impl Failure {
         match self {
             Self::Client(ClientError::Connect { .. }) => 3,
             Self::NotMoved(_) => 4,
+            Self::Probe(_) => 5,
             Self::Client(_) | Self::Other(_) | Self::Output(_) => 1,
         }
     }

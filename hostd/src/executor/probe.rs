@@ -53,6 +53,9 @@ fn ask(probe: &ProbeSpec) -> Probe {
                 return Probe { name, ok: true, detail };
             }
             Err(error) if start.elapsed() >= PATIENCE => {
+                // What the kernel calls a receive timeout says nothing to an operator.
+                let silent = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+                let error = if silent { "no answer".to_owned() } else { error.to_string() };
                 return Probe { name, ok: false, detail: format!("{attempts} attempts in 5 s: {error}") };
             }
             // An immediate refusal (no route, connection refused) is asked again after a moment, not in a tight loop.

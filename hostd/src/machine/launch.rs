@@ -152,12 +152,13 @@ pub fn last_words(log: &Path) -> String {
 fn kernel_path(config: &HostConfig, kernel: &KernelChoice) -> Result<PathBuf, MachineError> {
     match kernel {
         KernelChoice::Path(path) => {
-            let readable = std::fs::File::open(path);
-            readable.map_err(|source| MachineError::File {
-                action: "open the kernel (is it there?)",
-                path: path.clone(),
-                source,
-            })?;
+            let missing = |error| {
+                MachineError::Invalid(format!(
+                    "kernel {}: {error}; give a file on this host, or `bundled`",
+                    path.display()
+                ))
+            };
+            std::fs::File::open(path).map_err(missing)?;
             Ok(path.clone())
         }
         KernelChoice::Bundled => bundled_kernel(&config.run_dir),

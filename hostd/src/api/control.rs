@@ -123,6 +123,10 @@ async fn create_machine(
     Body(new): Body<CreateMachine>,
 ) -> Result<Response, Failure> {
     daemon.permit(&actor, Action::Create, &object("machine", &new.name), about(&new.name))?;
+    if let Some(host) = daemon.host_of(&new.name) {
+        let detail = format!("a machine `{}` is on host `{host}` already: choose another name", new.name);
+        return Err(Failure::new(409, "machine-exists", detail));
+    }
     let name = new.name.clone();
     // In a task of its own: a client that hangs up does not leave half a machine.
     let shared = Shared::clone(&daemon);

@@ -214,6 +214,14 @@ impl Daemon {
         views
     }
 
+    /// The peer that was last heard to have a machine of that name: with two of them, one could never be moved to the other.
+    pub fn host_of(&self, machine: &str) -> Option<String> {
+        let pools = self.peers.pools();
+        let hosts = pools.iter().flat_map(|pool| self.peers.summaries(pool));
+        let mut having = hosts.filter(|host| host.machines.iter().any(|other| other.name == machine));
+        having.next().map(|host| host.host)
+    }
+
     fn own_events(&self) -> Vec<Event> {
         self.store.all(Kind::Event).unwrap_or_else(|error| {
             tracing::error!(error = &error as &dyn std::error::Error, "cannot read events");

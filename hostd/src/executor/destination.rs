@@ -19,6 +19,9 @@ use crate::metrics::sampler::sum;
 use crate::pool::wire::{Reservation, ReserveRequest, Settlement, Verified};
 use crate::store::embedded::Kind;
 
+/// A machine that uses less than this is let in whatever the load is.
+const IDLE_CORES: f64 = 0.05;
+
 /// How often the own VMM is asked: often, since the machine counts as running from the answer on.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -75,7 +78,9 @@ impl Executor {
         let present: Vec<Usage> = inner.machines.all().iter().filter_map(|entry| entry.state().usage).collect();
         let load = sum(present.iter());
         let capacity = inner.machines.capacity();
-        if load.cpu_demand_cores + arriving.cpu_demand_cores > capacity.cpu_cores && arriving.cpu_demand_cores > 0.05 {
+        if load.cpu_demand_cores + arriving.cpu_demand_cores > capacity.cpu_cores
+            && arriving.cpu_demand_cores > IDLE_CORES
+        {
             let detail = format!(
                 "the machine uses {:.2} cores, and {:.2} of {:.2} are free",
                 arriving.cpu_demand_cores,

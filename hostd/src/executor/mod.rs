@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use migration::report::Trigger;
 use tokio::sync::{Semaphore, watch};
 
-use crate::api::types::{Machine, MigrateRequest, Migration, MigrationSide, MigrationStage};
+use crate::api::types::{MigrateRequest, Migration, MigrationSide, MigrationStage};
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
 use crate::digest::{NoRandom, new_id};
@@ -327,10 +327,5 @@ impl Executor {
         }
         active.cancelled.send_replace(true);
         Ok(active.get())
-    }
-
-    /// The machine as the API shows it.
-    pub fn machine(&self, name: &str) -> Option<Machine> {
-        self.inner.machines.view(name).ok()
     }
 }

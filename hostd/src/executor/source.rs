@@ -172,6 +172,12 @@ impl Executor {
             migration.stage = MigrationStage::Verifying;
             migration.report = report;
         });
+        // What is left here is not the machine any more: it counts, and is measured, where it runs.
+        entry.state().record.status = MachineStatus::Deleting;
+        entry.state().usage = None;
+        if let Err(error) = self.inner.machines.save(entry) {
+            tracing::error!(error = chain(&error), "cannot store that a machine has left");
+        }
         let migration = active.get();
         let verified = match self.peer(&migration) {
             Ok(peer) => peer.verify(&migration.id).await,

@@ -135,7 +135,7 @@ pub enum MachineStatus {
     InDoubt,
     /// The guest ended or failed; `reason` says which.
     Stopped,
-    /// Being deleted.
+    /// Being deleted, or what is left here of a machine that has moved away.
     Deleting,
 }
 

@@ -143,7 +143,7 @@ fn build(config: MachineConfig, profile: Option<&CpuProfile>) -> Result<(Parts, 
     power_devices(&bus, &vcpus)?;
     let sockets = sockets(&config, &vm, memory.ram())?;
     let disks = sockets.disks.iter().map(|(disk, _)| Arc::clone(disk)).collect();
-    let parts = Parts { config, vm, capabilities, memory, tracker, vcpus, msrs, profile, bus, console, disks, stopped };
+    let parts = Parts { vcpus, config, vm, capabilities, memory, tracker, msrs, profile, bus, console, disks, stopped };
     Ok((parts, sockets))
 }
 

@@ -4,14 +4,13 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
 use vmm::api::MachineState;
 use vmm::api::server::{Socket, SocketFile};
 use vmm::config::{MachineConfig, SerialConfig};
-use vmm::service::Service;
+use vmm::service::{Service, Started};
 use vmm::terminal::Terminal;
 use vmm::vm::Machine;
 use vmm::{signals, snapshot};
@@ -61,7 +60,7 @@ Exit codes: 0 the machine was turned off or the process was asked to end, 1 it c
   3 the machine failed.";
 
 fn main() -> ExitCode {
-    let started = Instant::now();
+    let started = Started::now();
     let arguments = Arguments::parse();
     match run(&arguments, started) {
         Ok(code) => code,
@@ -79,7 +78,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments, started: Instant) -> anyhow::Result<ExitCode> {
+fn run(arguments: &Arguments, started: Started) -> anyhow::Result<ExitCode> {
     start_log(&arguments.log)?;
     // Blocked before the first thread exists: they all inherit it, and the signals arrive where they are waited for.
     let signals = signals::Signals::block().context("cannot wait for signals")?;

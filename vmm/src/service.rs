@@ -47,30 +47,44 @@ pub enum ServiceError {
     Job(#[from] JobError),
 }
 
+/// When the process began.
+#[derive(Clone, Copy, Debug)]
+pub struct Started {
+    main: Instant,
+    /// Processor time that the loader had spent by then: the part before `main` that can be measured.
+    before_main: Duration,
+}
+
+impl Started {
+    /// To be called first of all in `main`.
+    pub fn now() -> Self {
+        Self { main: Instant::now(), before_main: process_time() }
+    }
+
+    fn until(&self, moment: Instant) -> Duration {
+        moment.saturating_duration_since(self.main) + self.before_main
+    }
+}
+
 /// The process's view of itself.
 pub struct Service {
     config: MachineConfig,
-    started: Instant,
-    /// Processor time that had gone into starting the process when `started` was taken.
-    before_start: Duration,
+    started: Started,
     machine: Arc<Mutex<Option<Arc<Machine>>>>,
     job: Mutex<Option<Arc<Job>>>,
     quit: EventFd,
 }
 
 impl Service {
-    /// A service that holds `machine`, or waits for one. `started` is when `main` began, `quit` is written to when the
-    /// process is to end.
-    pub fn new(config: MachineConfig, machine: Option<Arc<Machine>>, started: Instant, quit: EventFd) -> Self {
-        let before_start = process_time().saturating_sub(started.elapsed());
-        Self { config, started, before_start, machine: Arc::new(Mutex::new(machine)), job: Mutex::default(), quit }
+    /// A service that holds `machine`, or waits for one. `quit` is written to when the process is to end.
+    pub fn new(config: MachineConfig, machine: Option<Arc<Machine>>, started: Started, quit: EventFd) -> Self {
+        Self { config, started, machine: Arc::new(Mutex::new(machine)), job: Mutex::default(), quit }
     }
 
     /// What the machine is doing.
     pub fn info(&self) -> MachineInfo {
         let machine = self.present();
         let first_entry = machine.as_ref().and_then(|machine| machine.first_entry());
-        let since_start = |entry: Instant| entry.saturating_duration_since(self.started) + self.before_start;
         MachineInfo {
             name: self.config.name.clone(),
             state: machine.as_ref().map_or(MachineState::Incoming, |machine| machine.state()),
@@ -79,7 +93,7 @@ impl Service {
             version: env!("CARGO_PKG_VERSION").into(),
             vcpus: self.config.vcpus,
             memory_bytes: self.config.memory_mib << 20,
-            first_instruction_us: first_entry.map(|entry| since_start(entry).as_micros() as u64),
+            first_instruction_us: first_entry.map(|entry| self.started.until(entry).as_micros() as u64),
         }
     }
 

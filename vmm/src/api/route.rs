@@ -73,7 +73,7 @@ fn problem(error: impl Into<ServiceError>) -> Answer {
     let error = error.into();
     let status = match &error {
         ServiceError::NoMigration => 404,
-        ServiceError::Job(JobError::Token | JobError::Limit { .. }) => 422,
+        ServiceError::Job(JobError::Token | JobError::Name { .. } | JobError::Limit { .. }) => 422,
         ServiceError::Job(JobError::Thread(_)) | ServiceError::Digest(_) | ServiceError::Snapshot(_) => {
             if conflicts(&error) { 409 } else { 500 }
         }

@@ -1,6 +1,7 @@
 //! One migration of this process, running in a thread of its own.
 
 use std::net::{SocketAddr, TcpListener};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,14 +19,23 @@ use crate::api::{MigrationStatus, Phase};
 use crate::config::{MachineConfig, MigrationLimits, ReceiveConfig, SendConfig, TlsIdentity};
 use crate::vm::Machine;
 
+/// Longest migration id or host name: that of a DNS name.
+const MAX_NAME_BYTES: usize = 253;
+
 /// A migration cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     /// The token.
     #[error("token must be 64 hexadecimal digits (32 bytes)")]
     Token,
+    /// A name.
+    #[error("{field} must have 1 to {MAX_NAME_BYTES} printable ASCII characters")]
+    Name {
+        /// Which one.
+        field: &'static str,
+    },
     /// A limit out of range.
-    #[error("limits.{field} is {value}: {range} are possible")]
+    #[error("{field} is {value}: {range} are possible")]
     Limit {
         /// Which one.
         field: &'static str,
@@ -86,6 +96,7 @@ impl Job {
     ///
     /// [`JobError`] if a value is out of range.
     pub fn send(machine: Arc<Machine>, config: SendConfig) -> Result<Self, JobError> {
+        check_names(&config.id, &config.source_host, &config.destination_host)?;
         let options = SourceOptions {
             id: config.id.clone(),
             address: config.address,
@@ -113,6 +124,8 @@ impl Job {
         place: Place,
         config: ReceiveConfig,
     ) -> Result<(Self, SocketAddr), JobError> {
+        check_names(&config.id, &config.source_host, &config.destination_host)?;
+        check("deadline_s", config.deadline_s, 1..=86_400, "1 to 86400")?;
         let options = DestinationOptions {
             id: config.id.clone(),
             token: token(&config.token)?,
@@ -231,18 +244,27 @@ fn token(text: &str) -> Result<[u8; 32], JobError> {
     Ok(token)
 }
 
+fn check_names(id: &str, source_host: &str, destination_host: &str) -> Result<(), JobError> {
+    for (field, name) in [("id", id), ("source_host", source_host), ("destination_host", destination_host)] {
+        if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(JobError::Name { field });
+        }
+    }
+    Ok(())
+}
+
+fn check(field: &'static str, value: u64, valid: RangeInclusive<u64>, range: &'static str) -> Result<(), JobError> {
+    if valid.contains(&value) { Ok(()) } else { Err(JobError::Limit { field, value, range }) }
+}
+
 fn limits(limits: &MigrationLimits) -> Result<Limits, JobError> {
-    let check = |field, value: u64, valid: bool, range| match valid {
-        true => Ok(()),
-        false => Err(JobError::Limit { field, value, range }),
-    };
-    check("downtime_ms", limits.downtime_ms, (1..=600_000).contains(&limits.downtime_ms), "1 to 600000")?;
     let streams = limits.streams;
-    check("streams", streams.into(), (1..=Limits::MAX_STREAMS).contains(&streams), "1 to 16")?;
-    check("max_rounds", limits.max_rounds.into(), (1..=10_000).contains(&limits.max_rounds), "1 to 10000")?;
-    check("timeout_s", limits.timeout_s, (1..=604_800).contains(&limits.timeout_s), "1 to 604800")?;
+    check("limits.downtime_ms", limits.downtime_ms, 1..=600_000, "1 to 600000")?;
+    check("limits.streams", streams.into(), 1..=Limits::MAX_STREAMS.into(), "1 to 16")?;
+    check("limits.max_rounds", limits.max_rounds.into(), 1..=10_000, "1 to 10000")?;
+    check("limits.timeout_s", limits.timeout_s, 1..=604_800, "1 to 604800")?;
     if let Some(rate) = limits.bandwidth_bytes_per_second {
-        check("bandwidth_bytes_per_second", rate, rate >= 4096, "null or at least 4096")?;
+        check("limits.bandwidth_bytes_per_second", rate, 4096..=u64::MAX, "null or at least 4096")?;
     }
     Ok(Limits {
         downtime: Duration::from_millis(limits.downtime_ms),
@@ -264,6 +286,14 @@ mod tests {
         assert_eq!(token(&"0aF1".repeat(16)).unwrap()[..3], [0x0a, 0xf1, 0x0a]);
         for bad in ["", "00", &"0g".repeat(32), &"00".repeat(33), &"é".repeat(32)] {
             assert!(matches!(token(bad), Err(JobError::Token)), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_bounded() {
+        assert!(check_names("m1", "a.example", "b").is_ok());
+        for (id, host) in [("", "b"), ("m1", "b\nc"), ("m1", &*"x".repeat(254))] {
+            assert!(matches!(check_names(id, "a", host), Err(JobError::Name { .. })));
         }
     }
 

@@ -50,9 +50,6 @@ impl VcpuStateV1 {
     pub fn save(vcpu: &VcpuFd, msrs: &[u32], capabilities: &Capabilities) -> Result<Self, KvmError> {
         // MP state first: reading it makes KVM take in an INIT or SIPI that is on its way (KVM API, 4.38).
         let mp_state = vcpu.get_mp_state().map_err(ioctl_error("KVM_GET_MP_STATE"))?;
-        let mut events = vcpu.get_vcpu_events().map_err(ioctl_error("KVM_GET_VCPU_EVENTS"))?;
-        // What is queued is to be set again; KVM clears these flags where it does not support the field.
-        events.flags |= kvm_bindings::KVM_VCPUEVENT_VALID_NMI_PENDING | kvm_bindings::KVM_VCPUEVENT_VALID_SIPI_VECTOR;
         Ok(Self {
             sregs: vcpu.get_sregs().map_err(ioctl_error("KVM_GET_SREGS"))?,
             regs: vcpu.get_regs().map_err(ioctl_error("KVM_GET_REGS"))?,
@@ -61,7 +58,8 @@ impl VcpuStateV1 {
             debug_regs: vcpu.get_debug_regs().map_err(ioctl_error("KVM_GET_DEBUGREGS"))?,
             lapic: vcpu.get_lapic().map_err(ioctl_error("KVM_GET_LAPIC"))?,
             msrs: msr::read(vcpu, msrs)?,
-            events,
+            // KVM marks which fields hold something; the same marks tell it what to set.
+            events: vcpu.get_vcpu_events().map_err(ioctl_error("KVM_GET_VCPU_EVENTS"))?,
             mp_state,
             tsc_offset: clock::tsc_offset(vcpu),
         })

@@ -88,12 +88,13 @@ impl Devices {
 
 /// What a builder hands over.
 pub(crate) struct Parts {
+    /// First, because fields are dropped in their order: the threads end before anything that they use.
+    pub(crate) vcpus: Vcpus,
     pub(crate) config: MachineConfig,
     pub(crate) vm: Arc<VmFd>,
     pub(crate) capabilities: Capabilities,
     pub(crate) memory: Memory,
     pub(crate) tracker: DirtyTracker,
-    pub(crate) vcpus: Vcpus,
     pub(crate) msrs: Vec<u32>,
     pub(crate) profile: CpuProfile,
     pub(crate) bus: Bus,

@@ -3,6 +3,8 @@
 //! The types are described by the JSON of values in which everything is filled in. After a change to the API run this test
 //! with `HEADROOM_UPDATE=1`: it writes the file, and the change is seen in review.
 
+#![allow(clippy::unwrap_used)] // What must not fail here fails the test.
+
 use std::collections::BTreeMap;
 
 use hostd::api::control;

@@ -172,7 +172,8 @@ fn a_vmm_that_waits_for_a_machine_takes_it_only_from_the_one_who_may() {
     };
     // The right authority, but another host of it; and the right host with a wrong secret. Both fail, with the cause, and
     // the machine runs on.
-    let wrong: [(&str, &dyn Fn(&mut SendConfig)); 2] = [
+    type Change<'a> = &'a dyn Fn(&mut SendConfig);
+    let wrong: [(&str, Change<'_>); 2] = [
         ("another host", &|config| config.tls = identity(c1.tls())),
         ("a wrong token", &|config| config.token = TOKEN.replace('a', "c")),
     ];

@@ -86,6 +86,7 @@ fn reference(name: &str) -> Value {
 
 /// The schema of a type: that of the JSON which a complete value becomes after a round through the type itself. A field that
 /// the sample lacks, or has and the type does not know, fails here.
+#[allow(clippy::needless_pass_by_value)] // The table of types below reads better with values.
 fn schema<T: Serialize + DeserializeOwned>(sample: Value) -> Value {
     let value: T = serde_json::from_value(sample.clone()).unwrap_or_else(|error| panic!("{error} in {sample}"));
     let round = serde_json::to_value(&value).unwrap();

@@ -39,7 +39,7 @@ lint: ## rustfmt, clippy without warnings, documentation without broken links, l
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@cd guest/image && $(CARGO) fmt --check && $(CARGO) clippy --locked --release --target x86_64-unknown-linux-gnu -- -D warnings
-	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+	@RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --locked --workspace --no-deps --quiet
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --offline check licenses bans sources; \
 	 else echo "cargo-deny is not installed: licences and sources were not checked (cargo install --locked cargo-deny)"; fi
 

@@ -1,6 +1,6 @@
 //! Ctrl-C, SIGTERM and SIGHUP as a flag that every wait looks at, so that cleaning up is an ordinary return.
 //!
-//! The handler only stores a flag and writes to a pipe. Whoever waits does it in [`wait`], [`poll`] or with [`check`] between two
+//! The handler only stores a flag and writes to a pipe. Whoever waits does it in [`wait_until`], [`poll`] or with [`check`] between two
 //! steps, gets [`LabError::Interrupted`] and unwinds; the lab's `Drop` removes what was made.
 
 use std::io::Write;

@@ -11,9 +11,14 @@ use headroom_guest::Workload;
 use crate::api::types::{CreateMachine, EventTarget, KernelChoice, NewDisk, NewEvent, NewNetwork, ProbeSpec, Usage};
 use crate::config::{HostConfig, PlannerConfig};
 use crate::lab::{HostSpec, Lab};
+use vmm::config::MigrationLimits;
 
 /// Pool whose load grows.
 pub const BUSY_POOL: &str = "a";
+
+/// Rate of a planned migration in bytes a second: at full speed it would use up the quota of its host, and its guests would
+/// feel that.
+const BANDWIDTH: u64 = 64_000_000;
 
 /// How often the daemons measure.
 pub const SAMPLE: Duration = Duration::from_millis(500);
@@ -34,7 +39,7 @@ pub const EVENT_S: f64 = 46.0;
 const EVENT_DURATION_S: f64 = 30.0;
 
 /// Load that the event adds to each machine of the busy pool, in per cent of a core.
-const EVENT_PERCENT: u8 = 10;
+const EVENT_PERCENT: u8 = 30;
 
 /// When the demo ends: late enough to see what the event did.
 pub const END_S: f64 = 58.0;
@@ -56,13 +61,12 @@ pub struct MachinePlan {
     load: (u8, u8),
 }
 
-/// Hosts of both pools. Together they get less than two cores, so that on a machine with two cores it is the quotas that
-/// bind, and one core-share is left for the observer.
+/// Hosts of both pools. The quotas leave room for a migration and for an observer who asks 1,000 times a second.
 pub fn hosts() -> [HostSpec; 3] {
     [
-        HostSpec::new("a1", "a").with_cpu_cores(0.5).with_memory_mib(1024.0),
-        HostSpec::new("a2", "a").with_cpu_cores(0.5).with_memory_mib(1024.0),
-        HostSpec::new("b1", "b").with_cpu_cores(0.6).with_memory_mib(1536.0),
+        HostSpec::new("a1", "a").with_cpu_cores(0.65).with_memory_mib(1024.0),
+        HostSpec::new("a2", "a").with_cpu_cores(0.65).with_memory_mib(1024.0),
+        HostSpec::new("b1", "b").with_cpu_cores(0.8).with_memory_mib(1536.0),
     ]
 }
 
@@ -77,12 +81,12 @@ pub fn machines() -> [MachinePlan; 6] {
         load,
     };
     [
-        plan(1, "vm1", "a1", 192, (9, 15)),
-        plan(2, "vm2", "a1", 256, (8, 13)),
-        plan(3, "vm3", "a2", 256, (9, 15)),
-        plan(4, "vm4", "a2", 192, (8, 13)),
-        plan(5, "vm5", "b1", 192, (6, 6)),
-        plan(6, "vm6", "b1", 192, (4, 4)),
+        plan(1, "vm1", "a1", 192, (4, 11)),
+        plan(2, "vm2", "a1", 256, (3, 9)),
+        plan(3, "vm3", "a2", 256, (4, 11)),
+        plan(4, "vm4", "a2", 192, (3, 9)),
+        plan(5, "vm5", "b1", 192, (3, 3)),
+        plan(6, "vm6", "b1", 192, (2, 2)),
     ]
 }
 
@@ -127,7 +131,7 @@ impl MachinePlan {
                 ProbeSpec::Ping(self.address.into()),
                 ProbeSpec::TcpEcho((self.address, super::observer::ECHO_PORT).into()),
             ],
-            limits: vmm::config::MigrationLimits::default(),
+            limits: MigrationLimits::default(),
         }
     }
 }
@@ -152,7 +156,10 @@ pub fn adjust(config: &mut HostConfig) {
     config.planner = PlannerConfig {
         enabled: config.pool == BUSY_POOL,
         horizon_s: 30.0,
+        start_score: 0.75,
+        confirmations: 4,
         cooldown_s: 60.0,
+        limits: Some(MigrationLimits { bandwidth_bytes_per_second: Some(BANDWIDTH), ..MigrationLimits::default() }),
         ..PlannerConfig::default()
     };
 }

@@ -16,6 +16,9 @@ pub const LIGHT_UDP: u32 = 20;
 /// TCP messages a second to a machine that is not being moved.
 pub const LIGHT_TCP: u32 = 2;
 
+/// "When" of what happens before the load starts.
+const SET_UP: f64 = -1.0;
+
 /// How long a daemon may take to end after SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -25,16 +28,15 @@ const MACHINE_DEADLINE: Duration = Duration::from_secs(20);
 /// Hosts with running machines on them.
 pub fn build(story: &mut Story, mut show: impl FnMut(&Story, &str)) -> Result<Lab, DemoError> {
     let start = Instant::now();
-    let before = |start: Instant| start.elapsed().as_secs_f64() - 8.0;
     show(story, "makes hosts");
     let lab = Lab::new(&scenario::hosts())?;
     lab.start_daemons(scenario::adjust)?;
     story.tell(
-        before(start),
+        SET_UP,
         format!("{} hosts with their daemons after {:.1} s", lab.hosts().len(), start.elapsed().as_secs_f64()),
     );
     if let Some(reason) = lab.unlimited() {
-        story.tell(before(start), format!("CPU quotas are NOT enforced on this machine: {reason}"));
+        story.tell(SET_UP, format!("CPU quotas are NOT enforced on this machine: {reason}"));
     }
     show(story, "boots machines");
     for machine in scenario::machines() {
@@ -45,7 +47,7 @@ pub fn build(story: &mut Story, mut show: impl FnMut(&Story, &str)) -> Result<La
     }
     load::wait_booted(lab.observer())?;
     let count = scenario::machines().len();
-    story.tell(before(start), format!("{count} machines answer after {:.1} s", start.elapsed().as_secs_f64()));
+    story.tell(SET_UP, format!("{count} machines answer after {:.1} s", start.elapsed().as_secs_f64()));
     Ok(lab)
 }
 

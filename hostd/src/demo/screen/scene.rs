@@ -14,7 +14,7 @@ const HAPPENINGS: usize = 7;
 /// Something worth a line in the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Happening {
-    /// Seconds since the start of the load; negative while it is being set up.
+    /// Seconds since the start of the load; negative before.
     pub at_s: f64,
     /// What.
     pub text: String,
@@ -23,7 +23,8 @@ pub struct Happening {
 impl Happening {
     /// As a line.
     pub fn line(&self) -> Line {
-        Line::new().add(Style::Dim, format!(" {:>6.1} s  ", self.at_s)).text(self.text.clone())
+        let time = if self.at_s < 0.0 { "  set-up   ".to_owned() } else { format!(" {:>6.1} s  ", self.at_s) };
+        Line::new().add(Style::Dim, time).text(self.text.clone())
     }
 }
 

@@ -223,12 +223,14 @@ impl Call<'_> {
         let mut chunk = [0; 4096];
         loop {
             stream.set_read_timeout(left()?)?;
-            match stream.read(&mut chunk)? {
-                0 => return Ok(answer),
-                count if answer.len() + count > MAX_ANSWER_BYTES => {
+            match stream.read(&mut chunk) {
+                Ok(0) => return Ok(answer),
+                Ok(count) if answer.len() + count > MAX_ANSWER_BYTES => {
                     return Err(io::Error::other(format!("the answer is longer than {MAX_ANSWER_BYTES} bytes")));
                 }
-                count => answer.extend_from_slice(&chunk[..count]),
+                Ok(count) => answer.extend_from_slice(&chunk[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }

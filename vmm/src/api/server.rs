@@ -224,12 +224,15 @@ fn receive(mut stream: &UnixStream) -> Result<Request, Bad> {
         }
         stream.set_read_timeout(Some(left))?;
         let mut chunk = [0; 4096];
-        match stream.read(&mut chunk)? {
-            0 => Err(Bad::Request(400, "the request ends in its middle".into())),
-            count => {
+        match stream.read(&mut chunk) {
+            Ok(0) => Err(Bad::Request(400, "the request ends in its middle".into())),
+            Ok(count) => {
                 bytes.extend_from_slice(&chunk[..count]);
                 Ok(())
             }
+            // The process was stopped and continued meanwhile (socket(7): a read with a timeout is not restarted).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            Err(error) => Err(error.into()),
         }
     };
     let head = loop {

@@ -458,13 +458,16 @@ impl Track {
     /// How much each model counts: by how much better it was than naive, and not at all if it was worse.
     fn weigh(&mut self, sharpness: i32) {
         let naive = self.losses[0];
-        if naive <= 0.0 {
+        // Without a loss to compare with, or with one so small that a millionth of it is nothing, all stays as it was.
+        if naive.is_nan() || naive <= 1e-30 {
             return;
         }
+        // Relative to the best model and not to naive: the power of a large ratio would overflow.
+        let floor = 1e-6 * naive;
+        let best = self.losses.iter().fold(naive, |best, loss| best.min(*loss)).max(floor);
         let mut total = 0.0;
         for (weight, loss) in self.weights.iter_mut().zip(self.losses) {
-            let gain = naive / loss.max(1e-6 * naive);
-            *weight = if gain >= 1.0 { gain.powi(sharpness) } else { 0.0 };
+            *weight = if loss <= naive { (best / loss.max(floor)).powi(sharpness) } else { 0.0 };
             total += *weight;
         }
         for weight in &mut self.weights {

@@ -209,3 +209,17 @@ proptest! {
         prop_assert!((small.point * 1_048_576.0 / large.point - 1.0).abs() < 1e-3);
     }
 }
+
+#[test]
+fn one_enormous_sample_leaves_finite_forecasts() {
+    let mut bank = bank();
+    bank.update(Some(451_168_127_188_917.5));
+    for step in 0..200 {
+        bank.update(Some(f64::from(10 + step % 7)));
+        for steps in [1, 15, 39] {
+            if let Some(forecast) = bank.forecast(steps) {
+                assert!(forecast.point.is_finite(), "after {step} steps: {forecast:?}");
+            }
+        }
+    }
+}

@@ -17,7 +17,7 @@ use super::error::{LabError, LabResult};
 
 /// Weight of a group against everything else on this computer, as a multiple of an ordinary group's: what else runs here shall
 /// not look like contention of a host that is within its quota.
-const WEIGHT: u64 = 8;
+const WEIGHT: u64 = 64;
 
 /// Length of an accounting period in microseconds.
 pub const PERIOD_US: u64 = 10_000;

@@ -121,12 +121,12 @@ impl DemoReport {
             lines.push(row(
                 "outside",
                 format!(
-                    "gap {:.1} ms, {} of {} requests lost, rtt {:.2} ms (99 %: {:.2})",
+                    "outage {:.1} ms, gap {:.1} ms, {} of {} requests lost, rtt {:.2} ms",
+                    udp.outage_ms,
                     udp.gap_ms,
                     udp.lost,
                     udp.sent,
-                    udp.rtt_p50_us / 1e3,
-                    udp.rtt_p99_us / 1e3
+                    udp.rtt_p50_us / 1e3
                 ),
             ));
         }

@@ -9,6 +9,9 @@
 //!   ends in silence, the time since the last one. Nothing is subtracted: at 1,000 requests a second an undisturbed
 //!   machine shows a gap of about 1 ms plus the variation of its answers. A reply that overtakes an earlier one counts as
 //!   an arrival like any other.
+//! * **Outage**: the longest time between the sends of two requests that were answered, however late, with only lost ones in
+//!   between: this is what the outside sees of a downtime, and what is compared with the reported one. The gap
+//!   contains it, and in addition whatever made answers late, such as a computer that is busy with something else.
 //! * **Arrival** is the moment at which the kernel received the frame (`SO_TIMESTAMPNS`), so a late wake-up of this thread
 //!   is not mistaken for a silent machine. The pace of sending is another matter: when this thread cannot send, nobody can
 //!   answer. [`UdpSummary::send_stall_ms`] is the longest time between two sends in the window, so that the reader can

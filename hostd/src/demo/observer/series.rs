@@ -36,6 +36,8 @@ pub struct UdpSummary {
     pub gap_ms: f64,
     /// When that silence began, in nanoseconds since the start of the observer.
     pub gap_start_ns: u64,
+    /// Longest time between the sends of two answered requests, however late the answers, with lost ones in between.
+    pub outage_ms: f64,
     /// Longest time between two consecutive sends: the observer's own stall.
     pub send_stall_ms: f64,
     /// Median round-trip time.
@@ -100,9 +102,29 @@ impl Series {
         summary.rtt_p50_us = percentile(&rtts, 50) as f64 / 1e3;
         summary.rtt_p99_us = percentile(&rtts, 99) as f64 / 1e3;
         summary.rtt_max_us = rtts.last().copied().unwrap_or(0) as f64 / 1e3;
+        summary.outage_ms = self.outage(first..last, window.end.min(now)) as f64 / 1e6;
         let (start, gap) = self.gap(&window);
         (summary.gap_start_ns, summary.gap_ms) = (start, gap as f64 / 1e6);
         summary
+    }
+
+    /// Longest time between the sends of two answered requests with lost ones in between; `requests` are those of a window that
+    /// ends at `end`. Requests at its end that may still be answered do not count.
+    fn outage(&self, requests: Range<usize>, end: u64) -> u64 {
+        let (mut last_answered, mut lost, mut longest) = (None, false, 0);
+        for (sent, arrived) in self.sent[requests.clone()].iter().zip(&self.arrived[requests]) {
+            if *arrived == 0 {
+                lost = true;
+                continue;
+            }
+            if let Some(before) = last_answered.replace(*sent).filter(|_| lost) {
+                longest = longest.max(sent.saturating_sub(before));
+            }
+            lost = false;
+        }
+        // Silent to the end, and for longer than an answer may take.
+        let silent = last_answered.map_or(0, |last| end.saturating_sub(last));
+        if lost && silent > LOST_AFTER_NS { longest.max(silent) } else { longest }
     }
 
     /// Start and length of the longest silence within the window.
@@ -168,6 +190,7 @@ mod tests {
     fn a_silence_of_thirty_requests_is_a_gap_of_thirty_one_milliseconds() {
         let summary = steady(1000, 500..530).summary(0..1001 * MS, 3000 * MS);
         assert!((summary.gap_ms - 31.0).abs() < 1e-9, "{summary:?}");
+        assert!((summary.outage_ms - 31.0).abs() < 1e-9, "{summary:?}");
         assert_eq!(summary.gap_start_ns, 499 * MS + MS / 5);
         assert_eq!((summary.lost, summary.answered), (30, 970));
     }
@@ -204,6 +227,20 @@ mod tests {
         let summary = series.summary(0..20 * MS, 2000 * MS);
         assert!((summary.gap_ms - 2.0).abs() < 1e-9, "{summary:?}");
         assert_eq!(summary.answered, 10);
+    }
+
+    #[test]
+    fn late_replies_are_a_gap_and_no_outage() {
+        let mut series = steady(1000, 500..530);
+        (499..529).for_each(|sequence| series.arrive(sequence, 540 * MS));
+        let summary = series.summary(0..1001 * MS, 3000 * MS);
+        assert!(summary.gap_ms > 9.0 && summary.outage_ms == 0.0, "{summary:?}");
+    }
+
+    #[test]
+    fn a_machine_that_went_silent_for_good_is_an_outage_up_to_the_end() {
+        let summary = steady(3000, 1000..3001).summary(0..3001 * MS, 9000 * MS);
+        assert!((summary.outage_ms - 2002.0).abs() < 1e-9, "{summary:?}");
     }
 
     #[test]

@@ -35,6 +35,8 @@ impl Memory {
         }
         let Some(start) = self.seek(from, libc::SEEK_DATA)? else { return Ok(None) };
         let end = self.seek(start, libc::SEEK_HOLE)?.unwrap_or(self.pages());
+        // Known from now on, until they are given back.
+        self.filled.set_addr_range((start * PAGE_BYTES) as usize, ((end - start) * PAGE_BYTES) as usize);
         Ok(Some(start..end))
     }
 
@@ -42,24 +44,17 @@ impl Memory {
     pub fn read_pages(&self, first: u64, buffer: &mut [u8]) -> Result<(), MemoryError> {
         let end = first + (buffer.len() as u64).div_ceil(PAGE_BYTES);
         self.check(first, end)?;
-        let mut page = first;
-        while page < end {
-            let run = self.next_populated(page)?.filter(|run| run.start < end).unwrap_or(end..end);
-            let at = |page: u64| (((page - first) * PAGE_BYTES) as usize).min(buffer.len());
-            let (hole, data) = (at(page)..at(run.start), at(run.start)..at(run.end.min(end)));
-            buffer[hole].fill(0);
-            if !data.is_empty() {
-                self.each_piece(run.start, data.len(), |pointer, piece, _| {
-                    let target = &mut buffer[data.start + piece.start..data.start + piece.end];
-                    // SAFETY: `each_piece` hands out `piece.len()` bytes inside a live mapping; the guest may write to them
-                    // meanwhile, so they are copied as raw memory and never seen as a Rust slice.
-                    unsafe { std::ptr::copy_nonoverlapping(pointer, target.as_mut_ptr(), target.len()) };
-                    Ok(())
-                })?;
-            }
-            page = run.end.min(end);
+        if !(first..end).all(|page| self.is_filled(page)) {
+            // Not by looking for the holes: SEEK_HOLE walks all pages up to the next one, however far away it is.
+            return self.file.read_exact_at(buffer, first * PAGE_BYTES).map_err(io_error("pread", first));
         }
-        Ok(())
+        self.each_piece(first, buffer.len(), |pointer, piece, _| {
+            let target = &mut buffer[piece];
+            // SAFETY: `each_piece` hands out `piece.len()` bytes inside a live mapping; the guest may write to them
+            // meanwhile, so they are copied as raw memory and never seen as a Rust slice.
+            unsafe { std::ptr::copy_nonoverlapping(pointer, target.as_mut_ptr(), target.len()) };
+            Ok(())
+        })
     }
 
     /// Stores pages `first..`. Not recorded as a write of the machine.
@@ -88,17 +83,15 @@ impl Memory {
     /// Makes the pages read as zeroes and gives their memory back.
     pub fn zero_pages(&self, pages: Range<u64>) -> Result<(), MemoryError> {
         self.check(pages.start, pages.end)?;
-        let mut from = pages.start;
-        while let Some(run) = self.next_populated(from)?.filter(|run| run.start < pages.end) {
-            let run = run.start..run.end.min(pages.end);
-            let mode =
-                nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            let (offset, length) = (run.start * PAGE_BYTES, (run.end - run.start) * PAGE_BYTES);
-            nix::fcntl::fallocate(&*self.file, mode, offset.cast_signed(), length.cast_signed())
-                .map_err(|error| io_error("fallocate(PUNCH_HOLE)", run.start)(error.into()))?;
-            self.filled.reset_addr_range(offset as usize, length as usize);
-            from = run.end;
-        }
+        // From the first page that is there to the end: to look for the holes between costs more than to punch them again.
+        let Some(start) = self.seek(pages.start, libc::SEEK_DATA)?.filter(|&start| start < pages.end) else {
+            return Ok(());
+        };
+        let mode = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let (offset, length) = (start * PAGE_BYTES, (pages.end - start) * PAGE_BYTES);
+        nix::fcntl::fallocate(&*self.file, mode, offset.cast_signed(), length.cast_signed())
+            .map_err(|error| io_error("fallocate(PUNCH_HOLE)", start)(error.into()))?;
+        self.filled.reset_addr_range(offset as usize, length as usize);
         Ok(())
     }
 

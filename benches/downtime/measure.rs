@@ -50,7 +50,7 @@ pub fn kernel(lab: &Lab) -> Result<PathBuf> {
 
 fn our_run(scenario: Scenario, streams: u16) -> Result<Report> {
     let lab = site::build()?;
-    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    let (a, b) = (lab.host("host1")?, lab.host("host2")?);
     let source = Vmm::start(a, scenario, Some(kernel(&lab)?))?;
     let destination = Vmm::start(b, scenario, None)?;
     let (mut report, gap) =
@@ -62,7 +62,7 @@ fn our_run(scenario: Scenario, streams: u16) -> Result<Report> {
 
 fn peer_run(scenario: Scenario) -> Result<PeerRun> {
     let lab = site::build()?;
-    let (a, b) = (lab.host("a")?, lab.host("b")?);
+    let (a, b) = (lab.host("host1")?, lab.host("host2")?);
     let kernel: &Path = &kernel(&lab)?;
     let mut source = Qemu::start(a, scenario, kernel, false)?;
     let _destination = Qemu::start(b, scenario, kernel, true)?;

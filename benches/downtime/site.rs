@@ -30,7 +30,7 @@ pub fn workload(scenario: Scenario) -> Workload {
 
 /// Makes the hosts and their taps.
 pub fn build() -> Result<Lab> {
-    let lab = Lab::new(&[HostSpec::new("a", "A"), HostSpec::new("b", "B")])?;
+    let lab = Lab::new(&[HostSpec::new("host1", "one"), HostSpec::new("host2", "two")])?;
     for host in lab.hosts() {
         host.namespace().batch(&[
             format!("tuntap add dev {TAP} mode tap vnet_hdr"),

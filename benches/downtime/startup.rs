@@ -28,7 +28,7 @@ pub fn measure(runs: u16) -> Result<Startup> {
     for run in 1..=runs {
         eprintln!("startup run {run} of {runs} ...");
         let lab = site::build()?;
-        let vmm = Vmm::start(lab.host("a")?, Scenario::Disk, Some(kernel(&lab)?))?;
+        let vmm = Vmm::start(lab.host("host1")?, Scenario::Disk, Some(kernel(&lab)?))?;
         std::thread::sleep(Duration::from_secs(1));
         let first = vmm.info()?.first_instruction_us.context("headroom-vmm did not measure its first instruction")?;
         let overhead = vmm.metrics()?.overhead_bytes;

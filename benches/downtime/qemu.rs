@@ -73,7 +73,8 @@ impl Qemu {
         while Instant::now() < deadline {
             let status = self.qmp.execute("query-migrate", &json!({}))?;
             match status["status"].as_str() {
-                Some("completed") => {
+                // For a moment it is completed with figures that are still zero.
+                Some("completed") if status["total-time"].as_f64().is_some_and(|ms| ms > 0.0) => {
                     return Ok(Moved {
                         total_ms: status["total-time"].as_f64().unwrap_or_default(),
                         downtime_ms: status["downtime"].as_f64().unwrap_or_default(),

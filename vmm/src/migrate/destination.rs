@@ -106,7 +106,6 @@ impl DestinationGuest for Arrival {
         }
         machine.resume().map_err(explain)?;
         machine.announce();
-        give_way();
         Ok(())
     }
 
@@ -134,13 +133,6 @@ impl DestinationGuest for Arrival {
         let machine = self.lock().take();
         drop(machine);
     }
-}
-
-/// What is left for the calling thread to do is to verify what arrived. The machine has just lost some milliseconds and has
-/// its page tables to fill again: it goes first.
-fn give_way() {
-    // SAFETY: setpriority(2) takes three integers; on Linux 0 means the calling thread. It may be refused without harm.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
 }
 
 fn differs(what: impl Into<String>, source: impl std::fmt::Debug, here: impl std::fmt::Debug) -> Mismatch {

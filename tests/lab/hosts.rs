@@ -105,3 +105,23 @@ fn processor_ticks(pid: u32) -> u64 {
     let after_name = stat.rsplit_once(')').unwrap().1;
     after_name.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
 }
+
+/// Words that `ip link` takes for something else unless it is told that they are names.
+#[test]
+fn hosts_may_have_names_that_ip_knows_as_words() {
+    if !ready(Need::Root) {
+        return;
+    }
+    let names = ["a", "up", "type", "dev"];
+    let hosts: Vec<HostSpec> = names.iter().map(|name| HostSpec::new(name, "a")).collect();
+    let lab = Lab::new(&hosts).unwrap();
+    for (from, to) in [("a", "up"), ("up", "type"), ("type", "dev"), ("dev", "a")] {
+        assert!(can_connect(&lab, from, to, DEADLINE), "{from} to {to}");
+        lab.fabric().set_link(to, false).unwrap();
+        assert!(!can_connect(&lab, from, to, Duration::from_millis(300)), "{from} to {to}");
+        lab.fabric().set_link(to, true).unwrap();
+    }
+    lab.fabric().shape("a", Some(1_000_000)).unwrap();
+    lab.fabric().shape("a", None).unwrap();
+    lab.remove().unwrap();
+}

@@ -45,8 +45,8 @@ impl Fabric {
         // With an address of its own the bridge keeps it when taps come and go; else it takes the lowest one of its ports.
         let mut lines = bridge_lines(HOST_BRIDGE, Some(mac(address)));
         lines.push(format!("addr add {address}/{PREFIX_LENGTH} dev {HOST_BRIDGE}"));
-        lines.push(format!("link set up0 master {HOST_BRIDGE}"));
-        lines.push("link set up0 up".to_owned());
+        lines.push(format!("link set dev up0 master {HOST_BRIDGE}"));
+        lines.push("link set dev up0 up".to_owned());
         host.batch(&lines)
     }
 
@@ -54,16 +54,16 @@ impl Fabric {
     pub(crate) fn attach_plain(&self, namespace: &Namespace, port: &str, address: Ipv4Addr) -> LabResult<()> {
         self.cable(namespace, "eth0", port)?;
         namespace.batch(&[
-            format!("link set eth0 address {}", mac(address)),
+            format!("link set dev eth0 address {}", mac(address)),
             format!("addr add {address}/{PREFIX_LENGTH} dev eth0"),
-            "link set eth0 up".to_owned(),
+            "link set dev eth0 up".to_owned(),
         ])
     }
 
     fn cable(&self, namespace: &Namespace, device: &str, port: &str) -> LabResult<()> {
         let (inside, fabric) = (namespace.name(), self.namespace.name());
-        batch(&[], &[format!("link add {device} netns {inside} type veth peer name {port} netns {fabric}")])?;
-        self.namespace.batch(&[format!("link set {port} master fabric"), format!("link set {port} up")])
+        batch(&[], &[format!("link add name {device} netns {inside} type veth peer name {port} netns {fabric}")])?;
+        self.namespace.batch(&[format!("link set dev {port} master fabric"), format!("link set dev {port} up")])
     }
 
     /// Pulls a host's cable out, or plugs it in again.
@@ -71,7 +71,7 @@ impl Fabric {
     /// # Errors
     /// When there is no such port.
     pub fn set_link(&self, port: &str, up: bool) -> LabResult<()> {
-        self.namespace.batch(&[format!("link set {port} {}", if up { "up" } else { "down" })])
+        self.namespace.batch(&[format!("link set dev {port} {}", if up { "up" } else { "down" })])
     }
 
     /// Limits what can be sent **to** a host, in bytes a second; `None` lifts the limit.
@@ -95,8 +95,8 @@ fn bridge_lines(name: &str, mac: Option<String>) -> Vec<String> {
     let address = mac.map(|mac| format!(" address {mac}")).unwrap_or_default();
     vec![
         // No spanning tree and no snooping: a new port forwards at once.
-        format!("link add {name}{address} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"),
-        format!("link set {name} up"),
+        format!("link add name {name}{address} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"),
+        format!("link set dev {name} up"),
     ]
 }
 

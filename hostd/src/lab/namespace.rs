@@ -37,7 +37,7 @@ impl Namespace {
                 let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
             }
         })?;
-        namespace.batch(&["link set lo up".to_owned()])?;
+        namespace.batch(&["link set dev lo up".to_owned()])?;
         Ok(namespace)
     }
 

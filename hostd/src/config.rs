@@ -251,7 +251,12 @@ impl HostConfig {
 
     /// Folder of one machine's disks.
     pub fn machine_state_dir(&self, machine: &str) -> PathBuf {
-        self.state_dir.join("machines").join(machine)
+        self.images_dir().join(machine)
+    }
+
+    /// Below it every machine has a folder for its disks.
+    pub fn images_dir(&self) -> PathBuf {
+        self.state_dir.join("machines")
     }
 
     /// The embedded store.

@@ -5,25 +5,7 @@ use hostd::lab::{HostSpec, LabError, binary};
 use tests::world::{Spec, World};
 use tests::{Need, ready};
 
-/// The move fails with an error that contains all of `expected`, and the machine goes on at `a1`.
-fn refused(world: &World, spec: &Spec, expected: &[&str]) {
-    let error = match world.start_migration(&spec.name, "a1", "b1", None) {
-        Err(error) => error.to_string(),
-        Ok(migration) => {
-            let migration = world.wait_migration("a1", &migration.id);
-            assert_eq!(migration.stage, MigrationStage::Failed, "{migration:?}");
-            migration.error.expect("why it failed")
-        }
-    };
-    for part in expected {
-        assert!(error.contains(part), "`{part}` is not in the error: {error}");
-    }
-    assert_eq!(world.machines_on("a1"), std::slice::from_ref(&spec.name));
-    assert_eq!(world.machines_on("b1"), Vec::<String>::new());
-    let files = std::fs::read_dir(world.host("b1").directory().join("run/machines"));
-    assert_eq!(files.map_or(0, Iterator::count), 0, "files are left at the destination");
-    world.check_oracles(spec);
-}
+use crate::refused;
 
 #[test]
 fn a_destination_without_room_refuses_and_says_what_is_short() {
@@ -63,7 +45,7 @@ fn a_destination_that_cannot_make_the_disk_refuses_and_a_retry_works() {
 }
 
 #[test]
-fn a_missing_or_read_only_disk_is_refused_with_its_path() {
+fn a_missing_disk_is_refused_with_its_path() {
     if !ready(Need::Kvm) {
         return;
     }

@@ -1,5 +1,6 @@
 //! What the integration tests share: what they require of the machine, hosts with machines on them, and oracles.
 
+pub mod mounts;
 pub mod ping;
 pub mod require;
 pub mod world;

@@ -66,6 +66,7 @@ impl From<ExecutorError> for Failure {
             ExecutorError::Used(_) => (409, "migration-exists"),
             ExecutorError::NotCancellable { .. } => (409, "not-cancellable"),
             ExecutorError::Busy { .. } => (503, "busy"),
+            ExecutorError::Overlap { .. } => (409, "still-migrating"),
             ExecutorError::Processor { .. } => (409, "processor-lacks-features"),
             ExecutorError::Load { .. } => (507, "no-room"),
             ExecutorError::Machine(_) | ExecutorError::Peer(_) => (0, ""),

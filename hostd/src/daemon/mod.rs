@@ -89,7 +89,7 @@ impl Daemon {
         let identity = Identity::load(&config.host, &config.tls)?;
         let store = Store::open(&config.store_path())?;
         let audit = Audit::new(store.clone());
-        let room = Room::new(capacity::measure(&config), config.capacity.disk_space_mib, config.state_dir.clone());
+        let room = Room::new(capacity::measure(&config), config.capacity.disk_space_mib, config.images_dir());
         let machines = Machines::new(Arc::clone(&config), store.clone(), room);
         let peers = Peers::new(&config, &identity);
         let executor = Executor::new(Parts {

@@ -47,6 +47,9 @@ impl Executor {
         if !missing.is_empty() {
             return Err(ExecutorError::Processor { host: inner.config.host.clone(), missing });
         }
+        // It may have left for there a moment ago, and what is left of it here still has its name.
+        let left_for = |earlier: &Migration| earlier.side == MigrationSide::Source && earlier.destination == source;
+        self.overlap(&request.machine.name, left_for).await?;
         self.check_load(request.usage.as_ref())?;
         let slot = Arc::clone(&inner.slots).try_acquire_owned().map_err(|_| ExecutorError::Busy {
             host: inner.config.host.clone(),
@@ -199,7 +202,6 @@ impl Executor {
         }
         let mut state = active.state.subscribe();
         active.cancelled.send_replace(true);
-        let decided = |migration: &Migration| migration.stage.ended() || migration.stage == MigrationStage::Verifying;
         let waited = tokio::time::timeout(SETTLE_PATIENCE, state.wait_for(decided)).await;
         match waited {
             Ok(Ok(migration)) => Ok(settlement(&migration)),
@@ -251,6 +253,11 @@ impl Executor {
         let probes = self.inner.machines.get(&migration.machine)?.record().probes;
         Ok(Verified { probes: probe::ask_all(probes).await })
     }
+}
+
+/// Whether it is known, for good, where the machine runs.
+fn decided(migration: &Migration) -> bool {
+    migration.stage.ended() || migration.stage == MigrationStage::Verifying
 }
 
 fn settlement(migration: &Migration) -> Settlement {

@@ -16,6 +16,9 @@
 //!              again, until there is an answer       `runs` or `never` for good
 //! ```
 //!
+//! A machine may be sent on, or back, as soon as it runs: the new migration then waits for what is left of the one before
+//! it (verification at the destination, probes and clearing away at the source).
+//!
 //! Every stage is stored before it is acted upon. After a restart of either daemon the VMMs are found again and each
 //! unfinished migration goes on where it was: the source asks its VMM how far it is and the destination where the machine
 //! runs.
@@ -27,6 +30,7 @@ mod source;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use migration::report::Trigger;
 use tokio::sync::{Semaphore, watch};
@@ -42,6 +46,9 @@ use crate::security::audit::Audit;
 use crate::security::tls::Identity;
 use crate::store::embedded::Kind;
 use crate::store::{Store, StoreError};
+
+/// How long a migration waits for the end of the one before it, of the same machine.
+const OVERLAP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Ended migrations that are remembered.
 const REMEMBERED: usize = 1000;
@@ -86,6 +93,18 @@ pub enum ExecutorError {
         host: String,
         /// Features.
         missing: Vec<String>,
+    },
+    /// The machine came here, or left from here, a moment ago, and that migration does not end.
+    #[error(
+        "migration `{id}` of the same machine has not ended after {waited_s} s: see `headroom migration show {id}` on host `{host}`, and try again"
+    )]
+    Overlap {
+        /// The earlier migration.
+        id: String,
+        /// Where it has not ended.
+        host: String,
+        /// For how long it was waited.
+        waited_s: u64,
     },
     /// The load would not fit.
     #[error("no room on host `{host}`: {detail}")]
@@ -296,6 +315,26 @@ impl Executor {
         }
         migrations.sort_by_key(|migration| std::cmp::Reverse(migration.started_unix_ms));
         Ok(migrations)
+    }
+
+    /// Waits until migrations of `machine` that `wanted` picks have ended: the machine runs elsewhere, or here, already, and
+    /// what is left to do for it (verification, probes, clearing away) takes a moment.
+    async fn overlap(&self, machine: &str, wanted: impl Fn(&Migration) -> bool) -> Result<()> {
+        let earlier = |active: &&Arc<Active>| {
+            let migration = active.state.borrow();
+            migration.machine == machine && !migration.stage.ended() && wanted(&migration)
+        };
+        let earlier: Vec<Arc<Active>> = self.active().values().filter(earlier).cloned().collect();
+        let deadline = tokio::time::Instant::now() + OVERLAP_PATIENCE;
+        for active in earlier {
+            let mut state = active.state.subscribe();
+            let ended = state.wait_for(|migration| migration.stage.ended());
+            if tokio::time::timeout_at(deadline, ended).await.is_err() {
+                let (id, host) = (active.get().id, self.inner.config.host.clone());
+                return Err(ExecutorError::Overlap { id, host, waited_s: OVERLAP_PATIENCE.as_secs() });
+            }
+        }
+        Ok(())
     }
 
     /// How many have not ended.

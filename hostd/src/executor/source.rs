@@ -9,7 +9,7 @@ use vmm::api::{Phase, Settle};
 use vmm::config::SendConfig;
 
 use super::{Active, Executor, ExecutorError, Result};
-use crate::api::types::{MachineStatus, Migration, MigrationLimits, MigrationStage};
+use crate::api::types::{MachineStatus, Migration, MigrationLimits, MigrationSide, MigrationStage};
 use crate::machine::entry::Entry;
 use crate::machine::registry::call;
 use crate::machine::{MachineError, chain};
@@ -56,8 +56,14 @@ impl Executor {
     }
 
     async fn reserve_and_send(&self, active: &Active, entry: &Entry, limits: MigrationLimits) -> Result<()> {
-        self.update(active, |migration| migration.stage = MigrationStage::Reserving);
         let migration = active.get();
+        // Its VMM takes no orders to send before it has verified what it received.
+        let mut cancelled = active.cancelled.subscribe();
+        tokio::select! {
+            over = self.overlap(&migration.machine, |earlier| earlier.side == MigrationSide::Destination) => over?,
+            () = wait_true(&mut cancelled) => return Err(cancelled_early(&migration)),
+        }
+        self.update(active, |migration| migration.stage = MigrationStage::Reserving);
         let peer = self.peer(&migration)?;
         let request = ReserveRequest {
             id: migration.id.clone(),
@@ -92,8 +98,7 @@ impl Executor {
         limits: MigrationLimits,
     ) -> Result<()> {
         if *active.cancelled.borrow() {
-            let why = "cancelled before anything was moved".to_owned();
-            return Err(ExecutorError::NotCancellable { id: migration.id.clone(), why });
+            return Err(cancelled_early(migration));
         }
         let config = SendConfig {
             id: migration.id.clone(),
@@ -320,6 +325,11 @@ impl Executor {
         let peer = peer.ok_or_else(|| ExecutorError::NoPeer(migration.destination.clone(), String::new()))?;
         Ok(peer.client())
     }
+}
+
+fn cancelled_early(migration: &Migration) -> ExecutorError {
+    let why = "cancelled before anything was moved".to_owned();
+    ExecutorError::NotCancellable { id: migration.id.clone(), why }
 }
 
 /// Asks for a reservation; a destination that is busy with others is asked again for a while.

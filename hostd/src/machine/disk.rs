@@ -28,17 +28,34 @@ fn existing_bytes(id: &str, path: &Path, read_only: bool) -> Result<u64, Machine
     use std::io::{Seek, SeekFrom};
     let failed = |action| move |source| MachineError::Disk { id: id.to_owned(), action, path: path.to_owned(), source };
     // Opened as the VMM will: a missing or unwritable image is told now and not by a process that ends at once.
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(!read_only)
-        .open(path)
-        .map_err(failed("open (is it there, and writable?)"))?;
+    let mut file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(failed(if read_only {
+        "open"
+    } else {
+        "open for writing"
+    }))?;
     let kind = file.metadata().map_err(failed("examine"))?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         let wrong = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is neither a file nor a block device");
         return Err(failed("use")(wrong));
     }
     file.seek(SeekFrom::End(0)).map_err(failed("measure"))
+}
+
+/// Whether none of the images that are to be made is there already, left over or somebody else's.
+///
+/// # Errors
+///
+/// If one is: it is not touched.
+pub fn check_absent(disks: &[Disk]) -> Result<(), MachineError> {
+    match disks.iter().find(|disk| disk.owned && disk.path.symlink_metadata().is_ok()) {
+        None => Ok(()),
+        Some(disk) => Err(MachineError::Disk {
+            id: disk.id.clone(),
+            action: "make",
+            path: disk.path.clone(),
+            source: std::io::ErrorKind::AlreadyExists.into(),
+        }),
+    }
 }
 
 /// Makes the owned images of `disks`, sparse, readable by their owner only. Whatever was made is removed on failure.
@@ -68,7 +85,7 @@ fn create_one(disk: &Disk) -> Result<(), MachineError> {
         .create_new(true)
         .mode(0o600)
         .open(&disk.path)
-        .map_err(failed("make (is the folder writable?)"))?;
+        .map_err(failed("make"))?;
     file.set_len(disk.bytes).map_err(|source| {
         remove_all(&[&disk.path]);
         failed("give its size to")(source)

@@ -66,7 +66,7 @@ pub enum MachineError {
         capacity: String,
     },
     /// A disk cannot be made or used.
-    #[error("disk `{id}`: cannot {action} {}", path.display())]
+    #[error("disk `{id}`: cannot {action} {} ({})", path.display(), remedy(source))]
     Disk {
         /// Disk.
         id: String,
@@ -82,7 +82,7 @@ pub enum MachineError {
     #[error(transparent)]
     Tap(#[from] tap::TapError),
     /// A file of the machine cannot be written.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {} ({})", path.display(), remedy(source))]
     File {
         /// What was tried.
         action: &'static str,
@@ -129,6 +129,23 @@ pub enum MachineError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What an operator can do about a file that cannot be made, written or opened.
+fn remedy(error: &io::Error) -> &'static str {
+    use io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::ReadOnlyFilesystem => "mount its file system writable",
+        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => {
+            "free some space there, or put state_dir on a larger file system"
+        }
+        Kind::PermissionDenied => "let the user of hostd write there",
+        Kind::AlreadyExists => "something is there already: remove it if no machine needs it",
+        Kind::NotFound => "it is not there: check the path",
+        Kind::NotADirectory => "a part of the path is a file: move it out of the way",
+        Kind::IsADirectory | Kind::InvalidInput => "give a file or a block device",
+        _ => "check the path and the storage below it",
+    }
 }
 
 /// The error and its causes on one line.

@@ -145,6 +145,8 @@ impl Machines {
 
     /// Enters a machine, makes its disks and starts its VMM, or leaves nothing.
     async fn build(&self, record: MachineRecord, incoming: bool) -> Result<Arc<Entry>> {
+        // Before the record says that they are ours: whatever goes wrong later, images of the record are removed.
+        disk::check_absent(&record.disks)?;
         let entry = self.enter(record)?;
         let guard = EntryGuard { machines: self, entry: Some(Arc::clone(&entry)) };
         self.save(&entry)?;
@@ -256,6 +258,7 @@ impl Machines {
                     MachineStatus::Migrating => {
                         "wait for its migration to end, or cancel it (`headroom migration list`)"
                     }
+                    MachineStatus::Incoming => "it is still on its way here: move it on once it runs",
                     _ => "only a running machine can be moved",
                 };
                 return Err(MachineError::State { name: name.to_owned(), status, remedy });

@@ -10,13 +10,13 @@ use crate::machine::{MachineError, MachineRecord};
 pub struct Room {
     capacity: Capacity,
     disk_space_mib: Option<f64>,
-    state_dir: PathBuf,
+    images: PathBuf,
 }
 
 impl Room {
-    /// Of a host with this capacity; `disk_space_mib` where the operator set a limit.
-    pub fn new(capacity: Capacity, disk_space_mib: Option<f64>, state_dir: PathBuf) -> Self {
-        Self { capacity, disk_space_mib, state_dir }
+    /// Of a host with this capacity; `disk_space_mib` where the operator set a limit, `images` where disk images are kept.
+    pub fn new(capacity: Capacity, disk_space_mib: Option<f64>, images: PathBuf) -> Self {
+        Self { capacity, disk_space_mib, images }
     }
 
     /// The capacity.
@@ -52,7 +52,7 @@ impl Room {
         let needed = owned(new);
         let (free, capacity) = match self.disk_space_mib {
             Some(limit) => (limit - present.iter().map(owned).sum::<f64>(), limit),
-            None => match file_system_mib(&self.state_dir) {
+            None => match file_system_mib(&self.images) {
                 Some(measured) => measured,
                 None => return Ok(()),
             },
@@ -70,9 +70,9 @@ impl Room {
     }
 }
 
-/// What the file system of `folder` has free and has in all.
+/// What the file system of `folder`, or of what is there of its path, has free and has in all.
 fn file_system_mib(folder: &Path) -> Option<(f64, f64)> {
-    let status = nix::sys::statvfs::statvfs(folder).ok()?;
+    let status = folder.ancestors().find_map(|folder| nix::sys::statvfs::statvfs(folder).ok())?;
     let mib = |blocks: u64| blocks as f64 * status.fragment_size() as f64 / f64::from(1 << 20);
     Some((mib(status.blocks_available()), mib(status.blocks())))
 }

@@ -1,25 +1,21 @@
 //! The daemon's port, and the port of a VMM that waits for a machine.
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use hostd::api::types::MigrationStage;
 use hostd::config::TlsPaths;
 use hostd::lab::host::PEER_PORT;
-use hostd::lab::{HostSpec, Lab, LabHost, binary, interrupt};
+use hostd::lab::{HostSpec, Lab, interrupt};
 use hostd::security::pki;
 use migration::report::Outcome;
 use tests::world::{DEADLINE, Spec, World};
 use tests::{Need, ready};
 use vmm::api::MachineState;
-use vmm::api::client::Client;
-use vmm::config::{MachineConfig, MigrationLimits, ReceiveConfig, SendConfig, TlsIdentity};
+use vmm::config::{MigrationLimits, SendConfig};
 
 use crate::strangers;
-
-const TOKEN: &str = "a0a1a2a3a4a5a6a7a8a9aaabacadaeafb0b1b2b3b4b5b6b7b8b9babbbcbdbebf";
+use crate::waiting::{TOKEN, Vmm, hex, identity, receive_config};
 
 /// Everything that must not get in, tried from the observer's place.
 fn knock(lab: &Lab, name: &str, address: SocketAddr) {
@@ -80,55 +76,6 @@ fn a_daemon_lets_no_stranger_in_and_goes_on() {
     world.finish();
 }
 
-/// A VMM of its own on a host, without a daemon.
-struct Vmm {
-    child: Child,
-    client: Client,
-}
-
-impl Vmm {
-    fn start(host: &LabHost, name: &str, incoming: bool) -> Self {
-        let folder = host.directory();
-        let kernel = folder.join("guest.elf");
-        std::fs::write(&kernel, headroom_guest::IMAGE).unwrap();
-        let disk = folder.join(format!("{name}.raw"));
-        std::fs::File::create(&disk).unwrap().set_len(32 << 20).unwrap();
-        let config: MachineConfig = serde_json::from_value(serde_json::json!({
-            "name": "vm1", "memory_mib": 96, "kernel": (!incoming).then_some(kernel),
-            "cmdline": "sweep=16:32 disk=8:4 fill=16", "disks": [{"id": "disk0", "path": disk}],
-        }))
-        .unwrap();
-        let config_path = folder.join(format!("{name}.json"));
-        std::fs::write(&config_path, serde_json::to_vec(&config).unwrap()).unwrap();
-        let socket = folder.join(format!("{name}.sock"));
-        let mut command = host.command(&binary("headroom-vmm").unwrap()).unwrap();
-        command.arg("--config").arg(config_path).arg("--api-socket").arg(&socket);
-        if incoming {
-            command.arg("--incoming");
-        }
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let client = Client::new(socket);
-        let wanted = if incoming { MachineState::Incoming } else { MachineState::Running };
-        interrupt::poll("the VMM", DEADLINE, Duration::from_millis(5), || {
-            Ok(client.machine().ok().filter(|machine| machine.state == wanted))
-        })
-        .unwrap();
-        Self { child, client }
-    }
-}
-
-impl Drop for Vmm {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn identity(paths: &TlsPaths) -> TlsIdentity {
-    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
-    TlsIdentity { ca_pem: read(&paths.ca), certificate_pem: read(&paths.certificate), key_pem: read(&paths.key) }
-}
-
 #[test]
 fn a_vmm_that_waits_for_a_machine_takes_it_only_from_the_one_who_may() {
     if !ready(Need::Kvm) {
@@ -137,23 +84,14 @@ fn a_vmm_that_waits_for_a_machine_takes_it_only_from_the_one_who_may() {
     let lab = Lab::new(&[HostSpec::new("a1", "a"), HostSpec::new("b1", "b"), HostSpec::new("c1", "b")]).unwrap();
     let (a1, b1, c1) = (lab.host("a1").unwrap(), lab.host("b1").unwrap(), lab.host("c1").unwrap());
     let (source, destination) = (Vmm::start(a1, "source", false), Vmm::start(b1, "destination", true));
-    let receive = ReceiveConfig {
-        id: "mig-1".into(),
-        listen: (b1.address(), 0).into(),
-        token: TOKEN.into(),
-        source_host: "a1".into(),
-        destination_host: "b1".into(),
-        tls: identity(b1.tls()),
-        deadline_s: 120,
-    };
-    let address = destination.client.receive(&receive).unwrap().address;
+    let address = destination.client.receive(&receive_config(b1)).unwrap().address;
     knock(&lab, "b1", address);
     assert_eq!(destination.client.machine().unwrap().state, MachineState::Incoming);
 
     let send = SendConfig {
         id: "mig-1".into(),
         address,
-        token: TOKEN.into(),
+        token: hex(&TOKEN),
         source_host: "a1".into(),
         destination_host: "b1".into(),
         tls: identity(a1.tls()),
@@ -175,7 +113,7 @@ fn a_vmm_that_waits_for_a_machine_takes_it_only_from_the_one_who_may() {
     type Change<'a> = &'a dyn Fn(&mut SendConfig);
     let wrong: [(&str, Change<'_>); 2] = [
         ("another host", &|config| config.tls = identity(c1.tls())),
-        ("a wrong token", &|config| config.token = TOKEN.replace('a', "c")),
+        ("a wrong token", &|config| config.token = hex(&TOKEN).replace('6', "7")),
     ];
     for (what, change) in wrong {
         let (error, report) = attempt(change);

@@ -4,4 +4,6 @@
 #![allow(clippy::unwrap_used)] // What must not fail here fails the test.
 
 mod doors;
+mod processor;
 mod strangers;
+mod waiting;

@@ -57,7 +57,7 @@ impl Controller {
         Ok(Self { version: Version::Two, base })
     }
 
-    /// Makes a group; with `cores`, its threads together get no more processor time than that, and get it before others.
+    /// Makes a group whose threads get processor time before others; with `cores`, no more of it than that.
     ///
     /// # Errors
     /// When the kernel refuses the group or the quota.
@@ -65,6 +65,10 @@ impl Controller {
         let path = self.base.join(name);
         std::fs::create_dir(&path).map_err(LabError::io("create", &path))?;
         let group = Cgroup { path };
+        match self.version {
+            Version::One => group.write("cpu.shares", &(1024 * WEIGHT).to_string())?,
+            Version::Two => group.write("cpu.weight", &(100 * WEIGHT).to_string())?,
+        }
         if let Some(cores) = cores {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few cores times 10,000")]
             // The kernel's smallest quota is one millisecond.
@@ -74,12 +78,10 @@ impl Controller {
                     group.write("cpu.cfs_period_us", &PERIOD_US.to_string())?;
                     group.write("cpu.cfs_quota_us", &quota.to_string())?;
                     group.write_optional("cpu.cfs_burst_us", &quota.min(PERIOD_US).to_string());
-                    group.write("cpu.shares", &(1024 * WEIGHT).to_string())?;
                 }
                 Version::Two => {
                     group.write("cpu.max", &format!("{quota} {PERIOD_US}"))?;
                     group.write_optional("cpu.max.burst", &quota.min(PERIOD_US).to_string());
-                    group.write("cpu.weight", &(100 * WEIGHT).to_string())?;
                 }
             }
         }

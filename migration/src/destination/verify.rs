@@ -31,12 +31,6 @@ pub(super) struct Verify {
     warning: Option<String>,
 }
 
-/// The digests that the source has sent.
-struct Expected {
-    memory: Vec<u64>,
-    disks: Vec<Vec<u64>>,
-}
-
 impl Verify {
     pub(super) fn new(link: Link, layout: MachineLayout, resume: Duration, warning: Option<String>) -> Self {
         Self { link, layout, resume, warning }
@@ -67,33 +61,33 @@ impl Verify {
     }
 
     fn compare(&mut self, context: &Context) -> Result<(Comparison, Comparison), MigrationError> {
-        let expected = self.expected()?;
         let start = Instant::now();
         let (pages, blocks) = self.link.arrived();
-        let memory = compare_memory(context, &expected.memory, &pages)?;
+        let mut memory = MemoryCheck::new(context, pages);
+        let mut expected: Vec<Vec<u64>> = self.layout.disks.iter().map(all_zero).collect();
+        loop {
+            match self.link.control.next("waiting for digests").map_err(by_peer)? {
+                Incoming::Digests(digests) => {
+                    check_range(&digests, &self.layout)?;
+                    match digests.subject {
+                        Subject::Memory => memory.compare(digests.first, &digests.values)?,
+                        Subject::Disk(number) => expect(&mut expected, number, &digests),
+                    }
+                }
+                Incoming::Message(Message::DigestsEnd) => break,
+                other => return Err(WireError::Unexpected { found: other.name(), expected: "digests" }.into()),
+            }
+        }
+        let memory = memory.finish()?;
         let mut disks = Comparison::default();
         for (number, (disk, layout)) in context.guest.disks().iter().zip(&self.layout.disks).enumerate() {
-            let (Some(expected), Some(arrived)) = (expected.disks.get(number), blocks.get(number)) else { continue };
+            let (Some(expected), Some(arrived)) = (expected.get(number), blocks.get(number)) else { continue };
             let one = compare_disk(&**disk, layout, expected, arrived)?;
             add(&mut disks, &one, number as u16);
         }
         tracing::info!(?memory, ?disks, ms = start.elapsed().as_millis() as u64, "verified");
         self.link.control.send(&Message::Verified { memory, disks })?;
         Ok((memory, disks))
-    }
-
-    fn expected(&mut self) -> Result<Expected, MigrationError> {
-        let mut expected = Expected {
-            memory: vec![zero_page(); self.layout.pages() as usize],
-            disks: self.layout.disks.iter().map(all_zero).collect(),
-        };
-        loop {
-            match self.link.control.next("waiting for digests").map_err(by_peer)? {
-                Incoming::Digests(digests) => expected.insert(&digests)?,
-                Incoming::Message(Message::DigestsEnd) => return Ok(expected),
-                other => return Err(WireError::Unexpected { found: other.name(), expected: "digests" }.into()),
-            }
-        }
     }
 }
 
@@ -105,20 +99,13 @@ fn all_zero(disk: &DiskLayout) -> Vec<u64> {
     digests
 }
 
-impl Expected {
-    fn insert(&mut self, digests: &Digests) -> Result<(), WireError> {
-        let (what, table) = match digests.subject {
-            Subject::Memory => ("pages".to_owned(), Some(&mut self.memory)),
-            Subject::Disk(number) => (format!("blocks of disk {number}"), self.disks.get_mut(usize::from(number))),
-        };
-        let (first, count) = (digests.first, digests.values.len() as u64);
-        let limit = table.as_ref().map_or(0, |table| table.len() as u64);
-        let range = usize::try_from(first).ok().and_then(|first| Some(first..first.checked_add(digests.values.len())?));
-        match table.zip(range).and_then(|(table, range)| table.get_mut(range)) {
-            Some(slots) => slots.copy_from_slice(&digests.values),
-            None => return Err(WireError::OutOfRange { what, first, count, limit }),
-        }
-        Ok(())
+/// Notes what the blocks of a disk should hold; the range has been checked.
+fn expect(expected: &mut [Vec<u64>], disk: u16, digests: &Digests) {
+    let first = digests.first as usize;
+    let slots =
+        expected.get_mut(usize::from(disk)).and_then(|table| table.get_mut(first..first + digests.values.len()));
+    if let Some(slots) = slots {
+        slots.copy_from_slice(&digests.values);
     }
 }
 
@@ -133,39 +120,78 @@ fn add(all: &mut Comparison, one: &Comparison, disk: u16) {
 }
 
 /// What differs and was not overwritten is wrong.
-fn judge(checked: u64, suspects: &[u64], dirty: &Bitmap) -> Comparison {
-    let wrong: Vec<u64> = suspects.iter().copied().filter(|&number| !dirty.contains(number)).collect();
+fn judge(checked: u64, suspects: &Bitmap, dirty: &Bitmap) -> Comparison {
+    let mut wrong = suspects.clone();
+    wrong.subtract(dirty);
+    let (found, different) = (suspects.count(), wrong.count());
     Comparison {
-        equal: checked - suspects.len() as u64,
-        overwritten: (suspects.len() - wrong.len()) as u64,
-        different: wrong.len() as u64,
+        equal: checked.saturating_sub(found),
+        overwritten: found - different,
+        different,
         first_disk: 0,
-        first_different: wrong.first().copied(),
+        first_different: wrong.next_run(0, 1).map(|run| run.start),
     }
 }
 
-fn compare_memory(context: &Context, expected: &[u64], arrived: &Bitmap) -> Result<Comparison, MigrationError> {
-    // What came with data, and what should have: pages that were never touched need not be read (and made) here.
-    let mut pages = arrived.clone();
-    for (page, _) in (0u64..).zip(expected).filter(|&(_, &value)| value != zero_page()) {
-        pages.insert(page);
+/// Compares memory while digests arrive.
+struct MemoryCheck<'a> {
+    context: &'a Context,
+    /// Pages that came with data and have not been looked at. A page that neither came nor should hold anything is never
+    /// read: that would only allocate it here.
+    arrived: Bitmap,
+    suspects: Bitmap,
+    checked: u64,
+    buffer: Vec<u8>,
+}
+
+impl<'a> MemoryCheck<'a> {
+    fn new(context: &'a Context, arrived: Bitmap) -> Self {
+        let buffer = vec![0; (CHUNK_PAGES * PAGE_BYTES) as usize];
+        Self { context, suspects: Bitmap::new(arrived.len()), arrived, checked: 0, buffer }
     }
-    let mut buffer = vec![0; (CHUNK_PAGES * PAGE_BYTES) as usize];
-    let (mut from, mut checked, mut suspects) = (0, 0, Vec::new());
-    while let Some(run) = pages.next_run(from, CHUNK_PAGES) {
-        from = run.end;
-        checked += run.end - run.start;
-        let bytes = &mut buffer[..((run.end - run.start) * PAGE_BYTES) as usize];
-        context.guest.read_pages(run.start, bytes).doing("reading guest memory")?;
-        for (page, bytes) in run.zip(bytes.chunks_exact(PAGE_BYTES as usize)) {
-            if expected.get(page as usize) != Some(&digest(bytes)) {
-                suspects.push(page);
+
+    /// Pages `first..` should have these digests.
+    fn compare(&mut self, first: u64, values: &[u64]) -> Result<(), MigrationError> {
+        for (chunk, first) in values.chunks(CHUNK_PAGES as usize).zip((first..).step_by(CHUNK_PAGES as usize)) {
+            let mut from = 0;
+            while from < chunk.len() {
+                let wanted = |index: usize| chunk[index] != zero_page() || self.arrived.contains(first + index as u64);
+                let length = (from..chunk.len()).take_while(|&index| wanted(index)).count();
+                if length > 0 {
+                    self.look(first + from as u64, &chunk[from..from + length])?;
+                }
+                from += length.max(1);
             }
         }
+        Ok(())
     }
-    let mut dirty = Bitmap::new(expected.len() as u64);
-    context.guest.collect_dirty(&mut dirty).doing("collecting dirty pages")?;
-    Ok(judge(checked, &suspects, &dirty))
+
+    /// Reads at most [`CHUNK_PAGES`] and notes those that hold something else.
+    fn look(&mut self, first: u64, values: &[u64]) -> Result<(), MigrationError> {
+        let bytes = &mut self.buffer[..values.len() * PAGE_BYTES as usize];
+        self.context.guest.read_pages(first, bytes).doing("reading guest memory")?;
+        for ((page, bytes), &value) in (first..).zip(bytes.chunks_exact(PAGE_BYTES as usize)).zip(values) {
+            self.arrived.remove(page);
+            if digest(bytes) != value {
+                self.suspects.insert(page);
+            }
+        }
+        self.checked += values.len() as u64;
+        Ok(())
+    }
+
+    /// What came and was not named should be zeroes.
+    fn finish(mut self) -> Result<Comparison, MigrationError> {
+        let zeroes = [zero_page(); CHUNK_PAGES as usize];
+        let mut from = 0;
+        while let Some(run) = self.arrived.next_run(from, CHUNK_PAGES) {
+            from = run.end;
+            self.look(run.start, &zeroes[..(run.end - run.start) as usize])?;
+        }
+        let mut dirty = Bitmap::new(self.suspects.len());
+        self.context.guest.collect_dirty(&mut dirty).doing("collecting dirty pages")?;
+        Ok(judge(self.checked, &self.suspects, &dirty))
+    }
 }
 
 fn compare_disk(
@@ -182,7 +208,7 @@ fn compare_disk(
     }
     let mut reader = disk.reader().doing("opening a disk for reading")?;
     let depth = reader.depth().max(1);
-    let (mut from, mut flying, mut checked, mut suspects) = (0, 0, 0, Vec::new());
+    let (mut from, mut flying, mut checked, mut suspects) = (0, 0, 0, Bitmap::new(layout.blocks()));
     loop {
         while flying < depth
             && let Some(run) = blocks.next_run(from, (depth - flying) as u64)
@@ -196,7 +222,7 @@ fn compare_disk(
         let mut take = |block: u64, bytes: &[u8]| {
             let held = bytes.get(..layout.block_bytes(block) as usize).map(digest);
             if held.as_ref() != expected.get(block as usize) {
-                suspects.push(block);
+                suspects.insert(block);
             }
         };
         if !reader.complete(&mut take).doing("reading a disk")? {
@@ -205,7 +231,6 @@ fn compare_disk(
         flying = flying.saturating_sub(1);
         checked += 1;
     }
-    suspects.sort_unstable();
     let mut dirty = Bitmap::new(layout.blocks());
     disk.collect_dirty(&mut dirty).doing("collecting dirty blocks")?;
     Ok(judge(checked, &suspects, &dirty))

@@ -1,6 +1,7 @@
 //! A bitmap over page or block numbers.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One bit for each page or block, in words of 64. Bits past the end do not exist: setting one is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -87,6 +88,13 @@ impl Bitmap {
         }
     }
 
+    /// Clears every bit that is set in `other`.
+    pub fn subtract(&mut self, other: &Self) {
+        for (word, bits) in self.words.iter_mut().zip(&other.words) {
+            *word &= !bits;
+        }
+    }
+
     /// Clears every bit.
     pub fn clear(&mut self) {
         self.words.fill(0);
@@ -122,6 +130,37 @@ impl Bitmap {
     }
 }
 
+/// A bitmap that channels fill side by side: within a round each number belongs to one channel, and rounds are separated
+/// by acknowledgements.
+#[derive(Debug, Default)]
+pub struct SharedBitmap {
+    words: Vec<AtomicU64>,
+}
+
+impl SharedBitmap {
+    /// `len` clear bits.
+    pub fn new(len: u64) -> Self {
+        Self { words: (0..len.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Sets bit `index` and returns what it was; past the end it does nothing.
+    pub fn insert(&self, index: u64) -> bool {
+        let mask = 1 << (index % 64);
+        self.words.get((index / 64) as usize).is_some_and(|word| word.fetch_or(mask, Ordering::Relaxed) & mask != 0)
+    }
+
+    /// Clears bit `index` and returns what it was.
+    pub fn remove(&self, index: u64) -> bool {
+        let mask = 1 << (index % 64);
+        self.words.get((index / 64) as usize).is_some_and(|word| word.fetch_and(!mask, Ordering::Relaxed) & mask != 0)
+    }
+
+    /// Number of set bits.
+    pub fn count(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -136,6 +175,15 @@ mod tests {
         bitmap.insert_word(2, u64::MAX);
         assert_eq!(bitmap.count(), 6);
         assert_eq!(Bitmap::full(70).count(), 70);
+    }
+
+    #[test]
+    fn a_shared_bitmap_tells_what_was_there() {
+        let bitmap = SharedBitmap::new(65);
+        assert!(!bitmap.insert(64) && bitmap.insert(64) && !bitmap.insert(0));
+        assert_eq!(bitmap.count(), 2);
+        assert!(bitmap.remove(64) && !bitmap.remove(64) && !bitmap.insert(200));
+        assert_eq!(bitmap.count(), 1);
     }
 
     proptest! {

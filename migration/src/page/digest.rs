@@ -1,4 +1,4 @@
-//! Digests of pages and blocks, kept by the source while it sends them.
+//! Digests of pages and blocks.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,8 +22,7 @@ pub fn zero_block(bytes: u64) -> u64 {
     if bytes == BLOCK_BYTES { *ZERO } else { digest(&vec![0; bytes.min(BLOCK_BYTES) as usize]) }
 }
 
-/// The digest last sent of each page or block. Channels fill it side by side: within a round each number belongs to one
-/// channel, and rounds are separated by acknowledgements.
+/// The digest of each block of a disk as it was last sent.
 #[derive(Debug, Default)]
 pub struct Digests {
     values: Vec<AtomicU64>,
@@ -45,21 +44,15 @@ impl Digests {
         self.values.is_empty()
     }
 
-    /// Replaces one, and returns what it was; out of range does nothing.
-    pub fn set(&self, index: u64, value: u64) -> Option<u64> {
-        let slot = self.values.get(index as usize)?;
-        let before = slot.load(Ordering::Relaxed);
-        slot.store(value, Ordering::Relaxed);
-        Some(before)
+    /// Replaces one; out of range does nothing.
+    pub fn set(&self, index: u64, value: u64) {
+        if let Some(slot) = self.values.get(index as usize) {
+            slot.store(value, Ordering::Relaxed);
+        }
     }
 
     /// One of them.
     pub fn get(&self, index: u64) -> Option<u64> {
         self.values.get(index as usize).map(|slot| slot.load(Ordering::Relaxed))
-    }
-
-    /// How many equal `value`.
-    pub fn count(&self, value: u64) -> u64 {
-        self.values.iter().filter(|slot| slot.load(Ordering::Relaxed) == value).count() as u64
     }
 }

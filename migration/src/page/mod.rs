@@ -4,6 +4,6 @@ mod bitmap;
 mod digest;
 mod zero;
 
-pub use bitmap::Bitmap;
+pub use bitmap::{Bitmap, SharedBitmap};
 pub use digest::{Digests, digest, zero_block, zero_page};
 pub use zero::is_zero;

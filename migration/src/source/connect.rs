@@ -8,7 +8,7 @@ use super::workers::Workers;
 use super::{Context, Failed, Link, Sent};
 use crate::error::{Doing, MigrationError};
 use crate::guest::MachineLayout;
-use crate::page::{Digests, zero_block, zero_page};
+use crate::page::{Digests, SharedBitmap, zero_block};
 use crate::policy::Limits;
 use crate::transport::TransportError;
 use crate::transport::channels::Channel;
@@ -168,7 +168,7 @@ pub(super) fn ping(control: &mut Channel, nonce: u64) -> Result<Duration, Migrat
 
 /// Nothing was sent yet: the destination's memory reads as zeroes, and so do its disks once holes have been punched.
 fn sent(layout: MachineLayout) -> Sent {
-    let memory = Arc::new(Digests::new(layout.pages(), zero_page()));
+    let held = Arc::new(SharedBitmap::new(layout.pages()));
     let disks = layout
         .disks
         .iter()
@@ -180,5 +180,5 @@ fn sent(layout: MachineLayout) -> Sent {
             Arc::new(digests)
         })
         .collect();
-    Sent { layout, memory, disks }
+    Sent { layout, held, disks }
 }

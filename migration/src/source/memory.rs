@@ -1,4 +1,4 @@
-//! One memory channel at the source: pages out of the guest, through digest and zero test, into TLS.
+//! One memory channel at the source: pages out of the guest, through the zero test, into TLS.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,7 @@ use super::workers::{Carry, Job, Share};
 use crate::control::Control;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{PAGE_BYTES, SourceGuest};
-use crate::page::{Bitmap, Digests, digest, is_zero, zero_page};
+use crate::page::{Bitmap, SharedBitmap, is_zero};
 use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
@@ -51,15 +51,15 @@ pub(super) struct MemoryWorker {
     control: Control,
     stop: Stop,
     limiter: Arc<Limiter>,
-    digests: Arc<Digests>,
+    held: Arc<SharedBitmap>,
     batch: Batch,
 }
 
 /// Pages on their way into one frame.
 ///
 /// They are copied out of the guest once, into a buffer that nobody else writes to, although TLS could encrypt straight
-/// from guest memory: the guest may be writing at this very moment, and the zero test, the digest and the bytes that
-/// travel must all have seen the same page. A page that changes after the copy is dirty and will be sent again.
+/// from guest memory: the guest may be writing at this very moment, and the zero test and the bytes that travel must have
+/// seen the same page. A page that changes after the copy is dirty and will be sent again.
 struct Batch {
     data: Box<[u8]>,
     /// Pages in `data`.
@@ -92,7 +92,7 @@ impl Batch {
         }
     }
 
-    fn add(&mut self, guest: &dyn SourceGuest, pages: Range<u64>, digests: &Digests) -> Result<(), MigrationError> {
+    fn add(&mut self, guest: &dyn SourceGuest, pages: Range<u64>, held: &SharedBitmap) -> Result<(), MigrationError> {
         let count = (pages.end - pages.start) as usize;
         let start = self.filled;
         let buffer = &mut self.data[start * PAGE..(start + count) * PAGE];
@@ -102,14 +102,14 @@ impl Batch {
             let at = (start + index) * PAGE;
             let bytes = &self.data[at..at + PAGE];
             let zero = is_zero(bytes);
-            let before = digests.set(page, if zero { zero_page() } else { digest(bytes) });
             if zero {
                 self.zeroes += 1;
-                if before == Some(zero_page()) {
-                    // Nothing else was ever sent for it, and the destination's memory began as zeroes.
+                if !held.remove(page) {
+                    // The destination holds nothing for it, and its memory began as zeroes.
                     continue;
                 }
             } else {
+                held.insert(page);
                 let to = self.filled * PAGE;
                 if to != at {
                     self.data.copy_within(at..at + PAGE, to);
@@ -123,13 +123,13 @@ impl Batch {
 }
 
 impl MemoryWorker {
-    pub(super) fn new(context: &Context, digests: Arc<Digests>, limiter: Arc<Limiter>) -> Self {
+    pub(super) fn new(context: &Context, held: Arc<SharedBitmap>, limiter: Arc<Limiter>) -> Self {
         Self {
             guest: Arc::clone(&context.guest),
             control: context.control.clone(),
             stop: context.stop.clone(),
             limiter,
-            digests,
+            held,
             batch: Batch {
                 data: vec![0; BATCH_PAGES * PAGE].into_boxed_slice(),
                 filled: 0,
@@ -167,7 +167,7 @@ impl Carry for MemoryWorker {
     fn carry(&mut self, job: &Job, channel: &mut Channel) -> Result<Share, MigrationError> {
         let mut share = Share::default();
         while let Some(pages) = job.memory.take(self.batch.room()) {
-            self.batch.add(&*self.guest, pages, &self.digests)?;
+            self.batch.add(&*self.guest, pages, &self.held)?;
             if self.batch.room() == 0 {
                 self.send(channel, &mut share)?;
             }

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use crate::control::{Control, Phase};
 use crate::error::MigrationError;
 use crate::guest::{MachineLayout, SourceGuest};
-use crate::page::Digests;
+use crate::page::{Digests, SharedBitmap};
 use crate::policy::Limits;
 use crate::report::{Outcome, Report, Trigger};
 use crate::transport::channels::Channel;
@@ -137,10 +137,12 @@ struct Link {
     features: Vec<String>,
 }
 
-/// Digests of what was last sent.
+/// What the destination holds.
 struct Sent {
     layout: MachineLayout,
-    memory: Arc<Digests>,
+    /// Pages that were last sent with data; all others are zeroes there.
+    held: Arc<SharedBitmap>,
+    /// Digests of the blocks as they were last sent.
     disks: Vec<Arc<Digests>>,
 }
 

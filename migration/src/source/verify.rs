@@ -1,4 +1,9 @@
-//! After the resume: the destination gets the digests of what was sent and compares what the guest has not overwritten.
+//! After the resume: the destination gets digests of what the machine held when it stopped, and compares what the guest has
+//! not overwritten.
+//!
+//! Digests of memory are made only now, from the stopped and fenced machine itself: the channels have less to do while they
+//! send, and a page that was written but not sent again is found as well as one that was damaged on its way. Of disks, which
+//! may be far larger, they are those of the blocks as they were last read and sent.
 //!
 //! Nothing that goes wrong here changes the outcome: the machine runs at the destination. What could not be checked stays
 //! `null` in the report.
@@ -9,7 +14,8 @@ use super::connect::by_peer;
 use super::{Context, Link, Sent};
 use crate::error::{Doing, MigrationError};
 use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
-use crate::page::{Digests, digest, zero_page};
+use crate::page::{Digests, digest};
+use crate::transport::channels::Channel;
 use crate::wire::WireError;
 use crate::wire::frame::{MAX_DIGESTS, Subject};
 use crate::wire::message::{Comparison, Message};
@@ -21,6 +27,10 @@ const VERIFY_TIMEOUT: Duration = Duration::from_secs(60);
 const VERIFY_BYTES_PER_SECOND: u64 = 50 << 20;
 /// Digests in one frame.
 const CHUNK: usize = 16 << 10;
+/// Pages of the stopped machine read at once: they stay in the second-level cache until they are hashed.
+const READ_PAGES: usize = 64;
+/// Pages after which their digests leave, so that the destination compares while this end still reads.
+const FLUSH_PAGES: usize = 4 << 10;
 const _: () = assert!(CHUNK <= MAX_DIGESTS);
 
 /// The machine runs at the destination.
@@ -43,7 +53,7 @@ impl Verify {
         }
         // A dirty log is stopped only now: stopping it takes milliseconds, and the guest would have waited for them.
         super::abort::stop_tracking(context);
-        context.report.memory.pages_zero = self.sent.memory.count(zero_page());
+        context.report.memory.pages_zero = self.sent.layout.pages() - self.sent.held.count();
         let _ = self.link.control.send(&Message::Goodbye);
         self.link.control.close();
         self.link.workers.end();
@@ -51,19 +61,18 @@ impl Verify {
 
     fn compare(&mut self, context: &mut Context) -> Result<(), MigrationError> {
         let control = &mut self.link.control;
-        control.set_deadline(None);
-        send_table(control, Subject::Memory, &self.sent.memory, |_| zero_page())?;
+        let disk_bytes: u64 = self.sent.layout.disks.iter().map(|disk| disk.bytes).sum();
+        let bytes = self.sent.layout.pages() * PAGE_BYTES + disk_bytes;
+        let allowed = VERIFY_TIMEOUT + Duration::from_secs(bytes / VERIFY_BYTES_PER_SECOND);
+        control.set_patience(allowed);
+        control.set_deadline(Some(Instant::now() + allowed));
+        send_memory(context, control, self.sent.layout.pages())?;
         let layouts = &self.sent.layout.disks;
         for (number, (digests, layout)) in self.sent.disks.iter().zip(layouts).enumerate() {
             let zero = |block| crate::page::zero_block(layout.block_bytes(block));
             send_table(control, Subject::Disk(number as u16), digests, zero)?;
         }
         control.send(&Message::DigestsEnd)?;
-        let disk_bytes: u64 = layouts.iter().map(|disk| disk.bytes).sum();
-        let bytes = self.sent.layout.pages() * PAGE_BYTES + disk_bytes;
-        let allowed = VERIFY_TIMEOUT + Duration::from_secs(bytes / VERIFY_BYTES_PER_SECOND);
-        control.set_patience(allowed);
-        control.set_deadline(Some(Instant::now() + allowed));
         let (memory, disks) = match control.receive("waiting for the digests to be compared").map_err(by_peer)? {
             Message::Verified { memory, disks } => (memory, disks),
             other => return Err(WireError::Unexpected { found: other.name(), expected: "Verified" }.into()),
@@ -103,9 +112,36 @@ impl crate::report::Verification {
     }
 }
 
+/// Reads what the machine held when it stopped, and sends its digests, leaving out what was never touched.
+fn send_memory(context: &Context, control: &mut Channel, pages: u64) -> Result<(), MigrationError> {
+    let mut buffer = vec![0; READ_PAGES * PAGE_BYTES as usize];
+    let (mut values, mut from, mut queued) = (Vec::with_capacity(READ_PAGES), 0, 0);
+    while let Some(run) = context.guest.next_populated(from).doing("looking for populated memory")? {
+        let end = run.end.min(pages);
+        if run.start >= end {
+            break;
+        }
+        for first in (run.start..end).step_by(READ_PAGES) {
+            let count = (end - first).min(READ_PAGES as u64) as usize;
+            let bytes = &mut buffer[..count * PAGE_BYTES as usize];
+            context.guest.read_pages(first, bytes).doing("reading guest memory")?;
+            values.clear();
+            values.extend(bytes.chunks_exact(PAGE_BYTES as usize).map(digest));
+            control.send_digests(Subject::Memory, first, &values)?;
+            queued += count;
+            if queued >= FLUSH_PAGES {
+                control.flush()?;
+                queued = 0;
+            }
+        }
+        from = end;
+    }
+    Ok(control.flush()?)
+}
+
 /// Sends a table, leaving out stretches that are all zero.
 fn send_table(
-    control: &mut crate::transport::channels::Channel,
+    control: &mut Channel,
     subject: Subject,
     digests: &Digests,
     zero: impl Fn(u64) -> u64,

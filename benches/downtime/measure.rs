@@ -53,9 +53,11 @@ fn our_run(scenario: Scenario, streams: u16) -> Result<Report> {
     let (a, b) = (lab.host("host1")?, lab.host("host2")?);
     let source = Vmm::start(a, scenario, Some(kernel(&lab)?))?;
     let destination = Vmm::start(b, scenario, None)?;
-    let (mut report, gap) =
+    let (mut report, seen) =
         observed(&lab, || ours::migrate((a, &source), (b, &destination), streams)).context("headroom-vmm")?;
-    report.network_gap_ms = Some(gap);
+    report.network_gap_ms = Some(seen.gap_ms);
+    let down = &report.downtime_ms;
+    eprintln!("  headroom: total {:.0} ms, downtime {:.1} ms, {seen}", report.total_ms, down.total);
     check_oracles(&lab)?;
     Ok(report)
 }
@@ -66,13 +68,34 @@ fn peer_run(scenario: Scenario) -> Result<PeerRun> {
     let kernel: &Path = &kernel(&lab)?;
     let mut source = Qemu::start(a, scenario, kernel, false)?;
     let _destination = Qemu::start(b, scenario, kernel, true)?;
-    let (moved, network_gap_ms) = observed(&lab, || source.migrate(b))?;
+    let (moved, seen) = observed(&lab, || source.migrate(b))?;
+    eprintln!("  peer:     total {:.0} ms, downtime {:.1} ms, {seen}", moved.total_ms, moved.downtime_ms);
     check_oracles(&lab)?;
-    Ok(PeerRun { total_ms: moved.total_ms, downtime_ms: moved.downtime_ms, network_gap_ms })
+    Ok(PeerRun { total_ms: moved.total_ms, downtime_ms: moved.downtime_ms, network_gap_ms: seen.gap_ms })
 }
 
-/// Runs `migrate` under the eyes of an observer that sends 1,000 requests a second; returns the longest silence as well.
-fn observed<T>(lab: &Lab, migrate: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
+/// What the observer saw of one move.
+struct Seen {
+    /// Longest silence, in milliseconds.
+    gap_ms: f64,
+    /// When it began, in milliseconds since the move was asked for.
+    gap_at_ms: f64,
+    /// Longest time for which the observer itself did not send.
+    stall_ms: f64,
+}
+
+impl std::fmt::Display for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { gap_ms, gap_at_ms, stall_ms } = self;
+        write!(
+            f,
+            "longest silence {gap_ms:.1} ms from {gap_at_ms:.0} ms on (the observer's own stall: {stall_ms:.1} ms)"
+        )
+    }
+}
+
+/// Runs `migrate` under the eyes of an observer that sends 1,000 requests a second; returns what it saw as well.
+fn observed<T>(lab: &Lab, migrate: impl FnOnce() -> Result<T>) -> Result<(T, Seen)> {
     wait_ready(lab)?;
     std::thread::sleep(SETTLE);
     let target =
@@ -86,7 +109,8 @@ fn observed<T>(lab: &Lab, migrate: impl FnOnce() -> Result<T>) -> Result<(T, f64
     if summary.answered == 0 {
         bail!("the guest answered no echo request: {summary:?}");
     }
-    Ok((moved, summary.gap_ms))
+    let gap_at_ms = (summary.gap_start_ns as f64 - started as f64) / 1e6;
+    Ok((moved, Seen { gap_ms: summary.gap_ms, gap_at_ms, stall_ms: summary.send_stall_ms }))
 }
 
 fn client(lab: &Lab) -> Result<Client> {

@@ -168,9 +168,9 @@ fn set_cpuid(host: &Host, fds: &[VcpuFd], wanted: Option<&CpuProfile>) -> Result
     Ok(profile)
 }
 
-fn legacy_devices(config: &MachineConfig, vm: &VmFd, bus: &Bus) -> Result<Console, BuildError> {
-    let interrupt = wire_interrupt(vm, irq::SERIAL_GSI)?;
-    let console = Console::new(&config.serial, interrupt)?;
+fn legacy_devices(config: &MachineConfig, vm: &Arc<VmFd>, bus: &Bus) -> Result<Console, BuildError> {
+    let interrupt = irq::Pin::new(Arc::clone(vm), irq::SERIAL_GSI);
+    let console = Console::new(&config.serial, Arc::new(interrupt))?;
     bus.insert_ports(serial::PORTS, Arc::new(Mutex::new(console.clone())))?;
     Ok(console)
 }
@@ -184,7 +184,7 @@ fn power_devices(bus: &Bus, vcpus: &Vcpus) -> Result<(), Overlap> {
     bus.insert_ports(power::RESET_PORTS, Arc::new(Mutex::new(Power::reset_control(reset()))))
 }
 
-fn sockets(config: &MachineConfig, vm: &VmFd, ram: &GuestRam) -> Result<Sockets, BuildError> {
+fn sockets(config: &MachineConfig, vm: &Arc<VmFd>, ram: &GuestRam) -> Result<Sockets, BuildError> {
     let mut index = 0;
     let mut wire = |queues| {
         let wiring = wire(vm, ram, index, queues);
@@ -204,9 +204,9 @@ fn sockets(config: &MachineConfig, vm: &VmFd, ram: &GuestRam) -> Result<Sockets,
     Ok(Sockets { disks, taps })
 }
 
-/// Registers interrupt and notifications of virtio device `index` with KVM: neither passes through a vCPU thread.
-fn wire(vm: &VmFd, ram: &GuestRam, index: u32, queues: usize) -> Result<Wiring, BuildError> {
-    let interrupt = wire_interrupt(vm, irq::FIRST_VIRTIO_GSI + index)?;
+/// The interrupt of virtio device `index`, and its notifications, registered with KVM: neither passes through a vCPU thread.
+fn wire(vm: &Arc<VmFd>, ram: &GuestRam, index: u32, queues: usize) -> Result<Wiring, BuildError> {
+    let interrupt = Arc::new(irq::Pin::new(Arc::clone(vm), irq::FIRST_VIRTIO_GSI + index));
     let address = IoEventAddress::Mmio(virtio_window(index.into()).start + QUEUE_NOTIFY);
     let notify = (0..queues as u32)
         .map(|queue| {
@@ -216,12 +216,6 @@ fn wire(vm: &VmFd, ram: &GuestRam, index: u32, queues: usize) -> Result<Wiring, 
         })
         .collect::<Result<_, BuildError>>()?;
     Ok(Wiring { ram: ram.clone(), interrupt, notify })
-}
-
-fn wire_interrupt(vm: &VmFd, gsi: u32) -> Result<EventFd, BuildError> {
-    let event = event()?;
-    vm.register_irqfd(&event, gsi).map_err(ioctl_error("KVM_IRQFD"))?;
-    Ok(event)
 }
 
 fn event() -> Result<EventFd, BuildError> {

@@ -21,11 +21,13 @@
 use migration::guest::{DeviceSlot, StatePayload};
 
 pub mod bus;
+mod line;
 pub mod power;
 pub mod serial;
 pub mod state;
 pub mod virtio;
 
+pub use line::Line;
 pub use state::StateError;
 
 /// A window of registers, in guest-physical memory (MMIO) or among the I/O ports.

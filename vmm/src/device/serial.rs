@@ -9,17 +9,16 @@ use migration::guest::{DeviceSlot, StatePayload};
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
-use vmm_sys_util::eventfd::EventFd;
 
-use super::BusDevice;
 use super::state::{self, StateError};
+use super::{BusDevice, Line};
 use crate::config::SerialConfig;
 
 /// Its ports.
 pub const PORTS: Range<u16> = 0x3f8..0x400;
 
 type Output = Box<dyn Write + Send>;
-type Uart = Serial<Line, NoEvents, Output>;
+type Uart = Serial<Edge, NoEvents, Output>;
 
 /// The console cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +30,13 @@ pub struct SerialError {
 }
 
 /// The interrupt line.
-#[derive(Debug)]
-struct Line(EventFd);
+struct Edge(Arc<dyn Line>);
 
-impl Trigger for Line {
+impl Trigger for Edge {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+        self.0.pulse()
     }
 }
 
@@ -68,18 +66,18 @@ pub fn slot() -> DeviceSlot {
 }
 
 impl Console {
-    /// A port as after a reset. `interrupt` is registered as irqfd.
+    /// A port as after a reset. `interrupt` is its line.
     ///
     /// # Errors
     ///
     /// [`SerialError`] if the file cannot be opened.
-    pub fn new(config: &SerialConfig, interrupt: EventFd) -> Result<Self, SerialError> {
+    pub fn new(config: &SerialConfig, interrupt: Arc<dyn Line>) -> Result<Self, SerialError> {
         let output: Output = match config {
             SerialConfig::Off => Box::new(io::sink()),
             SerialConfig::Stdio => Box::new(io::stdout()),
             SerialConfig::File(path) => Box::new(append_to(path)?),
         };
-        Ok(Self { uart: Arc::new(Mutex::new(Serial::new(Line(interrupt), output))) })
+        Ok(Self { uart: Arc::new(Mutex::new(Serial::new(Edge(interrupt), output))) })
     }
 
     /// Hands bytes to the guest, as many as the port has room for; returns how many.
@@ -128,9 +126,8 @@ impl Console {
             in_buffer: saved.input,
         };
         let mut uart = self.lock();
-        let interrupt = uart.interrupt_evt().0.try_clone();
+        let line = Edge(Arc::clone(&uart.interrupt_evt().0));
         let unfit = |what: String| StateError::Unfit { device: slot().name, what };
-        let line = Line(interrupt.map_err(|error| unfit(error.to_string()))?);
         let output = std::mem::replace(uart.writer_mut(), Box::new(io::sink()));
         *uart = Serial::from_state(&state, line, NoEvents, output).map_err(|error| unfit(error.to_string()))?;
         Ok(())
@@ -168,11 +165,13 @@ impl BusDevice for Console {
 
 #[cfg(test)]
 mod tests {
+    use vmm_sys_util::eventfd::EventFd;
+
     use super::*;
 
     fn console(path: &std::path::Path) -> Console {
         let config = SerialConfig::File(path.to_owned());
-        Console::new(&config, EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap()
+        Console::new(&config, Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())).unwrap()
     }
 
     #[test]

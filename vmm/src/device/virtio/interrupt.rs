@@ -1,8 +1,9 @@
 //! The interrupt line of a device and the status bits that explain it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use vmm_sys_util::eventfd::EventFd;
+use crate::device::Line;
 
 /// A used ring has new entries (virtio 1.2, section 4.2.2, `InterruptStatus`).
 const USED_BUFFER: u32 = 1;
@@ -14,12 +15,12 @@ pub struct Interrupt {
     status: AtomicU32,
     needs_reset: AtomicBool,
     generation: AtomicU32,
-    line: EventFd,
+    line: Arc<dyn Line>,
 }
 
 impl Interrupt {
     /// Nothing pending.
-    pub fn new(line: EventFd) -> Self {
+    pub fn new(line: Arc<dyn Line>) -> Self {
         Self { status: AtomicU32::new(0), needs_reset: AtomicBool::new(false), generation: AtomicU32::new(0), line }
     }
 
@@ -29,7 +30,7 @@ impl Interrupt {
     }
 
     fn pulse(&self) {
-        if let Err(error) = self.line.write(1) {
+        if let Err(error) = self.line.pulse() {
             tracing::warn!(%error, "cannot raise an interrupt");
         }
     }

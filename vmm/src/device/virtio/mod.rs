@@ -4,14 +4,17 @@
 //! vCPU ──MMIO exit──> MmioTransport ──> Registers (status, features, queue set-up)
 //!                                          │ activate, stop, reset: calls that return when done
 //! vCPU ──ioeventfd──> notify ──────────> Worker: one thread a device ──> tap, io_uring
-//! vCPU <──irqfd────── interrupt <──────────┘ used rings, in guest memory
+//! vCPU <──interrupt── interrupt <──────────┘ used rings, in guest memory
 //! ```
 //!
 //! Whatever the guest writes into registers, rings and descriptors is taken as hostile: it is checked before it is used, and
 //! a queue that breaks the rules is left alone and reported by `DEVICE_NEEDS_RESET`. The other devices go on.
 
+use std::sync::Arc;
+
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::device::Line;
 use crate::memory::GuestRam;
 
 pub mod block;
@@ -41,8 +44,8 @@ use worker::{Backend, Worker};
 pub struct Wiring {
     /// Guest RAM. A clone shares the mapping and its bitmap of written pages.
     pub ram: GuestRam,
-    /// Raises the device's interrupt line once (edge): registered as irqfd.
-    pub interrupt: EventFd,
+    /// The device's interrupt line.
+    pub interrupt: Arc<dyn Line>,
     /// One a queue, non-blocking: registered as ioeventfd at [`mmio::QUEUE_NOTIFY`] of the window, 4 bytes wide, with the
     /// queue's number as the datamatch.
     pub notify: Vec<EventFd>,

@@ -1,6 +1,7 @@
 //! A driver for tests: it sets a device up through its registers and works its queues in a guest memory of 16 MiB.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -45,7 +46,7 @@ impl Board {
     pub fn wiring(&self) -> Wiring {
         Wiring {
             ram: self.ram.clone(),
-            interrupt: self.interrupt.try_clone().unwrap(),
+            interrupt: Arc::new(self.interrupt.try_clone().unwrap()),
             notify: self.notify.iter().map(|notify| notify.try_clone().unwrap()).collect(),
         }
     }

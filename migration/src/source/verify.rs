@@ -25,6 +25,8 @@ use crate::wire::version;
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(60);
 /// The slowest comparison that is waited for.
 const VERIFY_BYTES_PER_SECOND: u64 = 50 << 20;
+/// The machine's first moments at its new place belong to it: it faults in what it works with, and queued packets wait.
+const COURTESY: Duration = Duration::from_millis(50);
 /// Digests in one frame.
 const CHUNK: usize = 16 << 10;
 /// Pages of the stopped machine read at once: they stay in the second-level cache until they are hashed.
@@ -60,6 +62,7 @@ impl Verify {
     }
 
     fn compare(&mut self, context: &mut Context) -> Result<(), MigrationError> {
+        std::thread::sleep(COURTESY);
         let control = &mut self.link.control;
         let disk_bytes: u64 = self.sent.layout.disks.iter().map(|disk| disk.bytes).sum();
         let bytes = self.sent.layout.pages() * PAGE_BYTES + disk_bytes;

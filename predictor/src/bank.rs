@@ -81,7 +81,7 @@ impl Default for BankConfig {
             season_rate: 0.1,
             ridge_decay: 0.998,
             ridge_penalty: 3.0,
-            refit_every: 48,
+            refit_every: 96,
         }
     }
 }
@@ -106,8 +106,10 @@ impl BankConfig {
 
     /// The part of the shortest cycle in which step `clock` lies.
     fn phase(&self, clock: u64) -> usize {
-        let length = self.seasons.iter().copied().min().unwrap_or(1) as u64;
-        (clock % length * self.phases() as u64 / length) as usize
+        let length = self.seasons.iter().copied().min().unwrap_or(1).clamp(1, 1 << 20) as u32;
+        // Places in the cycle fit into 32 bits, which divide much faster than 64.
+        let place = (clock % u64::from(length)) as u32;
+        (place * self.phases() as u32 / length) as usize
     }
 
     fn check(&self) -> Result<(), BankError> {
@@ -173,12 +175,17 @@ struct Track {
     /// What is forecast now.
     point: f32,
     quantiles: [f32; LEVELS.len()],
-    /// What was said at each of the last `steps` steps: the models, and the basis of the quantiles.
+    /// What was said at each of the last `steps` steps: the models that tell horizons apart, point, usual errors.
     #[serde(with = "gaps")]
     pending: Vec<f32>,
 }
 
-const SLOT: usize = MODELS + Basis::NUMBERS;
+/// Models that say the same for every horizon come first: naive and the means.
+const FLAT: usize = 3;
+/// Numbers kept of each step for each horizon.
+const SLOT: usize = MODELS - FLAT + 3;
+/// Numbers kept of each step for all horizons: the flat models, the usual step, the series' own quantiles.
+const COMMON: usize = FLAT + 1 + LEVELS.len();
 
 /// Forecasts one series of a machine or a pool. See the module's description.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -200,6 +207,9 @@ pub struct Bank {
     /// Slowly forgetting extremes: forecasts stay within reach of them.
     low: f64,
     high: f64,
+    /// What was the same for all horizons at each of the latest steps.
+    #[serde(with = "gaps")]
+    common: Vec<f32>,
     /// Newest values, as many as the longest horizon, if maxima are forecast.
     #[serde(with = "gaps")]
     recent: Vec<f32>,
@@ -236,6 +246,7 @@ impl Bank {
             ridge: Ridge::new(&config.horizons, seasons, config.ridge_decay, config.ridge_penalty, config.refit_every),
             tracks,
             levels: Levels::default(),
+            common: vec![f32::NAN; COMMON * config.horizons.last().copied().unwrap_or(1)],
             step: 0.0,
             recent: match config.target {
                 Target::Value => Vec::new(),
@@ -258,7 +269,10 @@ impl Bank {
         if let Some(value) = value {
             let decay = 1.0 - std::f32::consts::LN_2 / self.config.loss_half_life as f32;
             for (track, outcome) in self.tracks.iter_mut().zip(outcomes) {
-                track.learn(self.clock, outcome, decay, &self.config);
+                let longest = self.common.len() / COMMON;
+                let then = (self.clock + (longest - track.steps) as u64) % longest as u64;
+                let common = &self.common[then as usize * COMMON..][..COMMON];
+                track.learn(self.clock, outcome, common, decay, &self.config);
             }
             if let Some(last) = self.last {
                 let young = 1.0 / self.samples.max(1) as f32;
@@ -322,9 +336,16 @@ impl Bank {
             track.point = point;
             track.quantiles = track.conformal.quantiles(&basis);
             let slot = (self.clock % track.steps as u64) as usize * SLOT;
-            track.pending[slot..slot + MODELS].copy_from_slice(predictions);
-            basis.store(&mut track.pending[slot + MODELS..slot + SLOT]);
+            let noted = &mut track.pending[slot..slot + SLOT];
+            noted[..MODELS - FLAT].copy_from_slice(&predictions[FLAT..]);
+            noted[MODELS - FLAT..].copy_from_slice(&[point, usual, fast]);
         }
+        let longest = self.common.len() / COMMON;
+        let slot = (self.clock % longest as u64) as usize * COMMON;
+        let noted = &mut self.common[slot..slot + COMMON];
+        noted[..FLAT].copy_from_slice(&predictions[0][..FLAT]);
+        noted[FLAT] = self.step;
+        noted[FLAT + 1..].copy_from_slice(&levels);
     }
 
     /// What each model says for each tracked horizon, kept within reach of what the series has shown.
@@ -421,6 +442,15 @@ impl Bank {
         self.samples
     }
 
+    /// Bytes that it takes, heap included, its configuration left out.
+    #[must_use]
+    pub fn state_bytes(&self) -> usize {
+        let tracks: usize =
+            self.tracks.iter().map(|track| 4 * track.pending.len() + track.conformal.heap_bytes()).sum();
+        let inline = size_of::<Self>() - size_of::<BankConfig>() + self.tracks.len() * size_of::<Track>();
+        inline + tracks + 4 * (self.recent.len() + self.common.len()) + self.ridge.heap_bytes()
+    }
+
     /// What it was made with.
     #[must_use]
     pub fn config(&self) -> &BankConfig {
@@ -438,19 +468,24 @@ impl Track {
     }
 
     /// Scores what was said `steps` ago.
-    fn learn(&mut self, clock: u64, outcome: f32, decay: f32, config: &BankConfig) {
+    fn learn(&mut self, clock: u64, outcome: f32, common: &[f32], decay: f32, config: &BankConfig) {
         let slot = (clock % self.steps as u64) as usize * SLOT;
-        let said = &self.pending[slot..slot + SLOT];
-        if said[0].is_nan() || outcome.is_nan() {
+        let noted = &self.pending[slot..slot + SLOT];
+        if noted[0].is_nan() || common[0].is_nan() || outcome.is_nan() {
             return;
         }
         self.seen = self.seen.saturating_add(1);
         let rate = (1.0 - decay).max(1.0 / self.seen as f32);
+        let said = common[..FLAT].iter().chain(&noted[..MODELS - FLAT]);
         for (loss, said) in self.losses.iter_mut().zip(said) {
             *loss += ((said - outcome).abs() - *loss) * rate;
         }
-        let mut basis = Basis::load(&said[MODELS..]);
-        basis.phase = config.phase(clock);
+        let [point, usual, fast] = [0, 1, 2].map(|i| noted[MODELS - FLAT + i]);
+        let mut levels = [0.0; LEVELS.len()];
+        levels.copy_from_slice(&common[FLAT + 1..]);
+        // The first flat model is the last value itself.
+        let scales = [usual, fast, common[FLAT]];
+        let basis = Basis { point, last: common[0], scales, levels, phase: config.phase(clock) };
         self.conformal.learn(outcome, &basis, &config.rates);
         self.weigh(config.sharpness);
     }

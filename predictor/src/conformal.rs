@@ -17,12 +17,14 @@ const L: usize = LEVELS.len();
 const SCALED: usize = 3;
 /// All experts.
 const EXPERTS: usize = SCALED + 1;
+/// Levels from this one on are corrected by phase: the upper ones, which capacities are compared with.
+const PHASED: usize = 2;
 /// Quantiles of a Laplace distribution with mean absolute error 1: where the tracking starts.
 const START: [f32; L] = [-1.61, 0.0, 1.61, 2.30, 3.91];
 /// No expert is ever given up.
 const LEAST_WEIGHT: f32 = 0.02;
 
-/// What a forecast was made from; kept until its outcome is known.
+/// What a forecast was made from.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Basis {
     /// Point forecast.
@@ -33,27 +35,8 @@ pub(crate) struct Basis {
     pub scales: [f32; SCALED],
     /// Quantiles of the series itself.
     pub levels: [f32; L],
-    /// Phase of the outcome in the short cycle, if there is one. Not stored: it follows from the time.
+    /// Phase of the outcome in the short cycle, if there is one.
     pub phase: usize,
-}
-
-impl Basis {
-    /// Numbers in a stored basis.
-    pub(crate) const NUMBERS: usize = 2 + SCALED + L;
-
-    pub(crate) fn store(&self, slot: &mut [f32]) {
-        slot[0] = self.point;
-        slot[1] = self.last;
-        slot[2..2 + SCALED].copy_from_slice(&self.scales);
-        slot[2 + SCALED..Self::NUMBERS].copy_from_slice(&self.levels);
-    }
-
-    pub(crate) fn load(slot: &[f32]) -> Self {
-        let mut basis = Self { point: slot[0], last: slot[1], ..Self::default() };
-        basis.scales.copy_from_slice(&slot[2..2 + SCALED]);
-        basis.levels.copy_from_slice(&slot[2 + SCALED..Self::NUMBERS]);
-        basis
-    }
 }
 
 /// How fast things are learned.
@@ -87,7 +70,7 @@ pub(crate) struct Conformal {
     losses: [f32; L],
     correction: [f32; L],
     /// More of it for each phase of a short cycle; empty without one.
-    by_phase: Vec<[f32; L]>,
+    by_phase: Vec<[f32; L - PHASED]>,
     /// Usual absolute error in slow and fast memory.
     pub(crate) errors: [f32; 2],
     pub(crate) seen: u32,
@@ -100,10 +83,14 @@ impl Conformal {
             weights: [[0.4, 0.2, 0.2, 0.2]; L],
             losses: [0.0; L],
             correction: [0.0; L],
-            by_phase: vec![[0.0; L]; phases],
+            by_phase: vec![[0.0; L - PHASED]; phases],
             errors: [0.0; 2],
             seen: 0,
         }
+    }
+
+    pub(crate) fn heap_bytes(&self) -> usize {
+        size_of_val(self.by_phase.as_slice())
     }
 
     fn experts(&self, basis: &Basis, level: usize) -> [f32; EXPERTS] {
@@ -117,7 +104,10 @@ impl Conformal {
 
     fn mixed(&self, basis: &Basis, level: usize, experts: &[f32; EXPERTS]) -> f32 {
         let mixed: f32 = experts.iter().zip(&self.weights[level]).map(|(expert, weight)| expert * weight).sum();
-        let phase = self.by_phase.get(basis.phase).map_or(0.0, |correction| correction[level]);
+        let phase = match self.by_phase.get(basis.phase) {
+            Some(correction) if level >= PHASED => correction[level - PHASED],
+            _ => 0.0,
+        };
         mixed + (self.correction[level] + phase) * basis.scales[0]
     }
 
@@ -156,9 +146,10 @@ impl Conformal {
             self.losses[level] += (loss(mixed) - self.losses[level]) * young.max(0.01);
             if unit > 0.0 {
                 self.correction[level] += rates.correction * step(mixed);
-                if let Some(correction) = self.by_phase.get_mut(basis.phase) {
+                if let Some(correction) = self.by_phase.get_mut(basis.phase).filter(|_| level >= PHASED) {
                     // The phases share what they have in common with the correction above.
-                    correction[level] += rates.by_phase * step(mixed) - 1e-3 * correction[level];
+                    let correction = &mut correction[level - PHASED];
+                    *correction += rates.by_phase * step(mixed) - 1e-3 * *correction;
                 }
             }
             self.mix(level, &losses, rates.mixing);

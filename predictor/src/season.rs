@@ -6,14 +6,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Season {
     /// Steps of the cycle.
-    length: u64,
-    /// Deviation in each part.
-    profile: Vec<f32>,
+    length: u32,
+    /// Deviation in each part, as the upper half of an `f32`: two digits are enough, and every machine has hundreds.
+    profile: Vec<u16>,
     /// Weight of the newest cycle.
     rate: f32,
     /// The recent mean that deviations are from: a cycle's memory.
     mean: f32,
-    clock: u64,
+    /// Place in the cycle of the step after the newest sample.
+    place: u32,
+    /// Complete cycles.
+    cycles: u32,
     seen: u32,
 }
 
@@ -21,9 +24,9 @@ impl Season {
     /// A cycle of `length` steps (at least 2) told apart in `parts` at most, in which the newest cycle weighs `rate`.
     #[must_use]
     pub fn new(length: usize, parts: usize, rate: f64) -> Self {
-        let length = length.max(2);
-        let profile = vec![0.0; parts.clamp(1, length)];
-        Self { length: length as u64, profile, rate: rate as f32, mean: 0.0, clock: 0, seen: 0 }
+        let length = length.clamp(2, 1 << 20);
+        let profile = vec![0; parts.clamp(1, length)];
+        Self { length: length as u32, profile, rate: rate as f32, mean: 0.0, place: 0, cycles: 0, seen: 0 }
     }
 
     /// How many parts it tells apart.
@@ -35,12 +38,21 @@ impl Season {
     /// The part in which the step `ahead` of the newest sample lies (0 = the newest sample's).
     #[must_use]
     pub fn part(&self, ahead: usize) -> usize {
-        // The clock stands at the step after the newest sample.
-        self.part_at(self.clock + self.length - 1 + ahead as u64)
+        let mut place = u64::from(self.place) + u64::from(self.length) - 1 + ahead as u64;
+        let length = u64::from(self.length);
+        if place >= length {
+            place -= length;
+            if place >= length {
+                place %= length;
+            }
+        }
+        self.part_at(place as u32)
     }
 
-    fn part_at(&self, clock: u64) -> usize {
-        ((clock % self.length) * self.profile.len() as u64 / self.length) as usize
+    fn part_at(&self, place: u32) -> usize {
+        let parts = self.profile.len() as u32;
+        // 2^20 steps by 288 parts stay within 32 bits.
+        if parts == self.length { place as usize } else { (place * parts / self.length) as usize }
     }
 
     /// Takes the next sample.
@@ -50,26 +62,45 @@ impl Season {
             let length = self.length as f32;
             self.seen = self.seen.saturating_add(1);
             self.mean += (value - self.mean) * (1.0 / self.seen as f32).max(2.0 / (length + 1.0));
-            let cycles = 1.0 + self.clock as f32 / length;
             let steps_a_part = length / self.profile.len() as f32;
-            let rate = self.rate.max(1.0 / (cycles + 1.0)) / steps_a_part;
-            let part = self.part_at(self.clock);
-            let deviation = &mut self.profile[part];
-            *deviation += (value - self.mean - *deviation) * rate;
+            let rate = self.rate.max(1.0 / (self.cycles as f32 + 2.0)) / steps_a_part;
+            let part = self.part_at(self.place);
+            let deviation = whole(self.profile[part]);
+            self.profile[part] = half(deviation + (value - self.mean - deviation) * rate);
         }
-        self.clock += 1;
+        self.place += 1;
+        if self.place == self.length {
+            self.place = 0;
+            self.cycles = self.cycles.saturating_add(1);
+        }
     }
 
     /// The deviation `ahead` steps after the newest sample (0 = at it); 0 before the first cycle is complete.
     #[must_use]
     pub fn deviation(&self, ahead: usize) -> f32 {
-        if self.clock < self.length { 0.0 } else { self.profile[self.part(ahead)] }
+        if self.cycles == 0 { 0.0 } else { whole(self.profile[self.part(ahead)]) }
     }
+}
+
+/// The upper half of a finite number, rounded to nearest.
+fn half(value: f32) -> u16 {
+    (value.to_bits().saturating_add(0x8000) >> 16) as u16
+}
+
+fn whole(half: u16) -> f32 {
+    f32::from_bits(u32::from(half) << 16)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn halves_keep_two_digits() {
+        for value in [0.0, 1.0, -3.75, 1234.5, -1e12, 3e-7] {
+            assert!((whole(half(value)) - value).abs() <= 0.004 * value.abs(), "{value}");
+        }
+    }
 
     #[test]
     fn a_square_wave_is_learned_phase_by_phase() {

@@ -16,7 +16,7 @@ use smartcore::linalg::basic::matrix::DenseMatrix;
 use smartcore::linalg::traits::cholesky::CholeskyDecomposable;
 
 /// Lags that are features, in steps.
-const LAGS: [usize; 4] = [1, 2, 4, 8];
+const LAGS: [usize; 3] = [1, 2, 5];
 /// Means that are features, by the weight of their newest sample.
 const MEANS: [f64; 3] = [0.2, 0.04, 0.005];
 /// The most cycles, each giving two features: its deviation now and at the horizon.
@@ -95,6 +95,12 @@ impl Ridge {
             seen: 0,
             pending: vec![f32::NAN; longest * KEPT],
         }
+    }
+
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let seasons: usize = self.seasons.iter().map(|season| size_of::<Season>() + 2 * season.parts()).sum();
+        let equations = self.equations.len() * (size_of::<Equations>() + 4 * TRIANGLE);
+        seasons + equations + 4 * self.pending.len()
     }
 
     fn common(&self) -> [f32; COMMON] {
@@ -206,7 +212,8 @@ impl Ridge {
             equations.learn(&x, y, self.decay);
             // Often while every sample changes much, seldom when they are many.
             let every = (equations.seen / 8).clamp(1, self.refit_every);
-            if equations.seen > 2 && equations.seen.is_multiple_of(every) {
+            // Not all horizons at the same step.
+            if equations.seen > 2 && (equations.seen + index as u32 * 31).is_multiple_of(every) {
                 equations.solve(self.penalty);
             }
         }

@@ -4,6 +4,7 @@
 //! always stand what costs nothing: the naive forecast, naive with the residuals of the past, and the quantile of the last day.
 
 pub mod pool;
+pub mod summary;
 
 use crate::bank::{Bank, BankConfig, BankError};
 use serde::{Deserialize, Serialize};

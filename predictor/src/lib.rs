@@ -20,6 +20,7 @@ pub mod candidates;
 pub mod conformal;
 pub mod contention;
 pub mod cost;
+pub mod evaluate;
 pub mod events;
 pub mod forecast;
 pub mod maximum;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 refused or failed, and the message says why; 2 wrong arguments; 3 hostd cannot be reached; 4 a
 //! migration that was waited for did not complete; 5 it did, and a check afterwards failed.
 
+mod forecast;
 mod machine;
 mod migrate;
 mod output;
@@ -67,8 +68,8 @@ enum Command {
     /// Show all pools: capacity, load, forecast, contention score and trigger.
     #[command(visible_alias = "pools")]
     Pool,
-    /// Show the forecasts of the machines of this host's pool.
-    Forecast,
+    /// Show the forecasts of the machines of this host's pool, or evaluate forecasts on a recorded trace.
+    Forecast(forecast::Arguments),
     /// Declare, list and remove load that is known to come.
     #[command(subcommand)]
     Event(view::EventCommand),
@@ -169,7 +170,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Migrate(start) => migrate::start(&client, &output, start).await?,
         Command::Migration(command) => migrate::run(&client, &output, command).await?,
         Command::Pool => view::pools(&client, &output).await?,
-        Command::Forecast => view::forecasts(&client, &output).await?,
+        Command::Forecast(arguments) => forecast::run(&client, &output, arguments).await?,
         Command::Event(command) => view::event(&client, &output, command).await?,
         Command::Plan(arguments) => view::plans(&client, &output, &arguments).await?,
         Command::Audit(arguments) => view::audit(&client, &output, &arguments).await?,

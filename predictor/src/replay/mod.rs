@@ -32,22 +32,98 @@ pub struct Protocol {
     pub capacity_quantile: f64,
 }
 
+/// Days of the default protocol: the test starts here,
+const TEST_FROM_DAY: f64 = 46.0;
+/// and so many days before it are for the residuals of the baselines.
+const CALIBRATION_DAYS: f64 = 14.0;
+
 impl Protocol {
-    /// The protocol for a trace of 300 s steps: calibration in days 32 to 46, test from day 46, origins every hour and every
-    /// quarter of an hour.
+    /// The protocol for a trace of `steps` samples that are `period_s` seconds apart: horizons of `minutes` (rounded to whole
+    /// steps, at least one), test from day 46, or from `test_from_day`, or for a shorter trace from its middle; 14 days before it
+    /// for calibration, or half of what there is; origins every hour and, for pools, every quarter of an hour; quiet after an
+    /// hour.
     #[must_use]
-    pub fn five_minutes() -> Self {
+    pub fn new(period_s: f64, steps: usize, minutes: &[f64], test_from_day: Option<f64>) -> Self {
+        let of = |seconds: f64| ((seconds / period_s).round() as usize).max(1);
+        let mut horizons: Vec<usize> = minutes.iter().map(|minutes| of(60.0 * minutes)).collect();
+        horizons.sort_unstable();
+        horizons.dedup();
+        let day = of(86_400.0);
+        let in_days = |days: f64| (days.max(0.0) * 86_400.0 / period_s).round() as usize;
+        let usual = in_days(TEST_FROM_DAY);
+        let test_from = match test_from_day {
+            Some(days) => in_days(days),
+            None if steps > usual + day => usual,
+            None => steps / 2,
+        };
+        let calibration = in_days(CALIBRATION_DAYS).min(test_from / 2);
         Self {
-            horizons: vec![1, 3, 12],
-            day: 288,
-            calibrate_from: 32 * 288,
-            test_from: 46 * 288,
+            horizons,
+            day,
+            calibrate_from: test_from - calibration,
+            test_from,
             test_until: usize::MAX,
-            origin_every: 12,
-            pool_origin_every: 3,
-            quiet: 12,
+            origin_every: of(3_600.0),
+            pool_origin_every: of(900.0),
+            quiet: of(3_600.0),
             capacity_quantile: 0.975,
         }
+    }
+}
+
+/// Whose forecasts are scored side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// The bank.
+    Predictor,
+    /// The last value goes on; its quantile by past residuals in units of the recent mean step.
+    Naive,
+    /// The same with past residuals as they were.
+    NaivePlain,
+    /// The value of the same time a day before; its quantile by past residuals.
+    DailyNaive,
+    /// Mean of the last day, and 1.645 standard deviations above it.
+    NSigma,
+    /// Median and 0.95 quantile of the last day.
+    TrailingQuantile,
+}
+
+impl Method {
+    /// All of them; the predictor first, then what it is compared with.
+    pub const ALL: [Self; 6] =
+        [Self::Predictor, Self::Naive, Self::NaivePlain, Self::DailyNaive, Self::NSigma, Self::TrailingQuantile];
+
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Predictor => "predictor",
+            Self::Naive => "naive",
+            Self::NaivePlain => "naive_plain",
+            Self::DailyNaive => "daily_naive",
+            Self::NSigma => "n_sigma",
+            Self::TrailingQuantile => "trailing_quantile",
+        }
+    }
+}
+
+/// Sums of one method over the origins of one machine and horizon.
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Sums {
+    /// Absolute error of the point.
+    pub error: f64,
+    /// 0.95 pinball loss.
+    pub pinball: f64,
+    /// Outcomes not above the 0.95 quantile.
+    pub covered: f64,
+}
+
+impl Sums {
+    fn add(&mut self, point: f64, q95: f64, outcome: f64) {
+        self.error += (outcome - point).abs();
+        self.pinball += pinball(0.95, q95, outcome);
+        self.covered += f64::from(u8::from(outcome <= q95));
     }
 }
 
@@ -56,20 +132,8 @@ impl Protocol {
 pub struct HorizonSums {
     /// Origins that had an outcome.
     pub count: f64,
-    /// Absolute error of the bank's point.
-    pub error: f64,
-    /// Absolute error of naive.
-    pub naive_error: f64,
-    /// 0.95 pinball loss of the bank.
-    pub pinball: f64,
-    /// The same of naive with its past residuals in units of the recent mean step.
-    pub naive_pinball: f64,
-    /// The same of naive with its past residuals as they were.
-    pub plain_pinball: f64,
-    /// The same of the 0.95 quantile of the last day.
-    pub trailing_pinball: f64,
-    /// Outcomes not above the bank's 0.95 quantile.
-    pub covered: f64,
+    /// In the order of [`Method::ALL`].
+    pub methods: [Sums; Method::ALL.len()],
 }
 
 /// Scores of one machine and resource.
@@ -113,36 +177,102 @@ pub fn replay_machine(
     config: &BankConfig,
 ) -> Result<Option<MachineScore>, BankError> {
     let mut bank = Bank::new(config.clone())?;
-    let filled = fill_forward(values);
-    let steps = mean_steps(&filled, protocol.day);
-    let baselines: Vec<[f64; 2]> =
-        protocol.horizons.iter().map(|ahead| residual_quantiles(values, &filled, &steps, *ahead, protocol)).collect();
+    let baselines = Baselines::new(values, protocol);
     let mut sums = vec![HorizonSums::default(); protocol.horizons.len()];
     for (t, value) in values.iter().enumerate() {
         bank.update(*value);
         let origin = t >= protocol.test_from
             && t < protocol.test_until
             && (t - protocol.test_from).is_multiple_of(protocol.origin_every);
-        let Some(last) = filled[t].filter(|_| origin) else { continue };
-        let trailing =
-            quantile(values[(t + 1).saturating_sub(protocol.day)..=t].iter().flatten().copied().collect(), 0.95);
-        for ((sums, ahead), baseline) in sums.iter_mut().zip(&protocol.horizons).zip(&baselines) {
+        let Some(said) = Some(t).filter(|_| origin).and_then(|t| baselines.at(t)) else { continue };
+        for (index, (sums, ahead)) in sums.iter_mut().zip(&protocol.horizons).enumerate() {
             let Some(outcome) = values.get(t + ahead).copied().flatten() else { continue };
             let Some(forecast) = bank.forecast(*ahead) else { continue };
-            let q95 = forecast.quantile(0.95);
             sums.count += 1.0;
-            sums.error += (outcome - forecast.point).abs();
-            sums.naive_error += (outcome - last).abs();
-            sums.pinball += pinball(0.95, q95, outcome);
-            sums.naive_pinball += pinball(0.95, last + baseline[0] * steps[t], outcome);
-            sums.plain_pinball += pinball(0.95, last + baseline[1], outcome);
-            sums.trailing_pinball += pinball(0.95, trailing.unwrap_or(last), outcome);
-            sums.covered += f64::from(u8::from(outcome <= q95));
+            let mut all = [(forecast.point, forecast.quantile(0.95)); Method::ALL.len()];
+            all[1..].copy_from_slice(&said.ahead(&baselines, index, *ahead));
+            for (sums, (point, q95)) in sums.methods.iter_mut().zip(all) {
+                sums.add(point, q95, outcome);
+            }
         }
     }
     let scored = sums.iter().any(|sums| sums.count > 0.0);
-    let scale = naive_scale(values, protocol.test_from);
-    Ok(scored.then_some(MachineScore { scale, horizons: sums }))
+    Ok(scored.then(|| MachineScore { scale: naive_scale(values, protocol.test_from), horizons: sums }))
+}
+
+/// What costs nothing, for one series.
+struct Baselines<'a> {
+    protocol: &'a Protocol,
+    values: &'a [Option<f64>],
+    filled: Vec<Option<f64>>,
+    steps: Vec<f64>,
+    /// 0.95 quantiles of the residuals before the test for each horizon: naive's in mean steps, naive's, and those of a day ago.
+    residuals: Vec<[f64; 3]>,
+}
+
+/// What the baselines know at one origin.
+struct Known {
+    t: usize,
+    last: f64,
+    mean: f64,
+    deviation: f64,
+    median: f64,
+    q95: f64,
+}
+
+impl<'a> Baselines<'a> {
+    fn new(values: &'a [Option<f64>], protocol: &'a Protocol) -> Self {
+        let filled = fill_forward(values);
+        let steps = mean_steps(&filled, protocol.day);
+        let mut all = Self { protocol, values, filled, steps, residuals: Vec::new() };
+        all.residuals = protocol.horizons.iter().map(|ahead| all.quantiles(*ahead)).collect();
+        all
+    }
+
+    fn quantiles(&self, ahead: usize) -> [f64; 3] {
+        let until = self.protocol.test_from.min(self.values.len()).saturating_sub(ahead);
+        let q95 = |residual: &dyn Fn(usize) -> Option<f64>| {
+            quantile((self.protocol.calibrate_from..until).filter_map(residual).collect(), 0.95).unwrap_or(0.0)
+        };
+        let naive = |t: usize| Some(self.values[t + ahead]? - self.filled[t]?);
+        let scaled = |t: usize| Some(naive(t)? / self.steps[t]).filter(|_| self.steps[t] > 0.0);
+        let daily = |t: usize| Some(self.values[t + ahead]? - self.day_before(t, ahead)?);
+        [q95(&scaled), q95(&naive), q95(&daily)]
+    }
+
+    fn day_before(&self, t: usize, ahead: usize) -> Option<f64> {
+        self.filled[(t + ahead).checked_sub(self.protocol.day)?.min(t)]
+    }
+
+    fn at(&self, t: usize) -> Option<Known> {
+        let last = self.filled[t]?;
+        let from = (t + 1).saturating_sub(self.protocol.day);
+        let mut day: Vec<f64> = self.values[from..=t].iter().flatten().copied().collect();
+        if day.is_empty() {
+            return Some(Known { t, last, mean: last, deviation: 0.0, median: last, q95: last });
+        }
+        day.sort_by(f64::total_cmp);
+        let count = day.len() as f64;
+        let mean = day.iter().sum::<f64>() / count;
+        let deviation = (day.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt();
+        let median = sorted_quantile(&day, 0.5)?;
+        Some(Known { t, last, mean, deviation, median, q95: sorted_quantile(&day, 0.95)? })
+    }
+}
+
+impl Known {
+    /// Point and 0.95 quantile of each method but the predictor, in the order of [`Method::ALL`].
+    fn ahead(&self, of: &Baselines<'_>, index: usize, ahead: usize) -> [(f64, f64); Method::ALL.len() - 1] {
+        let [scaled, plain, daily] = of.residuals[index];
+        let before = of.day_before(self.t, ahead).unwrap_or(self.last);
+        [
+            (self.last, self.last + scaled * of.steps[self.t]),
+            (self.last, self.last + plain),
+            (before, before + daily),
+            (self.mean, self.mean + 1.645 * self.deviation),
+            (self.median, self.q95),
+        ]
+    }
 }
 
 fn fill_forward(values: &[Option<f64>]) -> Vec<Option<f64>> {
@@ -171,28 +301,6 @@ fn mean_steps(filled: &[Option<f64>], day: usize) -> Vec<f64> {
             mean
         })
         .collect()
-}
-
-/// 0.95 quantiles of naive's residuals before the test: in units of the recent mean step, and as they are.
-fn residual_quantiles(
-    values: &[Option<f64>],
-    filled: &[Option<f64>],
-    steps: &[f64],
-    ahead: usize,
-    protocol: &Protocol,
-) -> [f64; 2] {
-    let until = protocol.test_from.min(values.len()).saturating_sub(ahead);
-    let residuals = |scaled: bool| {
-        let all = (protocol.calibrate_from..until).filter_map(|t| {
-            let residual = values[t + ahead]? - filled[t]?;
-            if !scaled {
-                return Some(residual);
-            }
-            (steps[t] > 0.0).then(|| residual / steps[t])
-        });
-        quantile(all.collect(), 0.95).unwrap_or(0.0)
-    };
-    [residuals(true), residuals(false)]
 }
 
 fn naive_scale(values: &[Option<f64>], until: usize) -> f64 {

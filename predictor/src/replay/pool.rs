@@ -14,6 +14,8 @@ pub struct Said {
     pub naive: f64,
     /// Probability by mean and standard deviation of the last day (N-sigma).
     pub sigma: f64,
+    /// What was used, as a share of the capacity: what a reactive threshold looks at.
+    pub used: f64,
     /// Whether the capacity was exceeded.
     pub happened: bool,
     /// Whether it had not been exceeded for a while.
@@ -35,6 +37,41 @@ pub struct ProbabilityScore {
     pub skill: f64,
     /// Probability that an origin at which it happened was given more than one at which it did not.
     pub auc: f64,
+}
+
+impl Said {
+    /// The certainty of a threshold trigger: it will happen, or it will not.
+    #[must_use]
+    pub fn reactive(&self, threshold: f64) -> f64 {
+        f64::from(u8::from(self.used >= threshold))
+    }
+}
+
+/// One bar of a reliability diagram: origins at which about the same was said.
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Bin {
+    /// Mean probability that was said.
+    pub said: f64,
+    /// Share of origins at which it happened.
+    pub came: f64,
+    /// Origins.
+    pub count: usize,
+}
+
+/// What was said and what came in ten equal bins of probability; empty ones are left out.
+#[must_use]
+pub fn reliability(pairs: &[(f64, bool)]) -> Vec<Bin> {
+    let mut bins = [(0.0, 0_usize, 0_usize); 10];
+    for (p, happened) in pairs {
+        let bin = &mut bins[((p * 10.0) as usize).min(9)];
+        *bin = (bin.0 + p, bin.1 + usize::from(*happened), bin.2 + 1);
+    }
+    let bin = |(said, came, count): (f64, usize, usize)| Bin {
+        said: said / count as f64,
+        came: came as f64 / count as f64,
+        count,
+    };
+    bins.into_iter().filter(|bin| bin.2 > 0).map(bin).collect()
 }
 
 /// Replays the sum of a pool. One list a window, in the order of the protocol's horizons.
@@ -75,6 +112,7 @@ pub fn replay_pool(
                 probability,
                 naive: above as f64 / residuals.len().max(1) as f64,
                 sigma: sigma(capacity),
+                used: if capacity > 0.0 { last / capacity } else { 0.0 },
                 happened: highest > capacity,
                 quiet,
             });
@@ -124,13 +162,7 @@ pub fn score(pairs: &[(f64, bool)]) -> ProbabilityScore {
     let outcome = |happened: bool| f64::from(u8::from(happened));
     let base_rate = pairs.iter().map(|(_, happened)| outcome(*happened)).sum::<f64>() / count;
     let brier = pairs.iter().map(|(p, happened)| (p - outcome(*happened)).powi(2)).sum::<f64>() / count;
-    let mut bins = [(0.0, 0.0); 10];
-    for (p, happened) in pairs {
-        let bin = &mut bins[((p * 10.0) as usize).min(9)];
-        bin.0 += p;
-        bin.1 += outcome(*happened);
-    }
-    let ece = bins.iter().map(|(said, came)| f64::abs(said - came)).sum::<f64>() / count;
+    let ece = reliability(pairs).iter().map(|bin| bin.count as f64 * (bin.said - bin.came).abs()).sum::<f64>() / count;
     let reference = base_rate * (1.0 - base_rate);
     let skill = if reference > 0.0 { 1.0 - brier / reference } else { 0.0 };
     ProbabilityScore { count: pairs.len(), base_rate, brier, ece, skill, auc: auc(pairs) }

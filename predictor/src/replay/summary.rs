@@ -1,7 +1,7 @@
 //! Scores of many machines and pools in one table.
 
-use super::pool::{ProbabilityScore, Said, score};
-use super::{MachineScore, Protocol};
+use super::pool::{Bin, ProbabilityScore, Said, reliability, score};
+use super::{MachineScore, Method, Protocol, Sums};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -28,15 +28,28 @@ pub struct MachineSummary {
     pub mae_over_naive_by_sum: ByHorizon,
     /// As `pinball95_over_naive`, of sums over machines.
     pub pinball95_over_naive_by_sum: ByHorizon,
-    /// As `pinball95_over_naive`, with naive's past residuals as they were, in no units.
-    pub pinball95_over_plain_naive: ByHorizon,
-    /// 0.95 pinball loss of the last day's 0.95 quantile over that of naive with scaled residuals.
-    pub trailing_pinball95_over_naive: ByHorizon,
+    /// The same four of what it is compared with, by the names of [`Method`].
+    pub baselines: BTreeMap<String, MethodSummary>,
+}
+
+/// Scores of one method.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MethodSummary {
+    /// Mean absolute error over that of naive.
+    pub mae_over_naive: ByHorizon,
+    /// 0.95 pinball loss over that of naive with scaled residuals.
+    pub pinball95_over_naive: ByHorizon,
+    /// Share of outcomes not above the 0.95 quantile.
+    pub coverage95: ByHorizon,
+    /// Machines, in per cent, of which that share is off by more than three points.
+    pub machines_off_percent: ByHorizon,
 }
 
 /// Scores of all pools together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PoolSummary {
+    /// Pools scored.
+    pub pools: usize,
     /// Brier score.
     pub brier: ByHorizon,
     /// Expected calibration error.
@@ -49,14 +62,56 @@ pub struct PoolSummary {
     pub auc_from_quiet: ByHorizon,
     /// Share of origins before an exceedance.
     pub base_rate: ByHorizon,
-    /// Brier score of the last value with past residuals of the maximum.
-    pub naive_brier: ByHorizon,
-    /// Brier score of N-sigma.
-    pub sigma_brier: ByHorizon,
+    /// What was said and what came.
+    pub reliability: BTreeMap<String, Vec<Bin>>,
+    /// Brier score of what it is compared with: `naive` (last value and past residuals of the maximum), `n_sigma`,
+    /// `reactive_85` and `reactive_95` (certain of what is above that share of the capacity now), `base_rate`.
+    pub baselines: BTreeMap<String, ByHorizon>,
 }
 
+/// The key of a horizon.
 fn minutes(steps: usize, period_s: f64) -> String {
-    format!("{}", steps as f64 * period_s / 60.0)
+    let minutes = (steps as f64 * period_s / 60.0 * 100.0).round() / 100.0;
+    format!("{minutes}")
+}
+
+/// One method's scores at one horizon.
+struct Scored {
+    mase: f64,
+    pinball: f64,
+    error_sum: f64,
+    pinball_sum: f64,
+    coverage: f64,
+    off_percent: f64,
+}
+
+/// Over machines of known scale, each with its number of origins and its sums.
+fn scored(known: &[(f64, f64, Sums)]) -> Scored {
+    let machines = known.len().max(1) as f64;
+    let mean = |of: &dyn Fn(&Sums) -> f64| {
+        known.iter().map(|(scale, count, sums)| of(sums) / count / scale).sum::<f64>() / machines
+    };
+    let covered = || known.iter().map(|(_, count, sums)| sums.covered / count);
+    let off = covered().filter(|covered| (covered - 0.95).abs() > 0.03).count() as f64;
+    Scored {
+        mase: mean(&|sums| sums.error),
+        pinball: mean(&|sums| sums.pinball),
+        error_sum: known.iter().map(|(_, _, sums)| sums.error).sum(),
+        pinball_sum: known.iter().map(|(_, _, sums)| sums.pinball).sum(),
+        coverage: covered().sum::<f64>() / machines,
+        off_percent: 100.0 * off / machines,
+    }
+}
+
+/// A ratio that has to be a number in JSON too: 0 / 0 is 1, since both did alike.
+fn ratio(a: f64, b: f64) -> f64 {
+    if b > 0.0 {
+        a / b
+    } else if a > 0.0 {
+        f64::MAX
+    } else {
+        1.0
+    }
 }
 
 /// The table for machines; those whose series never moved before the test have no scale and are left out.
@@ -66,57 +121,71 @@ pub fn machines(scores: &[MachineScore], protocol: &Protocol, period_s: f64) -> 
     let mut summary = MachineSummary { machines: scores.len(), ..MachineSummary::default() };
     for (index, steps) in protocol.horizons.iter().enumerate() {
         let key = minutes(*steps, period_s);
-        let known: Vec<_> = scores
-            .iter()
-            .map(|score| (score.scale, score.horizons[index]))
-            .filter(|(_, sums)| sums.count > 0.0)
-            .collect();
-        let count = known.len().max(1) as f64;
-        let scaled = |of: fn(&super::HorizonSums) -> f64| {
-            known.iter().map(|(scale, sums)| of(sums) / sums.count / scale).sum::<f64>() / count
+        let of = |method: usize| -> Scored {
+            let at = |score: &&MachineScore| {
+                let sums = score.horizons[index];
+                (sums.count > 0.0).then(|| (score.scale, sums.count, sums.methods[method]))
+            };
+            scored(&scores.iter().filter_map(at).collect::<Vec<_>>())
         };
-        let sum = |of: fn(&super::HorizonSums) -> f64| known.iter().map(|(_, sums)| of(sums)).sum::<f64>();
-        let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { f64::NAN };
-        let covered: Vec<f64> = known.iter().map(|(_, sums)| sums.covered / sums.count).collect();
-        let off = covered.iter().filter(|covered| (*covered - 0.95).abs() > 0.03).count() as f64;
-        let mut put = |to: fn(&mut MachineSummary) -> &mut ByHorizon, value: f64| {
-            to(&mut summary).insert(key.clone(), value);
-        };
-        put(|s| &mut s.mae_over_naive, ratio(scaled(|s| s.error), scaled(|s| s.naive_error)));
-        put(|s| &mut s.pinball95_over_naive, ratio(scaled(|s| s.pinball), scaled(|s| s.naive_pinball)));
-        put(|s| &mut s.coverage95, covered.iter().sum::<f64>() / count);
-        put(|s| &mut s.machines_off_percent, 100.0 * off / count);
-        put(|s| &mut s.mase, scaled(|s| s.error));
-        put(|s| &mut s.mae_over_naive_by_sum, ratio(sum(|s| s.error), sum(|s| s.naive_error)));
-        put(|s| &mut s.pinball95_over_naive_by_sum, ratio(sum(|s| s.pinball), sum(|s| s.naive_pinball)));
-        put(|s| &mut s.pinball95_over_plain_naive, ratio(scaled(|s| s.pinball), scaled(|s| s.plain_pinball)));
-        put(
-            |s| &mut s.trailing_pinball95_over_naive,
-            ratio(scaled(|s| s.trailing_pinball), scaled(|s| s.naive_pinball)),
-        );
+        let naive = of(1);
+        for (place, method) in Method::ALL.into_iter().enumerate() {
+            let score = of(place);
+            let mae = ratio(score.mase, naive.mase);
+            let pinball = ratio(score.pinball, naive.pinball);
+            if method == Method::Predictor {
+                summary.mae_over_naive.insert(key.clone(), mae);
+                summary.pinball95_over_naive.insert(key.clone(), pinball);
+                summary.coverage95.insert(key.clone(), score.coverage);
+                summary.machines_off_percent.insert(key.clone(), score.off_percent);
+                summary.mase.insert(key.clone(), score.mase);
+                let by_sum = ratio(score.error_sum, naive.error_sum);
+                summary.mae_over_naive_by_sum.insert(key.clone(), by_sum);
+                let by_sum = ratio(score.pinball_sum, naive.pinball_sum);
+                summary.pinball95_over_naive_by_sum.insert(key.clone(), by_sum);
+                continue;
+            }
+            let known = summary.baselines.entry(method.name().to_owned()).or_default();
+            known.mae_over_naive.insert(key.clone(), mae);
+            known.pinball95_over_naive.insert(key.clone(), pinball);
+            known.coverage95.insert(key.clone(), score.coverage);
+            known.machines_off_percent.insert(key.clone(), score.off_percent);
+        }
     }
     summary
 }
 
 /// The table for pools: `said` has one list a window with the origins of all pools.
 #[must_use]
-pub fn pools(said: &[Vec<Said>], protocol: &Protocol, period_s: f64) -> PoolSummary {
-    let mut summary = PoolSummary::default();
+pub fn pools(said: &[Vec<Said>], pools: usize, protocol: &Protocol, period_s: f64) -> PoolSummary {
+    let mut summary = PoolSummary { pools, ..PoolSummary::default() };
     for (steps, said) in protocol.horizons.iter().zip(said) {
         let key = minutes(*steps, period_s);
-        let scored = |of: fn(&Said) -> f64, quiet_only: bool| -> ProbabilityScore {
+        let pairs = |of: &dyn Fn(&Said) -> f64, quiet_only: bool| -> Vec<(f64, bool)> {
             let origins = said.iter().filter(|said| said.quiet || !quiet_only);
-            score(&origins.map(|said| (of(said), said.happened)).collect::<Vec<_>>())
+            origins.map(|said| (of(said), said.happened)).collect()
         };
-        let (all, quiet) = (scored(|said| said.probability, false), scored(|said| said.probability, true));
+        let ours = pairs(&|said| said.probability, false);
+        let all: ProbabilityScore = score(&ours);
+        let quiet = score(&pairs(&|said| said.probability, true));
         summary.brier.insert(key.clone(), all.brier);
         summary.ece.insert(key.clone(), all.ece);
         summary.skill.insert(key.clone(), all.skill);
         summary.base_rate.insert(key.clone(), all.base_rate);
         summary.skill_from_quiet.insert(key.clone(), quiet.skill);
         summary.auc_from_quiet.insert(key.clone(), quiet.auc);
-        summary.naive_brier.insert(key.clone(), scored(|said| said.naive, false).brier);
-        summary.sigma_brier.insert(key, scored(|said| said.sigma, false).brier);
+        summary.reliability.insert(key.clone(), reliability(&ours));
+        let baselines: [(&str, &dyn Fn(&Said) -> f64); 5] = [
+            ("naive", &|said| said.naive),
+            ("n_sigma", &|said| said.sigma),
+            ("reactive_85", &|said| said.reactive(0.85)),
+            ("reactive_95", &|said| said.reactive(0.95)),
+            ("base_rate", &|_| all.base_rate),
+        ];
+        for (name, of) in baselines {
+            let brier = score(&pairs(of, false)).brier;
+            summary.baselines.entry(name.to_owned()).or_default().insert(key.clone(), brier);
+        }
     }
     summary
 }

@@ -1,171 +1,30 @@
 //! Several forecasters for one series, combined by how well each has done lately.
 
-use crate::conformal::{Basis, Conformal, Levels, Rates};
+mod config;
+
+pub use config::{BankConfig, BankError, LONGEST_HORIZON, MOST_HORIZONS, Target, cycles};
+
+use crate::conformal::{Basis, Conformal, Levels};
 use crate::forecast::{Forecast, LEVELS};
-use crate::model::{
-    Model,
-    ewma::Ewma,
-    holt::Holt,
-    naive::Naive,
-    ridge::{MOST_SEASONS, Ridge},
-};
+use crate::model::{Model, ewma::Ewma, holt::Holt, naive::Naive, ridge::Ridge};
 use crate::sample::plausible;
 use crate::season::Season;
 use crate::window::gaps;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 /// Number of forecasters in the bank.
 const MODELS: usize = 5;
 /// Their names, in the order of weights and losses.
 pub const MODEL_NAMES: [&str; MODELS] = [Naive::NAME, Ewma::NAME, "slow ewma", Holt::NAME, Ridge::NAME];
-/// The most horizons a bank keeps track of.
-pub const MOST_HORIZONS: usize = 6;
-/// The furthest horizon in steps: each step costs memory in every bank.
-pub const LONGEST_HORIZON: usize = 2_016;
-
-/// The most parts of the shortest cycle that have quantiles of their own.
-const MOST_PHASES: usize = 12;
 /// The most parts of a cycle that have a mean of their own.
 const MOST_PARTS: usize = 288;
-
-/// What is forecast for a horizon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// The value at its end.
-    #[default]
-    Value,
-    /// The highest value from the next step to its end.
-    Maximum,
-}
-
-/// What a bank is told when it is made.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct BankConfig {
-    /// Steps ahead at which errors are learned, ascending; forecasts between them are interpolated.
-    pub horizons: Vec<usize>,
-    /// What is forecast.
-    pub target: Target,
-    /// Memory of the losses by which the models are weighed: a loss weighs half after this many steps.
-    pub loss_half_life: f64,
-    /// How sharply a better model is preferred: weights go with (naive's loss / model's loss) to this power.
-    pub sharpness: i32,
-    /// Step of the series' own quantiles, in mean deviations.
-    pub level_rate: f64,
-    /// How fast quantiles adapt.
-    pub rates: Rates,
-    /// Lengths in steps of the cycles that the series may follow, such as an hour and a day; at most two.
-    pub seasons: Vec<usize>,
-    /// Weight of the newest cycle in a cycle's profile.
-    pub season_rate: f64,
-    /// What is left of a sample's weight in the ridge regression a step later.
-    pub ridge_decay: f64,
-    /// Penalty of the ridge regression, in samples.
-    pub ridge_penalty: f64,
-    /// Steps between two solutions of the ridge regression.
-    pub refit_every: u32,
-}
-
-impl Default for BankConfig {
-    fn default() -> Self {
-        Self {
-            horizons: vec![1, 3, 12],
-            target: Target::Value,
-            loss_half_life: 288.0,
-            sharpness: 16,
-            level_rate: 0.01,
-            rates: Rates::default(),
-            seasons: Vec::new(),
-            season_rate: 0.1,
-            ridge_decay: 0.998,
-            ridge_penalty: 3.0,
-            refit_every: 96,
-        }
-    }
-}
-
-impl BankConfig {
-    /// The default for samples `step_s` seconds apart, with horizons spread up to `steps` ahead, and with the two longest of
-    /// minute, hour and day as cycles that have at least four steps.
-    #[must_use]
-    pub fn for_horizon(step_s: f64, steps: usize) -> Self {
-        let steps = steps.clamp(1, LONGEST_HORIZON);
-        let mut horizons: Vec<usize> =
-            [1, steps.div_ceil(12), steps.div_ceil(4), steps.div_ceil(2), steps].into_iter().collect();
-        horizons.sort_unstable();
-        horizons.dedup();
-        Self { horizons, seasons: cycles(step_s), ..Self::default() }
-    }
-
-    /// In how many parts of the shortest cycle quantiles are told apart.
-    fn phases(&self) -> usize {
-        self.seasons.iter().copied().min().map_or(0, |length| length.min(MOST_PHASES))
-    }
-
-    /// The part of the shortest cycle in which step `clock` lies.
-    fn phase(&self, clock: u64) -> usize {
-        let length = self.seasons.iter().copied().min().unwrap_or(1).clamp(1, 1 << 20) as u32;
-        // Places in the cycle fit into 32 bits, which divide much faster than 64.
-        let place = (clock % u64::from(length)) as u32;
-        (place * self.phases() as u32 / length) as usize
-    }
-
-    fn check(&self) -> Result<(), BankError> {
-        let ascending = self.horizons.windows(2).all(|pair| pair[0] < pair[1]);
-        let first = self.horizons.first().copied().unwrap_or(0);
-        let last = self.horizons.last().copied().unwrap_or(0);
-        if first == 0 || !ascending || last > LONGEST_HORIZON || self.horizons.len() > MOST_HORIZONS {
-            return Err(BankError::Horizons(self.horizons.clone()));
-        }
-        if self.seasons.len() > MOST_SEASONS || self.seasons.contains(&0) {
-            return Err(BankError::Seasons(self.seasons.clone()));
-        }
-        let positive = |name, value: f64| {
-            if value.is_finite() && value > 0.0 { Ok(()) } else { Err(BankError::NotPositive { name, value }) }
-        };
-        positive("loss_half_life", self.loss_half_life)?;
-        positive("sharpness", f64::from(self.sharpness))?;
-        positive("level_rate", self.level_rate)?;
-        positive("gamma", f64::from(self.rates.gamma))
-    }
-}
-
-/// See [`BankConfig::for_horizon`]; the shorter one first.
-#[must_use]
-pub fn cycles(step_s: f64) -> Vec<usize> {
-    let steps = [60.0, 3_600.0, 86_400.0].map(|seconds| (seconds / step_s).round());
-    let known = steps.into_iter().filter(|steps| (4.0..=1e6).contains(steps)).map(|steps| steps as usize);
-    let known: Vec<usize> = known.collect();
-    known[known.len().saturating_sub(MOST_SEASONS)..].to_vec()
-}
-
-/// A configuration that cannot be used.
-#[derive(Debug, Error, PartialEq)]
-pub enum BankError {
-    /// Horizons are empty, not ascending, too many or too far.
-    #[error(
-        "horizons {0:?} cannot be used: give 1 to {MOST_HORIZONS} ascending numbers of steps from 1 to {LONGEST_HORIZON}"
-    )]
-    Horizons(Vec<usize>),
-    /// Cycles are too many, or of no length.
-    #[error("cycles of {0:?} steps cannot be used: give at most {MOST_SEASONS}, none of 0 steps")]
-    Seasons(Vec<usize>),
-    /// A number that has to be above zero is not.
-    #[error("{name} is {value}: give a number above 0")]
-    NotPositive {
-        /// Name of the setting.
-        name: &'static str,
-        /// Its value.
-        value: f64,
-    },
-}
 
 /// What is kept for one horizon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Track {
-    steps: usize,
+    steps: u32,
+    /// Place of this step in `pending`.
+    place: u32,
     /// Usual absolute error of each model.
     losses: [f32; MODELS],
     seen: u32,
@@ -200,7 +59,10 @@ pub struct Bank {
     levels: Levels,
     /// Usual size of one step.
     step: f32,
-    clock: u64,
+    /// Place of this step in `common` and `recent`.
+    place: u32,
+    /// Place of this step in the shortest cycle, its length, and in how many phases it is told apart.
+    cycle: [u32; 3],
     /// The newest value that was measured.
     last: Option<f64>,
     samples: u64,
@@ -228,10 +90,11 @@ impl Bank {
             .horizons
             .iter()
             .map(|steps| Track {
-                steps: *steps,
+                steps: *steps as u32,
+                place: 0,
                 losses: [0.0; MODELS],
                 seen: 0,
-                conformal: Conformal::new(config.phases()),
+                conformal: Conformal::new(),
                 weights: std::array::from_fn(|model| if model == 0 { 1.0 } else { 0.0 }),
                 point: 0.0,
                 quantiles: [0.0; LEVELS.len()],
@@ -248,12 +111,13 @@ impl Bank {
             levels: Levels::default(),
             common: vec![f32::NAN; COMMON * config.horizons.last().copied().unwrap_or(1)],
             step: 0.0,
+            place: 0,
+            cycle: [0, config.cycle(), config.phases() as u32],
             recent: match config.target {
                 Target::Value => Vec::new(),
                 Target::Maximum => vec![f32::NAN; config.horizons.last().copied().unwrap_or(1)],
             },
             config,
-            clock: 0,
             last: None,
             samples: 0,
             low: f64::MAX,
@@ -268,11 +132,12 @@ impl Bank {
         let outcomes = self.outcomes(value);
         if let Some(value) = value {
             let decay = 1.0 - std::f32::consts::LN_2 / self.config.loss_half_life as f32;
+            let phase = self.phase(0);
+            let longest = self.common.len() / COMMON;
             for (track, outcome) in self.tracks.iter_mut().zip(outcomes) {
-                let longest = self.common.len() / COMMON;
-                let then = (self.clock + (longest - track.steps) as u64) % longest as u64;
-                let common = &self.common[then as usize * COMMON..][..COMMON];
-                track.learn(self.clock, outcome, common, decay, &self.config);
+                let (place, steps) = (self.place as usize, track.steps as usize);
+                let then = if place >= steps { place - steps } else { place + longest - steps };
+                track.learn(outcome, &self.common[then * COMMON..][..COMMON], decay, phase, &self.config);
             }
             if let Some(last) = self.last {
                 let young = 1.0 / self.samples.max(1) as f32;
@@ -294,7 +159,28 @@ impl Bank {
         if self.last.is_some() {
             self.announce();
         }
-        self.clock += 1;
+        self.advance();
+    }
+
+    /// One step further in all rings. Counted and not divided: a division takes as long as ten multiplications.
+    fn advance(&mut self) {
+        let next = |place: u32, length: u32| if place + 1 >= length { 0 } else { place + 1 };
+        self.place = next(self.place, (self.common.len() / COMMON) as u32);
+        self.cycle[0] = next(self.cycle[0], self.cycle[1]);
+        for track in &mut self.tracks {
+            track.place = next(track.place, track.steps);
+        }
+    }
+
+    /// The phase of the shortest cycle `ahead` of this step, if there is a cycle.
+    fn phase(&self, ahead: u32) -> Option<usize> {
+        let [place, length, phases] = self.cycle;
+        if phases == 0 {
+            return None;
+        }
+        let place = place + ahead;
+        let place = if place < length { place } else { place % length };
+        Some((if phases == length { place } else { place * phases / length }) as usize)
     }
 
     /// What came of the forecasts that are due now, by horizon. A window that ends in a gap has no outcome: its maximum may
@@ -305,7 +191,7 @@ impl Bank {
             return [value; MOST_HORIZONS];
         }
         let length = self.recent.len();
-        let place = (self.clock % length as u64) as usize;
+        let place = self.place as usize;
         self.recent[place] = value;
         let mut outcomes = [f32::NAN; MOST_HORIZONS];
         if !value.is_nan() {
@@ -326,23 +212,20 @@ impl Bank {
         let predictions = self.predictions();
         let last = self.last.unwrap_or(0.0) as f32;
         let levels = self.levels.values();
+        let scales = self.scales();
         for (index, predictions) in predictions.iter().enumerate().take(self.tracks.len()) {
-            let usual = self.scale(index);
-            let track = &mut self.tracks[index];
+            let phase = self.phase(self.tracks[index].steps);
+            let (usual, track) = (scales[index], &mut self.tracks[index]);
             let fast = if track.conformal.seen < 10 { usual } else { track.conformal.errors[1] };
             let point = track.weights.iter().zip(predictions).map(|(weight, said)| weight * said).sum();
-            let phase = self.config.phase(self.clock + track.steps as u64);
             let basis = Basis { point, last, scales: [usual, fast, self.step], levels, phase };
             track.point = point;
             track.quantiles = track.conformal.quantiles(&basis);
-            let slot = (self.clock % track.steps as u64) as usize * SLOT;
-            let noted = &mut track.pending[slot..slot + SLOT];
+            let noted = &mut track.pending[track.place as usize * SLOT..][..SLOT];
             noted[..MODELS - FLAT].copy_from_slice(&predictions[FLAT..]);
             noted[MODELS - FLAT..].copy_from_slice(&[point, usual, fast]);
         }
-        let longest = self.common.len() / COMMON;
-        let slot = (self.clock % longest as u64) as usize * COMMON;
-        let noted = &mut self.common[slot..slot + COMMON];
+        let noted = &mut self.common[self.place as usize * COMMON..][..COMMON];
         noted[..FLAT].copy_from_slice(&predictions[0][..FLAT]);
         noted[FLAT] = self.step;
         noted[FLAT + 1..].copy_from_slice(&levels);
@@ -369,21 +252,24 @@ impl Bank {
         })
     }
 
-    /// Usual error at tracked horizon `index`. Without enough outcomes of its own it is borrowed from the nearest shorter
+    /// Usual error at each tracked horizon. Without enough outcomes of its own it is borrowed from the nearest shorter
     /// horizon, growing as a random walk does, or from the size of the value itself.
-    fn scale(&self, index: usize) -> f32 {
+    fn scales(&self) -> [f32; MOST_HORIZONS] {
         const ENOUGH: f32 = 4.0;
-        let guess = 0.05 * self.last.unwrap_or(0.0) as f32;
-        let mut scale = guess;
-        let mut steps = 1_usize;
-        for track in &self.tracks[..=index] {
-            let grown = scale * (track.steps as f32 / steps as f32).sqrt();
-            let seen = track.conformal.seen as f32 / (track.steps as f32).sqrt();
-            let trust = (seen / ENOUGH).min(1.0);
-            scale = trust * track.conformal.errors[0] + (1.0 - trust) * grown;
-            steps = track.steps;
+        let mut scales = [0.0; MOST_HORIZONS];
+        let mut before = (0.05 * self.last.unwrap_or(0.0) as f32, 1.0);
+        for (scale, track) in scales.iter_mut().zip(&self.tracks) {
+            let (seen, steps, known) = (track.conformal.seen as f32, track.steps as f32, track.conformal.errors[0]);
+            // Outcomes overlap: they tell as much as their number over the square root of the horizon.
+            *scale = if seen * seen >= ENOUGH * ENOUGH * steps {
+                known
+            } else {
+                let trust = seen / steps.sqrt() / ENOUGH;
+                trust * known + (1.0 - trust) * before.0 * (steps / before.1).sqrt()
+            };
+            before = (*scale, steps);
         }
-        scale
+        scales
     }
 
     /// The forecast for `steps` ahead: exact at the configured horizons, by straight lines between them, and beyond the last
@@ -420,7 +306,7 @@ impl Bank {
     #[must_use]
     pub fn usual_error(&self, steps: usize) -> f64 {
         let index = self.config.horizons.partition_point(|known| *known < steps).min(self.tracks.len() - 1);
-        f64::from(self.scale(index))
+        f64::from(self.scales()[index])
     }
 
     /// The share of each of [`MODEL_NAMES`] in the forecast at the tracked horizon nearest to `steps`.
@@ -445,8 +331,7 @@ impl Bank {
     /// Bytes that it takes, heap included, its configuration left out.
     #[must_use]
     pub fn state_bytes(&self) -> usize {
-        let tracks: usize =
-            self.tracks.iter().map(|track| 4 * track.pending.len() + track.conformal.heap_bytes()).sum();
+        let tracks: usize = self.tracks.iter().map(|track| 4 * track.pending.len()).sum();
         let inline = size_of::<Self>() - size_of::<BankConfig>() + self.tracks.len() * size_of::<Track>();
         inline + tracks + 4 * (self.recent.len() + self.common.len()) + self.ridge.heap_bytes()
     }
@@ -461,16 +346,15 @@ impl Bank {
 impl Track {
     fn forecast(&self) -> Forecast {
         Forecast {
-            steps: self.steps,
+            steps: self.steps as usize,
             point: f64::from(self.point),
             quantiles: self.quantiles.map(|value| f64::from(value.max(0.0))),
         }
     }
 
     /// Scores what was said `steps` ago.
-    fn learn(&mut self, clock: u64, outcome: f32, common: &[f32], decay: f32, config: &BankConfig) {
-        let slot = (clock % self.steps as u64) as usize * SLOT;
-        let noted = &self.pending[slot..slot + SLOT];
+    fn learn(&mut self, outcome: f32, common: &[f32], decay: f32, phase: Option<usize>, config: &BankConfig) {
+        let noted = &self.pending[self.place as usize * SLOT..][..SLOT];
         if noted[0].is_nan() || common[0].is_nan() || outcome.is_nan() {
             return;
         }
@@ -485,7 +369,7 @@ impl Track {
         levels.copy_from_slice(&common[FLAT + 1..]);
         // The first flat model is the last value itself.
         let scales = [usual, fast, common[FLAT]];
-        let basis = Basis { point, last: common[0], scales, levels, phase: config.phase(clock) };
+        let basis = Basis { point, last: common[0], scales, levels, phase };
         self.conformal.learn(outcome, &basis, &config.rates);
         self.weigh(config.sharpness);
     }

@@ -8,21 +8,36 @@
 //! inference under distribution shift*, `NeurIPS` 2021; quantile tracking in Angelopoulos, Candès and Tibshirani, *Conformal PID
 //! control for time series prediction*, `NeurIPS` 2023). A last correction of the same kind does that for the mixture.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "several arrays side by side, in loops that become vector instructions"
+)]
+
 use crate::forecast::LEVELS;
 use serde::{Deserialize, Serialize};
 
-/// Number of levels.
+/// Number of levels. All that is kept for each level stands in arrays of this length side by side, which compilers make vector
+/// instructions of.
 const L: usize = LEVELS.len();
+/// One number for each level.
+pub(crate) type Lanes = [f32; L];
 /// Experts with a multiple of their own.
 const SCALED: usize = 3;
 /// All experts.
 const EXPERTS: usize = SCALED + 1;
 /// Levels from this one on are corrected by phase: the upper ones, which capacities are compared with.
-const PHASED: usize = 2;
+const PHASED: usize = 1;
+/// The most phases of a cycle that are told apart.
+pub(crate) const PHASES: usize = 12;
+/// Corrections by phase are kept in this many parts of a usual error: in 16 bits they reach 16 usual errors, and the small steps
+/// down are whole numbers.
+const FINE: f32 = 2_000.0;
 /// Quantiles of a Laplace distribution with mean absolute error 1: where the tracking starts.
-const START: [f32; L] = [-1.61, 0.0, 1.61, 2.30, 3.91];
+const START: Lanes = [0.0, 1.61, 2.30, 3.91];
 /// No expert is ever given up.
 const LEAST_WEIGHT: f32 = 0.02;
+/// Weights at the start, one for each expert.
+const PRIOR: [f32; EXPERTS] = [0.4, 0.2, 0.2, 0.2];
 
 /// What a forecast was made from.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -34,9 +49,9 @@ pub(crate) struct Basis {
     /// Usual error in slow memory, fast memory, and usual step.
     pub scales: [f32; SCALED],
     /// Quantiles of the series itself.
-    pub levels: [f32; L],
+    pub levels: Lanes,
     /// Phase of the outcome in the short cycle, if there is one.
-    pub phase: usize,
+    pub phase: Option<usize>,
 }
 
 /// How fast things are learned.
@@ -64,59 +79,67 @@ impl Default for Rates {
 /// Tracks the quantiles of one forecast at one horizon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Conformal {
-    multiples: [[f32; L]; SCALED],
-    weights: [[f32; EXPERTS]; L],
+    multiples: [Lanes; SCALED],
+    weights: [Lanes; EXPERTS],
     /// Usual pinball loss of the mixture.
-    losses: [f32; L],
-    correction: [f32; L],
-    /// More of it for each phase of a short cycle; empty without one.
-    by_phase: Vec<[f32; L - PHASED]>,
+    losses: Lanes,
+    correction: Lanes,
+    /// More of it for each phase of a short cycle, in parts of [`FINE`].
+    by_phase: [[i16; L - PHASED]; PHASES],
     /// Usual absolute error in slow and fast memory.
     pub(crate) errors: [f32; 2],
     pub(crate) seen: u32,
 }
 
 impl Conformal {
-    pub(crate) fn new(phases: usize) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             multiples: [START; SCALED],
-            weights: [[0.4, 0.2, 0.2, 0.2]; L],
+            weights: PRIOR.map(|weight| [weight; L]),
             losses: [0.0; L],
             correction: [0.0; L],
-            by_phase: vec![[0.0; L - PHASED]; phases],
+            by_phase: [[0; L - PHASED]; PHASES],
             errors: [0.0; 2],
             seen: 0,
         }
     }
 
-    pub(crate) fn heap_bytes(&self) -> usize {
-        size_of_val(self.by_phase.as_slice())
+    #[inline]
+    fn experts(&self, basis: &Basis) -> [Lanes; EXPERTS] {
+        let bases = [basis.point, basis.point, basis.last];
+        let mut experts = [basis.levels; EXPERTS];
+        for expert in 0..SCALED {
+            for level in 0..L {
+                experts[expert][level] = bases[expert] + self.multiples[expert][level] * basis.scales[expert];
+            }
+        }
+        experts
     }
 
-    fn experts(&self, basis: &Basis, level: usize) -> [f32; EXPERTS] {
-        [
-            basis.point + self.multiples[0][level] * basis.scales[0],
-            basis.point + self.multiples[1][level] * basis.scales[1],
-            basis.last + self.multiples[2][level] * basis.scales[2],
-            basis.levels[level],
-        ]
-    }
-
-    fn mixed(&self, basis: &Basis, level: usize, experts: &[f32; EXPERTS]) -> f32 {
-        let mixed: f32 = experts.iter().zip(&self.weights[level]).map(|(expert, weight)| expert * weight).sum();
-        let phase = match self.by_phase.get(basis.phase) {
-            Some(correction) if level >= PHASED => correction[level - PHASED],
-            _ => 0.0,
-        };
-        mixed + (self.correction[level] + phase) * basis.scales[0]
+    #[inline]
+    fn mixed(&self, basis: &Basis, experts: &[Lanes; EXPERTS]) -> Lanes {
+        let mut corrections = self.correction;
+        if let Some(phase) = basis.phase.and_then(|phase| self.by_phase.get(phase)) {
+            for (correction, phase) in corrections[PHASED..].iter_mut().zip(phase) {
+                *correction += f32::from(*phase) / FINE;
+            }
+        }
+        let mut mixed = [0.0; L];
+        for level in 0..L {
+            mixed[level] = corrections[level] * basis.scales[0];
+            for expert in 0..EXPERTS {
+                mixed[level] += experts[expert][level] * self.weights[expert][level];
+            }
+        }
+        mixed
     }
 
     /// The quantiles of a forecast with that basis; ascending.
-    pub(crate) fn quantiles(&self, basis: &Basis) -> [f32; L] {
-        let mut quantiles = [0.0; L];
+    pub(crate) fn quantiles(&self, basis: &Basis) -> Lanes {
+        let mut quantiles = self.mixed(basis, &self.experts(basis));
         let mut before = 0.0_f32;
-        for (level, quantile) in quantiles.iter_mut().enumerate() {
-            before = before.max(self.mixed(basis, level, &self.experts(basis, level)));
+        for quantile in &mut quantiles {
+            before = before.max(*quantile);
             *quantile = before;
         }
         quantiles
@@ -130,30 +153,39 @@ impl Conformal {
         self.seen = self.seen.saturating_add(1);
         let young = 1.0 / self.seen as f32;
         self.learn_errors((outcome - basis.point).abs(), young, rates);
+        let experts = self.experts(basis);
+        let mixed = self.mixed(basis, &experts);
         // Larger moves at first, so that a short history is not ruled by where the tracking started.
         let gamma = rates.gamma.max(0.5 * young.sqrt());
-        let unit = basis.scales[0];
-        for level in 0..L {
-            let share = LEVELS[level] as f32;
-            let experts = self.experts(basis, level);
-            let mixed = self.mixed(basis, level, &experts);
-            let step = |quantile: f32| if outcome > quantile { share } else { share - 1.0 };
-            for (expert, multiples) in experts.iter().zip(&mut self.multiples) {
-                multiples[level] += gamma * step(*expert);
-            }
-            let loss = |quantile: f32| step(quantile) * (outcome - quantile);
-            let losses = experts.map(loss);
-            self.losses[level] += (loss(mixed) - self.losses[level]) * young.max(0.01);
-            if unit > 0.0 {
-                self.correction[level] += rates.correction * step(mixed);
-                if let Some(correction) = self.by_phase.get_mut(basis.phase).filter(|_| level >= PHASED) {
-                    // The phases share what they have in common with the correction above.
-                    let correction = &mut correction[level - PHASED];
-                    *correction += rates.by_phase * step(mixed) - 1e-3 * *correction;
+        let mut losses = [[0.0; L]; EXPERTS];
+        for expert in 0..EXPERTS {
+            for level in 0..L {
+                let step = step(outcome, experts[expert][level], level);
+                losses[expert][level] = step * (outcome - experts[expert][level]);
+                if expert < SCALED {
+                    self.multiples[expert][level] += gamma * step;
                 }
             }
-            self.mix(level, &losses, rates.mixing);
         }
+        let mut steps = [0.0; L];
+        for level in 0..L {
+            steps[level] = step(outcome, mixed[level], level);
+            self.losses[level] += (steps[level] * (outcome - mixed[level]) - self.losses[level]) * young.max(0.01);
+        }
+        if basis.scales[0] > 0.0 {
+            for level in 0..L {
+                self.correction[level] += rates.correction * steps[level];
+            }
+            if let Some(phase) = basis.phase.and_then(|phase| self.by_phase.get_mut(phase)) {
+                // The phases share what they have in common with the correction above.
+                for (correction, step) in phase.iter_mut().zip(&steps[PHASED..]) {
+                    let moved = 0.999 * f32::from(*correction) + FINE * rates.by_phase * step;
+                    // The conversion keeps within the bounds of 16 bits.
+                    *correction = (moved + 0.5_f32.copysign(moved)) as i16;
+                }
+            }
+        }
+        self.mix(&losses, rates.mixing);
     }
 
     fn learn_errors(&mut self, error: f32, young: f32, rates: &Rates) {
@@ -165,29 +197,44 @@ impl Conformal {
     }
 
     /// Weight goes from experts that lost more than the mean to those that lost less.
-    fn mix(&mut self, level: usize, losses: &[f32; EXPERTS], rate: f32) {
-        let usual = self.losses[level];
-        if usual <= 0.0 {
-            return;
+    #[inline]
+    fn mix(&mut self, losses: &[Lanes; EXPERTS], rate: f32) {
+        let (mut mean, mut rates, mut total) = ([0.0; L], [0.0; L], [0.0; L]);
+        for level in 0..L {
+            let usual = self.losses[level];
+            rates[level] = if usual > 0.0 { rate / usual } else { 0.0 };
+            for expert in 0..EXPERTS {
+                mean[level] += self.weights[expert][level] * losses[expert][level];
+            }
         }
-        let weights = &mut self.weights[level];
-        let mean: f32 = weights.iter().zip(losses).map(|(weight, loss)| weight * loss).sum();
-        let mut total = 0.0;
-        for (weight, loss) in weights.iter_mut().zip(losses) {
-            let change = (rate * (mean - loss) / usual).clamp(-0.3, 0.3);
-            *weight = (*weight * (1.0 + change)).max(LEAST_WEIGHT);
-            total += *weight;
+        for expert in 0..EXPERTS {
+            for level in 0..L {
+                let change = (rates[level] * (mean[level] - losses[expert][level])).clamp(-0.3, 0.3);
+                let weight = (self.weights[expert][level] * (1.0 + change)).max(LEAST_WEIGHT);
+                self.weights[expert][level] = weight;
+                total[level] += weight;
+            }
         }
-        for weight in weights {
-            *weight /= total;
+        for level in 0..L {
+            let share = 1.0 / total[level];
+            for expert in 0..EXPERTS {
+                self.weights[expert][level] *= share;
+            }
         }
     }
+}
+
+/// Slope of the pinball loss: the share that should not be exceeded if the outcome is above the quantile, less one if not.
+#[inline]
+fn step(outcome: f32, quantile: f32, level: usize) -> f32 {
+    const SHARES: Lanes = [LEVELS[0] as f32, LEVELS[1] as f32, LEVELS[2] as f32, LEVELS[3] as f32];
+    if outcome > quantile { SHARES[level] } else { SHARES[level] - 1.0 }
 }
 
 /// Tracks the quantiles of a series itself, about a day's memory at the default rate.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Levels {
-    values: [f32; L],
+    values: Lanes,
     spread: f32,
     seen: u32,
 }
@@ -200,7 +247,8 @@ impl Levels {
             return;
         }
         let young = 1.0 / self.seen as f32;
-        let middle = self.values[L / 2 - 1];
+        // The first level is the median.
+        let middle = self.values[0];
         self.spread += ((value - middle).abs() - self.spread) * young.max(rate);
         let step = self.spread * rate.max(young.sqrt());
         for (known, level) in self.values.iter_mut().zip(LEVELS) {
@@ -212,7 +260,7 @@ impl Levels {
         }
     }
 
-    pub(crate) fn values(&self) -> [f32; L] {
+    pub(crate) fn values(&self) -> Lanes {
         self.values
     }
 }
@@ -231,7 +279,7 @@ mod tests {
 
     #[test]
     fn covers_what_it_promises_even_for_a_skewed_error() {
-        let mut tracker = Conformal::new(0);
+        let mut tracker = Conformal::new();
         let mut state = 7;
         let mut above = [0_u32; L];
         let (warm, total) = (2_000, 22_000);

@@ -205,7 +205,7 @@ mod tests {
         let mut column = |cycle: f64, gap: bool| -> Series {
             (0..20 * 288)
                 .map(|t| {
-                    let day = (t as f64 * std::f64::consts::TAU / 288.0).sin();
+                    let day = (f64::from(t) * std::f64::consts::TAU / 288.0).sin();
                     let value = 30.0 + cycle * day + 4.0 * noise();
                     (!(gap && (3_500..3_788).contains(&t))).then_some(value)
                 })

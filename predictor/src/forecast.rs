@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The quantile levels of every forecast, ascending.
-pub const LEVELS: [f64; 5] = [0.1, 0.5, 0.9, 0.95, 0.99];
+/// The quantile levels of every forecast, ascending: the median, and the upper ones that capacities are compared with.
+pub const LEVELS: [f64; 4] = [0.5, 0.9, 0.95, 0.99];
 
 /// A forecast for one moment, or for the maximum over a window that ends there.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -83,11 +83,11 @@ impl Season {
 }
 
 /// The upper half of a finite number, rounded to nearest.
-fn half(value: f32) -> u16 {
+pub(crate) fn half(value: f32) -> u16 {
     (value.to_bits().saturating_add(0x8000) >> 16) as u16
 }
 
-fn whole(half: u16) -> f32 {
+pub(crate) fn whole(half: u16) -> f32 {
     f32::from_bits(u32::from(half) << 16)
 }
 

@@ -91,6 +91,27 @@ pub(crate) mod gaps {
     }
 }
 
+/// Serde knows arrays of up to 32 entries; longer ones are stored as sequences.
+pub(crate) mod array {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(crate) fn serialize<S: Serializer, const N: usize>(
+        values: &[f32; N],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        values.as_slice().serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(
+        deserializer: D,
+    ) -> Result<[f32; N], D::Error> {
+        let values = Vec::<f32>::deserialize(deserializer)?;
+        let count = values.len();
+        values.try_into().map_err(|_| D::Error::invalid_length(count, &"as many numbers as were stored"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

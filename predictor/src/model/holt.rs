@@ -26,8 +26,12 @@ impl Holt {
     }
 
     /// phi + phi^2 + ... + phi^h
-    fn damped(&self, steps: f64) -> f64 {
-        if self.phi >= 1.0 { steps } else { self.phi * (1.0 - self.phi.powf(steps)) / (1.0 - self.phi) }
+    fn damped(&self, steps: u32) -> f64 {
+        if self.phi >= 1.0 {
+            f64::from(steps)
+        } else {
+            self.phi * (1.0 - self.phi.powi(steps.min(1 << 30) as i32)) / (1.0 - self.phi)
+        }
     }
 }
 
@@ -39,7 +43,7 @@ impl Model for Holt {
             self.missed = self.missed.saturating_add(1);
             return;
         };
-        let steps = f64::from(self.missed) + 1.0;
+        let steps = self.missed.saturating_add(1);
         self.missed = 0;
         self.seen = self.seen.saturating_add(1);
         if self.seen == 1 {
@@ -52,7 +56,7 @@ impl Model for Holt {
         let alpha = self.alpha.max(warm);
         let beta = self.beta.max(warm.min(0.5));
         let level = expected + alpha * (value - expected);
-        let slope = (level - self.level) / steps;
+        let slope = (level - self.level) / f64::from(steps);
         self.trend = self.phi * self.trend + beta * (slope - self.phi * self.trend);
         self.level = level;
     }
@@ -62,9 +66,8 @@ impl Model for Holt {
             return;
         }
         for (steps, out) in horizons.iter().zip(out) {
-            let ahead = *steps as f64;
-            let missed = f64::from(self.missed);
-            *out = (self.level + self.damped(ahead + missed) * self.trend) as f32;
+            let steps = u32::try_from(*steps).unwrap_or(u32::MAX).saturating_add(self.missed);
+            *out = (self.level + self.damped(steps) * self.trend) as f32;
         }
     }
 }

@@ -8,25 +8,22 @@
 
 use super::Model;
 use crate::bank::MOST_HORIZONS;
-use crate::season::Season;
-use crate::window::gaps;
+use crate::season::{Season, half, whole};
 use serde::{Deserialize, Serialize};
 use smartcore::linalg::basic::arrays::{Array, Array2, MutArray};
 use smartcore::linalg::basic::matrix::DenseMatrix;
 use smartcore::linalg::traits::cholesky::CholeskyDecomposable;
 
 /// Lags that are features, in steps.
-const LAGS: [usize; 3] = [1, 2, 5];
+const LAGS: [usize; 2] = [1, 3];
 /// Means that are features, by the weight of their newest sample.
 const MEANS: [f64; 3] = [0.2, 0.04, 0.005];
 /// The most cycles, each giving two features: its deviation now and at the horizon.
 pub const MOST_SEASONS: usize = 2;
-/// Features that are the same for every horizon; the last is the constant.
-const COMMON: usize = LAGS.len() + MEANS.len() + MOST_SEASONS + 1;
-/// Number of features.
-const P: usize = COMMON + MOST_SEASONS;
-/// Numbers kept for each step: the common features, the value, the scale.
-const KEPT: usize = COMMON + 2;
+/// Features that are the same for every horizon: lags and means.
+const COMMON: usize = LAGS.len() + MEANS.len();
+/// Number of features; the last is the constant.
+const P: usize = COMMON + 2 * MOST_SEASONS + 1;
 /// Entries of the upper triangle of the normal matrix.
 const TRIANGLE: usize = P * (P + 1) / 2;
 /// Newest samples kept for the lags.
@@ -35,22 +32,36 @@ const RECENT: usize = LAGS[LAGS.len() - 1] + 1;
 /// Sums and weights for one horizon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Equations {
-    steps: usize,
-    /// Upper triangle of the sum of x x'.
-    matrix: Vec<f32>,
+    /// Upper triangle of the sum of x x', row by row.
+    #[serde(with = "crate::window::array")]
+    matrix: [f32; TRIANGLE],
     /// Sum of x y.
     right: [f32; P],
     weights: [f32; P],
-    /// Samples seen so far.
+    steps: u32,
+    /// What is left of an outcome's weight when the next is learned from.
+    decay: f32,
+    /// Outcomes learned from so far.
     seen: u32,
     solved: bool,
+}
+
+/// What is kept of a step until its outcome is known; a scale of 0 means that there is nothing to learn from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Kept {
+    value: f32,
+    /// Usual size of one step.
+    scale: f32,
+    /// Lags and means relative to the value, in scales, as upper halves of `f32`.
+    common: [u16; COMMON],
+    /// Deviations of the cycles, likewise.
+    seasons: [u16; MOST_SEASONS],
 }
 
 /// See the module's description.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ridge {
-    decay: f32,
-    penalty: f64,
+    penalty: f32,
     refit_every: u32,
     clock: u32,
     equations: Vec<Equations>,
@@ -60,31 +71,45 @@ pub struct Ridge {
     /// Usual size of one step.
     scale: f64,
     seen: u32,
-    /// Features, value and scale of the latest steps as a ring.
-    #[serde(with = "gaps")]
-    pending: Vec<f32>,
+    /// The latest steps as a ring.
+    pending: Vec<Kept>,
+}
+
+/// Outcomes of neighbouring origins overlap and tell almost the same: of horizons beyond the first steps, three of seven are
+/// learned from. Seven divides no minute, hour or day, so that no phase of a cycle is left out.
+const PATTERN: u32 = 7;
+const LEARNED: [bool; PATTERN as usize] = [true, false, true, false, true, false, false];
+const SHARE: f64 = 3.0 / 7.0;
+/// Horizons of fewer steps are learned from always.
+const DENSE: u32 = 3;
+
+/// The further ahead, the more alike are neighbouring outcomes and the longer they have to be remembered. `decay` is a step's for
+/// the first horizon.
+fn remaining(steps: usize, decay: f64) -> f32 {
+    let every = if steps as u64 >= u64::from(DENSE) { 1.0 / SHARE } else { 1.0 };
+    decay.powf(every / (1.0 + (steps as f64).ln() / 3.0)) as f32
 }
 
 impl Ridge {
-    /// For `horizons` (ascending) and at most [`MOST_SEASONS`] cycles, forgetting a sample's weight by `decay` a step, with the penalty `penalty` (in samples), and
-    /// solving anew every `refit_every` steps, more often while there are few.
+    /// For `horizons` (ascending) and at most [`MOST_SEASONS`] cycles, forgetting a sample's weight by `decay` a step, with the penalty
+    /// `penalty` (in samples), and solving anew every `refit_every` steps, more often while there are few.
     #[must_use]
     pub fn new(horizons: &[usize], seasons: Vec<Season>, decay: f64, penalty: f64, refit_every: u32) -> Self {
         let equations = horizons
             .iter()
             .map(|steps| Equations {
-                steps: *steps,
-                matrix: vec![0.0; TRIANGLE],
+                matrix: [0.0; TRIANGLE],
                 right: [0.0; P],
                 weights: [0.0; P],
+                steps: u32::try_from(*steps).unwrap_or(u32::MAX),
+                decay: remaining(*steps, decay),
                 seen: 0,
                 solved: false,
             })
             .collect();
         let longest = horizons.last().copied().unwrap_or(1);
         Self {
-            decay: decay as f32,
-            penalty,
+            penalty: penalty as f32,
             refit_every: refit_every.max(1),
             clock: 0,
             equations,
@@ -93,14 +118,13 @@ impl Ridge {
             seasons,
             scale: 0.0,
             seen: 0,
-            pending: vec![f32::NAN; longest * KEPT],
+            pending: vec![Kept::default(); longest],
         }
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
         let seasons: usize = self.seasons.iter().map(|season| size_of::<Season>() + 2 * season.parts()).sum();
-        let equations = self.equations.len() * (size_of::<Equations>() + 4 * TRIANGLE);
-        seasons + equations + 4 * self.pending.len()
+        seasons + size_of_val(self.equations.as_slice()) + size_of_val(self.pending.as_slice())
     }
 
     fn common(&self) -> [f32; COMMON] {
@@ -108,29 +132,24 @@ impl Ridge {
         if self.scale <= 0.0 {
             return x;
         }
-        let now = self.recent[0];
-        let relative = |value: f64| ((value - now) / self.scale).clamp(-30.0, 30.0) as f32;
+        let (now, share) = (self.recent[0], 1.0 / self.scale);
+        let relative = |value: f64| ((value - now) * share).clamp(-30.0, 30.0) as f32;
         for (x, lag) in x.iter_mut().zip(LAGS) {
             *x = relative(self.recent[lag]);
         }
         for (x, mean) in x[LAGS.len()..].iter_mut().zip(self.means) {
             *x = relative(mean);
         }
-        for (x, season) in x[LAGS.len() + MEANS.len()..].iter_mut().zip(&self.seasons) {
-            *x = deviation(season, 0, self.scale as f32);
-        }
-        x[COMMON - 1] = 1.0;
         x
     }
 
-    /// All features for a horizon `ahead` of the newest sample, of which the common ones are known.
-    fn complete(&self, common: &[f32], ahead: usize, scale: f32) -> [f32; P] {
-        let mut x = [0.0; P];
-        x[..COMMON].copy_from_slice(&common[..COMMON]);
-        for (x, season) in x[COMMON..].iter_mut().zip(&self.seasons) {
-            *x = deviation(season, ahead, scale);
+    /// The deviations of the cycles `ahead` steps after the newest sample.
+    fn deviations(&self, ahead: usize) -> [f32; MOST_SEASONS] {
+        let mut deviations = [0.0; MOST_SEASONS];
+        for (deviation, season) in deviations.iter_mut().zip(&self.seasons) {
+            *deviation = season.deviation(ahead);
         }
-        x
+        deviations
     }
 
     fn remember(&mut self, value: f64) {
@@ -139,15 +158,27 @@ impl Ridge {
             self.means = [value; MEANS.len()];
         } else {
             let step = (value - self.recent[0]).abs();
-            self.scale += (step - self.scale) * (1.0 / f64::from(self.seen)).max(0.02);
+            let young = 1.0 / f64::from(self.seen);
+            self.scale += (step - self.scale) * young.max(0.02);
             self.recent.copy_within(..RECENT - 1, 1);
             self.recent[0] = value;
             for (mean, alpha) in self.means.iter_mut().zip(MEANS) {
-                *mean += (value - *mean) * alpha.max(1.0 / f64::from(self.seen + 1));
+                *mean += (value - *mean) * alpha.max(young / (1.0 + young));
             }
         }
         self.seen = self.seen.saturating_add(1);
     }
+}
+
+/// All features of an origin and a horizon.
+fn complete(common: &[f32; COMMON], now: &[f32; MOST_SEASONS], then: &[f32; MOST_SEASONS], scale: f32) -> [f32; P] {
+    let mut x = [1.0; P];
+    x[..COMMON].copy_from_slice(common);
+    let share = 1.0 / scale;
+    for (x, deviation) in x[COMMON..].iter_mut().zip(now.iter().chain(then)) {
+        *x = (deviation * share).clamp(-30.0, 30.0);
+    }
+    x
 }
 
 impl Model for Ridge {
@@ -159,13 +190,14 @@ impl Model for Ridge {
     }
 
     fn forecast(&self, _horizons: &[usize], out: &mut [f32]) {
-        if self.seen < 2 || self.scale <= 0.0 {
+        let scale = self.scale as f32;
+        if self.seen < 2 || scale <= 0.0 {
             return;
         }
-        let common = self.common();
+        let (common, now) = (self.common(), self.deviations(0));
         for (equations, out) in self.equations.iter().zip(out).filter(|(equations, _)| equations.solved) {
-            let features = self.complete(&common, equations.steps, self.scale as f32);
-            *out = self.recent[0] as f32 + self.scale as f32 * dot(&equations.weights, &features);
+            let features = complete(&common, &now, &self.deviations(equations.steps as usize), scale);
+            *out = self.recent[0] as f32 + scale * dot(&equations.weights, &features);
         }
     }
 }
@@ -174,54 +206,56 @@ impl Ridge {
     /// Takes the next sample, and for each horizon what came of the forecast made that long ago (NaN: nothing to learn): the
     /// sample itself, or the maximum since then.
     pub fn update_with(&mut self, value: Option<f64>, outcomes: &[f32]) {
-        let slots = self.pending.len() / KEPT;
-        let clock = self.clock as usize;
-        self.clock = self.clock.wrapping_add(1);
+        let slot = self.clock as usize % self.pending.len();
         if let Some(value) = value {
-            self.learn(clock, outcomes);
+            self.learn(slot, outcomes);
             self.remember(value);
         } else {
             // Lags are in time and not in samples.
             self.recent.copy_within(..RECENT - 1, 1);
         }
+        self.clock = self.clock.wrapping_add(1);
         for season in &mut self.seasons {
             season.update(value);
         }
         // A missing sample is bridged by the value before it, and its features are not learned from.
-        let slot = clock % slots * KEPT;
-        let common = if value.is_some() { self.common() } else { [f32::NAN; COMMON] };
-        self.pending[slot..slot + COMMON].copy_from_slice(&common);
-        self.pending[slot + COMMON] = self.recent[0] as f32;
-        self.pending[slot + COMMON + 1] = self.scale as f32;
+        self.pending[slot] = match value {
+            Some(value) => Kept {
+                value: value as f32,
+                scale: self.scale as f32,
+                common: self.common().map(half),
+                seasons: self.deviations(0).map(half),
+            },
+            None => Kept::default(),
+        };
     }
 
-    fn learn(&mut self, clock: usize, outcomes: &[f32]) {
-        let slots = self.pending.len() / KEPT;
-        for index in 0..self.equations.len() {
-            let Some(outcome) = outcomes.get(index) else { continue };
-            let slot = (clock + slots - self.equations[index].steps) % slots * KEPT;
-            let then = &self.pending[slot..slot + KEPT];
-            let (base, scale) = (then[COMMON], then[COMMON + 1]);
-            if then[0].is_nan() || outcome.is_nan() || scale.is_nan() || scale <= 0.0 {
+    fn learn(&mut self, slot: usize, outcomes: &[f32]) {
+        // The seasons still stand at the sample before: one step ahead of it is the phase of the outcome.
+        let here = self.deviations(1);
+        let slots = self.pending.len();
+        for (index, (equations, outcome)) in self.equations.iter_mut().zip(outcomes).enumerate() {
+            let sparse = equations.steps >= DENSE;
+            // Not all horizons at the same step.
+            if sparse && !LEARNED[(self.clock.wrapping_add(index as u32) % PATTERN) as usize] {
                 continue;
             }
-            // The seasons still stand at the sample before: one step ahead of it is the phase of the outcome.
-            let x = self.complete(then, 1, scale);
-            let y = ((outcome - base) / scale).clamp(-100.0, 100.0);
-            let equations = &mut self.equations[index];
-            equations.learn(&x, y, self.decay);
+            let ago = equations.steps as usize;
+            let then = &self.pending[if slot >= ago { slot - ago } else { slot + slots - ago }];
+            if then.scale <= 0.0 || outcome.is_nan() {
+                continue;
+            }
+            let x = complete(&then.common.map(whole), &then.seasons.map(whole), &here, then.scale);
+            let y = ((outcome - then.value) / then.scale).clamp(-100.0, 100.0);
+            equations.learn(&x, y);
             // Often while every sample changes much, seldom when they are many.
-            let every = (equations.seen / 8).clamp(1, self.refit_every);
-            // Not all horizons at the same step.
-            if equations.seen > 2 && (equations.seen + index as u32 * 31).is_multiple_of(every) {
-                equations.solve(self.penalty);
+            let most = if sparse { (f64::from(self.refit_every) * SHARE) as u32 } else { self.refit_every };
+            let between = (equations.seen / 8).clamp(1, most.max(1));
+            if equations.seen > 2 && (equations.seen + index as u32 * 31).is_multiple_of(between) {
+                equations.solve(f64::from(self.penalty));
             }
         }
     }
-}
-
-fn deviation(season: &Season, ahead: usize, scale: f32) -> f32 {
-    if scale > 0.0 { (season.deviation(ahead) / scale).clamp(-30.0, 30.0) } else { 0.0 }
 }
 
 fn dot(a: &[f32; P], b: &[f32; P]) -> f32 {
@@ -230,17 +264,19 @@ fn dot(a: &[f32; P], b: &[f32; P]) -> f32 {
 
 impl Equations {
     /// Learns that `y` came of features `x`.
-    fn learn(&mut self, x: &[f32; P], y: f32, decay: f32) {
+    fn learn(&mut self, x: &[f32; P], y: f32) {
+        let decay = self.decay;
         let error = (y - dot(&self.weights, x)).abs();
         let weight = 1.0 / error.max(1.0);
-        let mut entry = self.matrix.iter_mut();
+        let mut rest = self.matrix.as_mut_slice();
         for i in 0..P {
-            for j in i..P {
-                if let Some(entry) = entry.next() {
-                    *entry = *entry * decay + weight * x[i] * x[j];
-                }
+            let Some((row, below)) = rest.split_at_mut_checked(P - i) else { break };
+            let weighted = weight * x[i];
+            for (entry, x) in row.iter_mut().zip(&x[i..]) {
+                *entry = *entry * decay + weighted * x;
             }
-            self.right[i] = self.right[i] * decay + weight * x[i] * y;
+            self.right[i] = self.right[i] * decay + weighted * y;
+            rest = below;
         }
         self.seen = self.seen.saturating_add(1);
     }
@@ -248,12 +284,11 @@ impl Equations {
     /// Solves (X'X + penalty I) w = X'y; keeps the old weights if that is not possible.
     fn solve(&mut self, penalty: f64) {
         let mut matrix = DenseMatrix::<f64>::zeros(P, P);
-        let mut entry = self.matrix.iter();
+        let mut entries = self.matrix.iter();
         for i in 0..P {
-            for j in i..P {
-                let value = f64::from(entry.next().copied().unwrap_or(0.0));
-                matrix.set((i, j), value);
-                matrix.set((j, i), value);
+            for (j, entry) in (i..P).zip(entries.by_ref()) {
+                matrix.set((i, j), f64::from(*entry));
+                matrix.set((j, i), f64::from(*entry));
             }
         }
         for i in 0..P {

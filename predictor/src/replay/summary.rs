@@ -175,17 +175,15 @@ pub fn pools(said: &[Vec<Said>], pools: usize, protocol: &Protocol, period_s: f6
         summary.skill_from_quiet.insert(key.clone(), quiet.skill);
         summary.auc_from_quiet.insert(key.clone(), quiet.auc);
         summary.reliability.insert(key.clone(), reliability(&ours));
-        let baselines: [(&str, &dyn Fn(&Said) -> f64); 5] = [
-            ("naive", &|said| said.naive),
-            ("n_sigma", &|said| said.sigma),
-            ("reactive_85", &|said| said.reactive(0.85)),
-            ("reactive_95", &|said| said.reactive(0.95)),
-            ("base_rate", &|_| all.base_rate),
-        ];
-        for (name, of) in baselines {
+        let mut baseline = |name: &str, of: &dyn Fn(&Said) -> f64| {
             let brier = score(&pairs(of, false)).brier;
             summary.baselines.entry(name.to_owned()).or_default().insert(key.clone(), brier);
-        }
+        };
+        baseline("naive", &|said| said.naive);
+        baseline("n_sigma", &|said| said.sigma);
+        baseline("reactive_85", &|said| said.reactive(0.85));
+        baseline("reactive_95", &|said| said.reactive(0.95));
+        baseline("base_rate", &|_| all.base_rate);
     }
     summary
 }

@@ -140,7 +140,7 @@ mod tests {
                 "{HEADER}1000;\t4;\t8000;\t800;\t10;\t2000;\t500;\t0\n1300;\t4;\t8000;\t1600;\t20;\t2000;\t1000;\t0\n"
             ),
         );
-        write("2.csv", format!("{HEADER}1310000000000;\t4;\t8000;\t800;\t10;\t2000;\t500;\t0\n"));
+        write("2.csv", format!("{HEADER}9000000000000000;\t4;\t8000;\t800;\t10;\t2000;\t500;\t0\n"));
         write("notes.txt", "nothing".into());
         assert!(super::folder(folder.path()).is_err_and(|error| error.to_string().contains("cells")), "years apart");
         write("2.csv", format!("{HEADER}1610;\t4;\t8000;\t80;\t1;\t2000;\t200;\t0\n\n"));

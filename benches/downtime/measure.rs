@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use headroom_guest::Client;
@@ -24,6 +24,9 @@ const SETTLE: Duration = Duration::from_millis(1500);
 const AFTER: Duration = Duration::from_millis(500);
 
 const CONTROL_PORT: u16 = 9000;
+
+/// The machine's name to the observer.
+const TARGET: &str = "bench";
 
 /// Measures one scenario.
 pub fn scenario(scenario: Scenario, runs: u16, streams: u16, peer: Option<&str>, limits: &Limits) -> Result<Outcome> {
@@ -56,8 +59,9 @@ fn our_run(scenario: Scenario, streams: u16) -> Result<Report> {
     let (mut report, seen) =
         observed(&lab, || ours::migrate((a, &source), (b, &destination), streams)).context("headroom-vmm")?;
     report.network_gap_ms = Some(seen.gap_ms);
-    let down = &report.downtime_ms;
-    eprintln!("  headroom: total {:.0} ms, downtime {:.1} ms, {seen}", report.total_ms, down.total);
+    let over = report.paused_unix_ms.and_then(|paused| seen.silence_over(paused, report.downtime_ms.total));
+    let over = over.map_or_else(String::new, |ms| format!("outside silence over it {ms:.1} ms, "));
+    eprintln!("  headroom: total {:.0} ms, downtime {:.1} ms, {over}{seen}", report.total_ms, report.downtime_ms.total);
     check_oracles(&lab)?;
     Ok(report)
 }
@@ -82,11 +86,23 @@ struct Seen {
     gap_at_ms: f64,
     /// Longest time for which the observer itself did not send.
     stall_ms: f64,
+    observer: Observer,
+    /// The observer's time and Unix time in milliseconds at one moment.
+    clocks: (u64, f64),
+}
+
+impl Seen {
+    /// Longest silence that overlaps `length_ms` from a moment of Unix time on.
+    fn silence_over(&self, unix_ms: f64, length_ms: f64) -> Option<f64> {
+        let (observer_ns, observer_unix_ms) = self.clocks;
+        let start = (observer_ns as f64 - (observer_unix_ms - unix_ms) * 1e6).max(0.0) as u64;
+        self.observer.silence_over(TARGET, &(start..start + (length_ms * 1e6) as u64))
+    }
 }
 
 impl std::fmt::Display for Seen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { gap_ms, gap_at_ms, stall_ms } = self;
+        let Self { gap_ms, gap_at_ms, stall_ms, .. } = self;
         write!(
             f,
             "longest silence {gap_ms:.1} ms from {gap_at_ms:.0} ms on (the observer's own stall: {stall_ms:.1} ms)"
@@ -99,18 +115,20 @@ fn observed<T>(lab: &Lab, migrate: impl FnOnce() -> Result<T>) -> Result<(T, See
     wait_ready(lab)?;
     std::thread::sleep(SETTLE);
     let target =
-        Target { name: "bench".into(), address: site::guest_address(), udp_per_second: 1000, tcp_per_second: 0 };
+        Target { name: TARGET.into(), address: site::guest_address(), udp_per_second: 1000, tcp_per_second: 0 };
     let observer = Observer::start(lab.observer(), vec![target])?;
     std::thread::sleep(Duration::from_millis(300));
     let started = observer.now();
     let moved = migrate()?;
     std::thread::sleep(AFTER);
-    let summary = observer.udp("bench", started..observer.now()).context("the observer saw nothing")?;
+    let summary = observer.udp(TARGET, started..observer.now()).context("the observer saw nothing")?;
     if summary.answered == 0 {
         bail!("the guest answered no echo request: {summary:?}");
     }
     let gap_at_ms = (summary.gap_start_ns as f64 - started as f64) / 1e6;
-    Ok((moved, Seen { gap_ms: summary.gap_ms, gap_at_ms, stall_ms: summary.send_stall_ms }))
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64() * 1e3;
+    let clocks = (observer.now(), unix);
+    Ok((moved, Seen { gap_ms: summary.gap_ms, gap_at_ms, stall_ms: summary.send_stall_ms, observer, clocks }))
 }
 
 fn client(lab: &Lab) -> Result<Client> {

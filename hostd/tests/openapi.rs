@@ -233,7 +233,7 @@ fn migration() -> Value {
 
 fn report() -> Value {
     json!({"id": "mig-1", "machine": "vm1", "source": "a1", "destination": "b1", "mode": "precopy", "outcome": "completed",
-        "reason": "x", "total_ms": 1.0,
+        "reason": "x", "total_ms": 1.0, "paused_unix_ms": 1.0,
         "downtime_ms": {"pause": 1.0, "final_pages": 1.0, "final_blocks": 1.0, "state": 1.0, "commit": 1.0, "resume": 1.0, "total": 1.0},
         "network_gap_ms": 1.0, "rounds": [{"pages": 1, "bytes": 1, "zero_pages": 1, "ms": 1.0, "dirty_pages_after": 1}],
         "memory": {"bytes_sent": 1, "pages_total": 1, "pages_zero": 1, "throughput_bytes_per_second": 1.0},

@@ -197,6 +197,9 @@ pub struct Report {
     pub reason: String,
     /// From the request to the resumed destination.
     pub total_ms: f64,
+    /// When the guest was stopped at the source, in milliseconds of Unix time by that host's clock; `null` if it was not.
+    #[serde(default)]
+    pub paused_unix_ms: Option<f64>,
     /// Downtime and its parts.
     pub downtime_ms: Downtime,
     /// Longest silence seen by an outside observer, where there was one.
@@ -233,6 +236,7 @@ impl Report {
             outcome: Outcome::Failed,
             reason: String::new(),
             total_ms: 0.0,
+            paused_unix_ms: None,
             downtime_ms: Downtime::default(),
             network_gap_ms: None,
             rounds: Vec::new(),

@@ -8,7 +8,7 @@ use super::observer::{TcpSummary, UdpSummary};
 /// Longest network gap that is promised, in milliseconds.
 pub const GAP_MS_MAX: f64 = 50.0;
 
-/// By how much the reported downtime may differ from the outage seen from outside, in milliseconds.
+/// By how much the reported downtime may differ from the silence seen from outside, in milliseconds.
 pub const DISAGREEMENT_MS_MAX: f64 = 5.0;
 
 /// What one guest says of itself at the end.
@@ -92,10 +92,10 @@ pub fn check(findings: &Findings) -> Vec<Promise> {
 
 fn network(findings: &Findings) -> [Promise; 2] {
     let udp = findings.udp.as_ref().filter(|udp| udp.answered > 0 && findings.watched_throughout);
-    let (gap, outage) = (udp.map(|udp| udp.gap_ms), udp.map(|udp| udp.outage_ms));
+    let (gap, silence) = (udp.map(|udp| udp.gap_ms), udp.and_then(|udp| udp.downtime_gap_ms));
     let unmeasured = || "not observed throughout".to_owned();
     let downtime = findings.report.as_ref().map(|report| report.downtime_ms.total);
-    let difference = outage.zip(downtime).map(|(outage, downtime)| outage - downtime);
+    let difference = silence.zip(downtime).map(|(silence, downtime)| silence - downtime);
     [
         Promise {
             promise: "an outside observer misses the machine for at most 50 ms",
@@ -103,7 +103,7 @@ fn network(findings: &Findings) -> [Promise; 2] {
             measured: gap.map_or_else(unmeasured, |gap| format!("{gap:.1} ms")),
         },
         Promise {
-            promise: "the reported downtime agrees with the outage that the observer saw within 5 ms",
+            promise: "the reported downtime agrees with the silence that the observer saw within 5 ms",
             kept: difference.is_some_and(|difference| difference.abs() <= DISAGREEMENT_MS_MAX),
             measured: difference.map_or_else(unmeasured, |difference| format!("{difference:+.1} ms")),
         },
@@ -186,6 +186,7 @@ mod tests {
             outcome: Outcome::Completed,
             reason: String::new(),
             total_ms: 900.0,
+            paused_unix_ms: Some(1.0),
             downtime_ms: Downtime { total: 10.0, ..Downtime::default() },
             network_gap_ms: None,
             rounds: Vec::new(),
@@ -208,7 +209,7 @@ mod tests {
         Findings {
             report: Some(report),
             lead_s: Some(3.0),
-            udp: Some(UdpSummary { answered: 100, gap_ms: 12.0, outage_ms: 11.0, ..UdpSummary::default() }),
+            udp: Some(UdpSummary { answered: 100, gap_ms: 12.0, downtime_gap_ms: Some(11.0), ..UdpSummary::default() }),
             watched_throughout: true,
             tcp: Some(TcpSummary { bytes_sent: 64, bytes_echoed: 64, ..TcpSummary::default() }),
             oracles: vec![oracle],
@@ -241,7 +242,12 @@ mod tests {
             Findings { lead_s: Some(-0.1), ..good() },
             Findings { lead_s: None, ..good() },
             Findings {
-                udp: Some(UdpSummary { gap_ms: 15.5, outage_ms: 15.5, answered: 1, ..UdpSummary::default() }),
+                udp: Some(UdpSummary {
+                    gap_ms: 15.5,
+                    downtime_gap_ms: Some(15.5),
+                    answered: 1,
+                    ..UdpSummary::default()
+                }),
                 ..good()
             },
             report(|report| report.verification.memory_digest_ok = Some(false)),
@@ -262,7 +268,8 @@ mod tests {
     #[test]
     fn a_gap_over_fifty_milliseconds_breaks_the_promise_even_if_it_was_reported() {
         let mut findings = good();
-        findings.udp = Some(UdpSummary { answered: 1, gap_ms: 51.0, outage_ms: 51.0, ..UdpSummary::default() });
+        findings.udp =
+            Some(UdpSummary { answered: 1, gap_ms: 51.0, downtime_gap_ms: Some(51.0), ..UdpSummary::default() });
         findings.report.iter_mut().for_each(|report| report.downtime_ms.total = 50.0);
         assert_eq!(broken(&findings), 1);
     }

@@ -121,8 +121,8 @@ impl DemoReport {
             lines.push(row(
                 "outside",
                 format!(
-                    "outage {:.1} ms, gap {:.1} ms, {} of {} requests lost, rtt {:.2} ms",
-                    udp.outage_ms,
+                    "silent for {} at the switchover and {:.1} ms at most, {} of {} requests lost, rtt {:.2} ms",
+                    udp.downtime_gap_ms.map_or_else(|| "?".into(), |gap| format!("{gap:.1} ms")),
                     udp.gap_ms,
                     udp.lost,
                     udp.sent,

@@ -179,7 +179,15 @@ impl Play {
         let end = ended.map_or(u64::MAX, |ended| {
             watch.since_ns + (ended + AFTER_MS).saturating_sub(watch.since_unix_ms).saturating_mul(1_000_000)
         });
-        self.observer.udp(&watch.machine, watch.since_ns..end)
+        let mut udp = self.observer.udp(&watch.machine, watch.since_ns..end)?;
+        let report = migration.and_then(|migration| migration.report.as_ref());
+        udp.downtime_gap_ms = report.and_then(|report| {
+            let since_pause_ms = report.paused_unix_ms? - watch.since_unix_ms as f64;
+            let start = watch.since_ns + (since_pause_ms.max(0.0) * 1e6) as u64;
+            let end = start + (report.downtime_ms.total * 1e6) as u64;
+            self.observer.silence_over(&watch.machine, &(start..end))
+        });
+        Some(udp)
     }
 
     /// Stops the load, asks everybody once more, takes everything down and sums up.
@@ -268,8 +276,8 @@ fn summarize(view: View, watch: Option<&Watch>, mut findings: Findings, origin_u
     let migration_s = migration.as_ref().map_or(0.0, |report| report.total_ms / 1e3);
     let replay = replay(&view.demand, capacity_cores, threshold, migration_s);
     findings.lead_s = replay.contention_at_s.zip(migrated_at_s).map(|(full, done)| full - done);
-    findings.watched_throughout = match (watch, &migration, &moved) {
-        (Some(watch), Some(report), Some(moved)) => watched_before_stop(watch, report, moved),
+    findings.watched_throughout = match (watch, &migration) {
+        (Some(watch), Some(report)) => watched_before_stop(watch, report),
         _ => false,
     };
     findings.report.clone_from(&migration);
@@ -301,8 +309,8 @@ fn summarize(view: View, watch: Option<&Watch>, mut findings: Findings, origin_u
 }
 
 /// Whether the close watch had begun, by a tenth of a second at least, when the machine was stopped.
-fn watched_before_stop(watch: &Watch, report: &Report, moved: &Migration) -> bool {
-    let stopped = moved.started_unix_ms as f64 + report.total_ms - report.downtime_ms.total;
+fn watched_before_stop(watch: &Watch, report: &Report) -> bool {
+    let stopped = report.paused_unix_ms.unwrap_or_default();
     watch.machine == report.machine && watch.since_unix_ms as f64 + 100.0 <= stopped
 }
 

@@ -14,7 +14,7 @@
 //! Saving the state and its way to the destination overlap with the last round; nothing waits for an acknowledgement that
 //! the destination does not itself wait for.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::connect::{PATIENCE, by_peer, reason_of, told_by};
 use super::precopy::{Dirty, note, wait_round};
@@ -82,6 +82,8 @@ impl Switchover {
         // Not part of the downtime: vCPUs and network go on.
         context.guest.settle().doing("letting the devices finish what is in flight")?;
         let start = Instant::now();
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        context.report.paused_unix_ms = Some(ms(clock));
         let limits = &context.options.limits;
         let allowed = self.estimate.max(limits.downtime).saturating_mul(PAUSE_FACTOR).max(PAUSE_LEAST);
         if !limits.compare_full {

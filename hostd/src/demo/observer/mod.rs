@@ -139,6 +139,11 @@ impl Observer {
         self.record(name).map(|record| record.series.summary(window.start..window.end.min(now), now))
     }
 
+    /// Longest silence of which a part lies in `window`, in milliseconds.
+    pub fn silence_over(&self, name: &str, window: &Range<u64>) -> Option<f64> {
+        self.record(name)?.series.silence_over(window).map(|silence| silence as f64 / 1e6)
+    }
+
     /// TCP so far.
     pub fn tcp(&self, name: &str) -> Option<TcpSummary> {
         self.record(name).map(|record| record.tcp.clone())

@@ -36,6 +36,8 @@ pub struct UdpSummary {
     pub gap_ms: f64,
     /// When that silence began, in nanoseconds since the start of the observer.
     pub gap_start_ns: u64,
+    /// Longest of these silences that overlaps the downtime, once it is known when that was.
+    pub downtime_gap_ms: Option<f64>,
     /// Longest time between the sends of two answered requests, however late the answers, with lost ones in between.
     pub outage_ms: f64,
     /// Longest time between two consecutive sends: the observer's own stall.
@@ -125,6 +127,16 @@ impl Series {
         // Silent to the end, and for longer than an answer may take.
         let silent = last_answered.map_or(0, |last| end.saturating_sub(last));
         if lost && silent > LOST_AFTER_NS { longest.max(silent) } else { longest }
+    }
+
+    /// Longest time between two consecutive replies of which a part lies in `window`; `None` without replies on both sides.
+    pub fn silence_over(&self, window: &Range<u64>) -> Option<u64> {
+        let mut arrivals: Vec<u64> = self.arrived.iter().copied().filter(|at| *at != 0).collect();
+        arrivals.sort_unstable();
+        let first = arrivals.partition_point(|at| *at <= window.start).checked_sub(1)?;
+        let last = arrivals.partition_point(|at| *at < window.end);
+        let around = arrivals.get(first..=last)?;
+        Some(longest(around).1)
     }
 
     /// Start and length of the longest silence within the window.
@@ -227,6 +239,20 @@ mod tests {
         let summary = series.summary(0..20 * MS, 2000 * MS);
         assert!((summary.gap_ms - 2.0).abs() < 1e-9, "{summary:?}");
         assert_eq!(summary.answered, 10);
+    }
+
+    #[test]
+    fn the_silence_over_a_moment_is_that_between_the_replies_around_it() {
+        let mut series = Series::default();
+        for (sent, arrived) in [(0, 1), (10, 11), (20, 45), (50, 51), (60, 99)] {
+            let number = series.send(sent);
+            series.arrive(number, arrived);
+        }
+        assert_eq!(series.silence_over(&(20..22)), Some(34));
+        assert_eq!(series.silence_over(&(2..3)), Some(10));
+        assert_eq!(series.silence_over(&(20..60)), Some(48));
+        assert_eq!(series.silence_over(&(0..5)), None);
+        assert_eq!(series.silence_over(&(98..120)), None);
     }
 
     #[test]

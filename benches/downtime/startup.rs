@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::measure::kernel;
-use crate::ours::Vmm;
+use crate::ours::{self, Vmm};
 use crate::result::median;
 use crate::scenario::Scenario;
 use crate::site;
@@ -18,8 +18,18 @@ pub struct Startup {
     pub first_instruction_ms: f64,
     /// Resident memory of the process beyond guest RAM, in MiB, one second after the start with network and disk.
     pub overhead_mib: f64,
-    /// The single runs: first instruction in ms, overhead in MiB.
-    pub runs: Vec<(f64, f64)>,
+    /// The same at a host to which the machine was migrated, after it was verified, in MiB.
+    pub overhead_after_arrival_mib: f64,
+    /// The single runs.
+    pub runs: Vec<Run>,
+}
+
+/// One run, in the same units.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    first_instruction_ms: f64,
+    overhead_mib: f64,
+    overhead_after_arrival_mib: f64,
 }
 
 /// Starts so many machines, one after the other.
@@ -28,15 +38,25 @@ pub fn measure(runs: u16) -> Result<Startup> {
     for run in 1..=runs {
         eprintln!("startup run {run} of {runs} ...");
         let lab = site::build()?;
-        let vmm = Vmm::start(lab.host("host1")?, Scenario::Disk, Some(kernel(&lab)?))?;
+        let (a, b) = (lab.host("host1")?, lab.host("host2")?);
+        let vmm = Vmm::start(a, Scenario::Disk, Some(kernel(&lab)?))?;
         std::thread::sleep(Duration::from_secs(1));
         let first = vmm.info()?.first_instruction_us.context("headroom-vmm did not measure its first instruction")?;
         let overhead = vmm.metrics()?.overhead_bytes;
-        results.push((first as f64 / 1e3, overhead as f64 / f64::from(1 << 20)));
+        let destination = Vmm::start(b, Scenario::Disk, None)?;
+        ours::migrate((a, &vmm), (b, &destination), 1)?;
+        let arrived = destination.metrics()?.overhead_bytes;
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        results.push(Run {
+            first_instruction_ms: first as f64 / 1e3,
+            overhead_mib: mib(overhead),
+            overhead_after_arrival_mib: mib(arrived),
+        });
     }
     Ok(Startup {
-        first_instruction_ms: median(results.iter().map(|run| run.0)),
-        overhead_mib: median(results.iter().map(|run| run.1)),
+        first_instruction_ms: median(results.iter().map(|run| run.first_instruction_ms)),
+        overhead_mib: median(results.iter().map(|run| run.overhead_mib)),
+        overhead_after_arrival_mib: median(results.iter().map(|run| run.overhead_after_arrival_mib)),
         runs: results,
     })
 }

@@ -137,6 +137,29 @@ fn verification_after_the_resume_finds_a_spoiled_page() {
     }
 }
 
+/// A page that was written while the guest ran and that tracking did not report: the destination has what was sent, and that
+/// is old.
+#[test]
+fn verification_after_the_resume_finds_a_page_that_tracking_lost() {
+    for page in [77, 1500] {
+        let (_, source, destination) = machines(2048, &[]);
+        source.boot(Workload { filled_pages: 1000, ..Workload::default() });
+        let forgetful = Arc::clone(&source);
+        // Round 0 has been sent. Page 77 went with it, page 1500 has never been touched before.
+        source.faults.on("collect_dirty", move |call| {
+            if call == 1 {
+                forgetful.memory.write(page, &[9; 4096], false);
+            }
+            Ok(())
+        });
+        let (report, received) = Pair::new().run(&source, &destination);
+        assert_eq!(report.outcome, Outcome::Completed);
+        assert_eq!(report.verification.memory_digest_ok, Some(false));
+        let warning = received.expect("it runs there all the same").warning.expect("a warning");
+        assert!(warning.contains(&format!("the first is page {page}")), "{warning}");
+    }
+}
+
 #[test]
 fn a_budget_is_kept_and_can_be_changed_while_running() {
     let (world, source, destination) = machines(8192, &[]);

@@ -30,6 +30,7 @@ pub mod pool;
 pub mod replay;
 pub mod sample;
 pub mod season;
+pub mod simulate;
 pub mod trigger;
 pub mod window;
 

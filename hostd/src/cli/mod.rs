@@ -7,6 +7,7 @@ mod forecast;
 mod machine;
 mod migrate;
 mod output;
+mod plan;
 mod run;
 mod setup;
 mod view;
@@ -73,8 +74,8 @@ enum Command {
     /// Declare, list and remove load that is known to come.
     #[command(subcommand)]
     Event(view::EventCommand),
-    /// Show what the planner decided, and why.
-    Plan(view::PlanArguments),
+    /// Show what the planner decided, and why, or simulate its decisions on a recorded trace.
+    Plan(plan::Arguments),
     /// Show the audit log.
     Audit(view::AuditArguments),
     /// Show this host and its peers.
@@ -172,7 +173,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Pool => view::pools(&client, &output).await?,
         Command::Forecast(arguments) => forecast::run(&client, &output, arguments).await?,
         Command::Event(command) => view::event(&client, &output, command).await?,
-        Command::Plan(arguments) => view::plans(&client, &output, &arguments).await?,
+        Command::Plan(arguments) => plan::run(&client, &output, arguments).await?,
         Command::Audit(arguments) => view::audit(&client, &output, &arguments).await?,
         Command::Host => view::host(&client, &output).await?,
         // Blocks, and has been served before the runtime was made.

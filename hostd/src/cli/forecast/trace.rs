@@ -17,7 +17,7 @@ const LONGEST_LINE: u64 = 8 << 20;
 /// The largest list of pools in bytes.
 const LONGEST_LIST: u64 = 64 << 20;
 
-pub(super) fn wrong(path: &Path, what: &dyn std::fmt::Display) -> Failure {
+pub(in super::super) fn wrong(path: &Path, what: &dyn std::fmt::Display) -> Failure {
     Failure::Other(format!("{}: {what}", path.display()))
 }
 
@@ -50,7 +50,7 @@ pub(super) fn line(reader: &mut dyn BufRead) -> Result<Option<String>, String> {
 }
 
 /// Reads a wide CSV: a first column of seconds, then one column a machine; an empty cell where nothing was measured.
-pub(super) fn wide(path: &Path) -> Result<Trace, Failure> {
+pub(in super::super) fn wide(path: &Path) -> Result<Trace, Failure> {
     parse(&mut *open(path)?).map_err(|what| wrong(path, &what))
 }
 
@@ -119,7 +119,7 @@ struct PoolsFile {
 }
 
 /// Reads `{"pools": [["vm1", ...], ...]}`.
-pub(super) fn pools(path: &Path) -> Result<Vec<Vec<String>>, Failure> {
+pub(in super::super) fn pools(path: &Path) -> Result<Vec<Vec<String>>, Failure> {
     let mut text = String::new();
     open(path)?.take(LONGEST_LIST).read_to_string(&mut text).map_err(|error| wrong(path, &chain(&error)))?;
     let expected =

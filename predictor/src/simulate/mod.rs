@@ -1,0 +1,223 @@
+//! Decisions replayed over a recorded trace: how many minutes of contention does a policy leave, and with how many migrations?
+//!
+//! ```text
+//!            trace + injected events                     policy: predictor | reactive | oracle | none
+//!                      |                                            |
+//! step t:  migrations that are over arrive -> loads of both pools -> violation minutes -> decision -> migration starts,
+//!                                                                                     lasts as the cost model says
+//! ```
+//!
+//! Two pools stand beside each other and each may send machines to the other. What a machine uses does not depend on where it
+//! runs. A machine counts at its source until its migration is over. All policies have the same machines, capacities, events,
+//! durations, and rests of machines; they differ in when they act and whom they move.
+
+pub mod compare;
+pub mod inject;
+pub mod policy;
+
+use crate::bank::BankError;
+use crate::cost::{CostModel, MigrationShape};
+use crate::evaluate::Series;
+use crate::events::Event;
+use policy::Policy;
+use serde::{Deserialize, Serialize};
+
+/// A declared event, and what becomes of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Injected {
+    /// Number of the machine that it is about.
+    pub machine: usize,
+    /// As it is declared.
+    pub declared: Event,
+    /// Steps in which it is in effect; empty if it does not happen.
+    pub happens: std::ops::Range<usize>,
+    /// What it adds.
+    pub amount: f64,
+}
+
+/// Two pools and their machines.
+#[derive(Clone, Debug)]
+pub struct Scenario<'a> {
+    /// Seconds between samples.
+    pub period_s: f64,
+    /// Names of the machines.
+    pub names: Vec<String>,
+    /// What each used, in a unit that can be summed.
+    pub series: Vec<&'a Series>,
+    /// Pool of each at the start, 0 or 1.
+    pub pools: Vec<usize>,
+    /// Capacities of the pools.
+    pub capacity: [f64; 2],
+    /// First step that a policy sees, to learn from.
+    pub warm_from: usize,
+    /// First step that counts, and in which it may act.
+    pub from: usize,
+    /// The step after the last.
+    pub until: usize,
+    /// Events of the machines.
+    pub events: Vec<Injected>,
+    /// What a migration has to carry.
+    pub shape: MigrationShape,
+}
+
+/// A machine on its way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Moving {
+    arrives_s: f64,
+    to: usize,
+}
+
+/// How the pools stand at one step.
+#[derive(Clone, Debug)]
+pub struct World<'a> {
+    /// What does not change.
+    pub scenario: &'a Scenario<'a>,
+    /// The step.
+    pub t: usize,
+    /// Pool of each machine now.
+    pub pool: Vec<usize>,
+    moving: Vec<Option<Moving>>,
+    filled: Vec<Vec<f64>>,
+}
+
+impl<'a> World<'a> {
+    /// At the first step that a policy sees.
+    #[must_use]
+    pub fn new(scenario: &'a Scenario<'a>) -> Self {
+        let filled = (0..scenario.series.len()).map(|machine| loads(scenario, machine)).collect();
+        Self {
+            scenario,
+            t: scenario.warm_from,
+            pool: scenario.pools.clone(),
+            moving: vec![None; scenario.series.len()],
+            filled,
+        }
+    }
+
+    /// Seconds since the start of the trace.
+    #[must_use]
+    pub fn now_s(&self) -> f64 {
+        self.t as f64 * self.scenario.period_s
+    }
+
+    /// What a machine uses `ahead` steps from now; truth, for oracles and for the score.
+    #[must_use]
+    pub fn load(&self, machine: usize, ahead: usize) -> f64 {
+        self.filled[machine].get(self.t + ahead).copied().unwrap_or(0.0)
+    }
+
+    /// What was measured of a machine at this step.
+    #[must_use]
+    pub fn measured(&self, machine: usize) -> Option<f64> {
+        self.scenario.series[machine].get(self.t).copied().flatten().map(|_| self.load(machine, 0))
+    }
+
+    /// Sum of a pool with its present members, `ahead` steps from now.
+    #[must_use]
+    pub fn sum(&self, pool: usize, ahead: usize) -> f64 {
+        self.members(pool).map(|machine| self.load(machine, ahead)).sum()
+    }
+
+    /// Machines that count in a pool.
+    pub fn members(&self, pool: usize) -> impl Iterator<Item = usize> {
+        self.pool.iter().enumerate().filter(move |(_, of)| **of == pool).map(|(machine, _)| machine)
+    }
+
+    /// Whether a machine is on its way.
+    #[must_use]
+    pub fn is_moving(&self, machine: usize) -> bool {
+        self.moving[machine].is_some()
+    }
+
+    /// Migrations under way.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.moving.iter().flatten().count()
+    }
+
+    fn start(&mut self, machine: usize, seconds: f64) {
+        self.moving[machine] = Some(Moving { arrives_s: self.now_s() + seconds, to: 1 - self.pool[machine] });
+    }
+
+    /// To the next step: migrations that are over have arrived.
+    fn advance(&mut self) {
+        self.t += 1;
+        let now_s = self.now_s();
+        for (moving, pool) in self.moving.iter_mut().zip(&mut self.pool) {
+            if let Some(over) = moving.filter(|moving| moving.arrives_s <= now_s) {
+                *pool = over.to;
+                *moving = None;
+            }
+        }
+    }
+}
+
+/// The true loads of a machine: gaps bridged by the value before them, events added.
+fn loads(scenario: &Scenario<'_>, machine: usize) -> Vec<f64> {
+    let mut last = 0.0;
+    let mut loads: Vec<f64> = scenario.series[machine]
+        .iter()
+        .map(|value| {
+            last = value.filter(|value| value.is_finite()).unwrap_or(last);
+            last
+        })
+        .collect();
+    for event in scenario.events.iter().filter(|event| event.machine == machine) {
+        let end = event.happens.end.min(loads.len());
+        if let Some(loads) = loads.get_mut(event.happens.start..end) {
+            loads.iter_mut().for_each(|load| *load += event.amount);
+        }
+    }
+    loads
+}
+
+/// What a policy left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Minutes in which a pool used more than its capacity, summed over pools.
+    pub violation_minutes: f64,
+    /// Migrations.
+    pub moves: f64,
+    /// Minutes counted, summed over pools.
+    pub minutes: f64,
+}
+
+impl std::ops::AddAssign for Outcome {
+    fn add_assign(&mut self, other: Self) {
+        self.violation_minutes += other.violation_minutes;
+        self.moves += other.moves;
+        self.minutes += other.minutes;
+    }
+}
+
+/// Runs a policy through a scenario.
+///
+/// # Errors
+/// [`BankError`] if the period or horizon cannot be forecast.
+pub fn run(scenario: &Scenario<'_>, policy: &mut dyn Policy) -> Result<Outcome, BankError> {
+    let mut world = World::new(scenario);
+    let mut outcome = Outcome::default();
+    let seconds = CostModel::default().predict(&scenario.shape).total_ms / 1_000.0;
+    while world.t < scenario.until {
+        let counts = world.t >= scenario.from;
+        for pool in [0, 1] {
+            if counts {
+                outcome.minutes += scenario.period_s / 60.0;
+                if world.sum(pool, 0) > scenario.capacity[pool] {
+                    outcome.violation_minutes += scenario.period_s / 60.0;
+                }
+            }
+        }
+        for machine in policy.step(&world, counts)? {
+            if counts && !world.is_moving(machine) {
+                world.start(machine, seconds);
+                outcome.moves += 1.0;
+            }
+        }
+        world.advance();
+    }
+    Ok(outcome)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,82 @@
+//! Pools whose overload is known beforehand.
+
+use super::policy::{Nobody, Oracle, Predictor, Reactive};
+use super::*;
+use crate::events::{Change, Scope};
+use crate::sample::PerResource;
+
+/// Ten days of ten minutes; pool 0 has four machines of 2 with noise, pool 1 three of 1; capacity 10 each.
+fn series() -> Vec<Series> {
+    let mut state = 1_u64;
+    let mut noise = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f64 / (1_u64 << 24) as f64
+    };
+    (0..7)
+        .map(|machine| (0..1_440).map(|_| Some(if machine < 4 { 2.0 } else { 1.0 } + 0.2 * noise())).collect())
+        .collect()
+}
+
+/// A batch on machine 0, of two hours every day, that takes pool 0 over its capacity.
+fn scenario(series: &[Series], from: usize) -> Scenario<'_> {
+    let events = (5..9)
+        .map(|day| {
+            let start = 144 * day + 60;
+            Injected {
+                machine: 0,
+                declared: Event {
+                    id: format!("e{day}"),
+                    name: "batch".into(),
+                    scope: Scope::Machine("vm0".into()),
+                    start_s: start as f64 * 600.0,
+                    end_s: (start + 12) as f64 * 600.0,
+                    change: PerResource { cpu: Some(Change::Add(4.0)), ..PerResource::default() },
+                    confidence: 0.9,
+                },
+                happens: start..start + 12,
+                amount: 4.0,
+            }
+        })
+        .collect();
+    Scenario {
+        period_s: 600.0,
+        names: (0..7).map(|machine| format!("vm{machine}")).collect(),
+        series: series.iter().collect(),
+        pools: vec![0, 0, 0, 0, 1, 1, 1],
+        capacity: [10.0, 10.0],
+        warm_from: from - 300,
+        from,
+        until: 1_400,
+        events,
+        shape: MigrationShape {
+            memory_bytes: 4e9,
+            bandwidth_bytes_per_second: 5e8,
+            downtime_limit_ms: 50.0,
+            ..MigrationShape::default()
+        },
+    }
+}
+
+#[test]
+fn nobody_suffers_all_and_one_who_knows_suffers_nothing() {
+    let series = series();
+    let scenario = scenario(&series, 700);
+    let none = run(&scenario, &mut Nobody).expect("sound");
+    // Four batches of twelve steps of ten minutes.
+    assert_eq!((none.violation_minutes, none.moves), (480.0, 0.0));
+    assert_eq!(none.minutes, 2.0 * 700.0 * 10.0);
+    let oracle = run(&scenario, &mut Oracle::new(6, 1)).expect("sound");
+    assert!(oracle.violation_minutes < 25.0 && oracle.moves <= 8.0, "{oracle:?}");
+}
+
+#[test]
+fn a_threshold_acts_when_it_is_too_late_and_a_declared_event_is_met_in_time() {
+    let series = series();
+    let scenario = scenario(&series, 700);
+    let reactive = run(&scenario, &mut Reactive::new(0.95)).expect("sound");
+    assert!(reactive.violation_minutes > 0.0 && reactive.violation_minutes < 480.0, "{reactive:?}");
+    let mut declared = Predictor::new(600.0, 6, 0.3, true).expect("sound");
+    let declared = run(&scenario, &mut declared).expect("sound");
+    assert!(declared.violation_minutes < 0.5 * reactive.violation_minutes + 1.0, "{declared:?} against {reactive:?}");
+    assert!(declared.moves <= 2.0 * reactive.moves + 2.0, "{declared:?} against {reactive:?}");
+}

@@ -17,12 +17,14 @@
 pub mod bank;
 pub mod calibration;
 pub mod candidates;
+pub mod capacity;
 pub mod conformal;
 pub mod contention;
 pub mod cost;
 pub mod evaluate;
 pub mod events;
 pub mod forecast;
+pub mod guard;
 pub mod maximum;
 pub mod model;
 pub mod plan;
@@ -31,6 +33,7 @@ pub mod replay;
 pub mod sample;
 pub mod season;
 pub mod simulate;
+pub mod slo;
 pub mod trigger;
 pub mod window;
 

@@ -152,6 +152,11 @@ pub struct PlannerConfig {
     pub target_use: f64,
     /// A destination's pool must stay below this score.
     pub target_score: f64,
+    /// A planned migration is to be over so many seconds before contention is expected; until its latest safe start it waits,
+    /// since a forecast that does not come true needs no move.
+    pub lead_s: f64,
+    /// Contention is expected as soon as it is so probable: the chance that is taken by waiting, 0 to 1.
+    pub early_risk: f64,
     /// Violation minutes (time above the limit, weighted by probability) that a move must avoid to be worth it.
     pub minimum_benefit_minutes: f64,
     /// What planned migrations may cost; without it each machine's own limits.
@@ -173,6 +178,8 @@ impl Default for PlannerConfig {
             weights: ResourceWeights::default(),
             target_use: 0.9,
             target_score: 0.2,
+            lead_s: 60.0,
+            early_risk: 0.1,
             minimum_benefit_minutes: 0.05,
             limits: None,
         }

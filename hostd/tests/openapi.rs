@@ -192,14 +192,15 @@ fn host_view() -> Value {
 }
 
 fn pool_view() -> Value {
-    let machine = json!({"name": "vm1", "status": "running", "vcpus": 1, "memory_mib": 64, "disk_bytes": 1, "limits": limits(),
+    let machine = json!({"name": "vm1", "status": "running", "vcpus": 1, "memory_mib": 64, "disk_bytes": 1, "disk_allocated_bytes": 1, "limits": limits(),
         "usage": usage()});
     json!({"pool": "a", "leader": "a1", "hosts": [{"host": "a1", "live": true, "capacity": capacity(), "usage": usage(),
             "machines": [machine], "sampled_unix_ms": 1}],
         "capacity": capacity(), "usage": usage(), "forecasts": [forecast()],
         "scores": [{"resource": "cpu", "probability": 0.5, "load": 1.0, "capacity": 1.0, "limit": 1.0}], "score": 0.5,
         "horizon_s": 60.0, "expected_contention_s": 30.0, "reasons": ["x"],
-        "trigger": {"state": "quiet", "start_score": 0.5, "stop_score": 0.5, "cooldown_until_unix_ms": 1}, "computed_unix_ms": 1})
+        "trigger": {"state": "quiet", "start_score": 0.5, "stop_score": 0.5, "cooldown_until_unix_ms": 1,
+            "latest_start_unix_ms": 1}, "computed_unix_ms": 1})
 }
 
 fn new_event() -> Value {
@@ -214,7 +215,7 @@ fn event() -> Value {
 
 fn plan() -> Value {
     json!({"id": "plan-1", "at_unix_ms": 1, "pool": "a", "planner": "a1", "score": 0.5, "horizon_s": 60.0, "machine": "vm1",
-        "source": "a1", "destination": "b1", "reasons": ["x"], "migration": "mig-1", "outcome": "started",
+        "source": "a1", "destination": "b1", "reasons": ["x"], "migration": "mig-1", "latest_start_unix_ms": 1, "outcome": "started",
         "candidates": [{"machine": "vm1", "source": "a1", "destination": "b1", "benefit_minutes": 1.0, "cost_bytes": 1.0,
             "predicted_total_ms": 1.0, "predicted_downtime_ms": 1.0, "reason": "x"}]})
 }
@@ -226,7 +227,7 @@ fn audit_record() -> Value {
 
 fn migration() -> Value {
     json!({"id": "mig-1", "machine": "vm1", "source": "a1", "destination": "b1", "side": "source", "stage": "transferring",
-        "trigger": trigger(), "started_unix_ms": 1, "ended_unix_ms": 2, "error": "x", "report": report(),
+        "trigger": trigger(), "started_unix_ms": 1, "ended_unix_ms": 2, "error": "x", "warning": "x", "report": report(),
         "progress": {"id": "mig-1", "phase": "precopy", "committed": false, "round": 1, "bytes_done": 1, "bytes_remaining": 1,
             "bytes_per_second": 1.0, "dirty_bytes_per_second": 1.0, "expected_remaining_ms": 1.0, "report": report(), "error": "x"}})
 }

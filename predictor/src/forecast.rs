@@ -104,6 +104,17 @@ impl Distribution {
         (1.0 - (above as f64 - 0.5 + share) / count).clamp(0.0, 1.0)
     }
 
+    /// The same with nothing above `most` but the tail, which is no longer than to there from the highest value below.
+    #[must_use]
+    pub(crate) fn capped(mut self, most: f64) -> Self {
+        for value in &mut self.values {
+            *value = value.min(most);
+        }
+        let last = self.values[self.values.len() - 1];
+        self.tail = self.tail.min((most - last).max(0.0));
+        self
+    }
+
     /// The mean of what the quantity is above `threshold`, counting nothing where it is below: area under the exceedance.
     #[must_use]
     pub fn excess(&self, threshold: f64) -> f64 {

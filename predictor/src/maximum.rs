@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 const KEPT: usize = 2_048;
 /// Outcomes that outweigh what is assumed before there are any.
 const ASSUMED: f64 = 6.0;
+/// A maximum may be so many times further above its forecast than any was before.
+const BEYOND: f64 = 1.5;
 /// An outcome counts for so many usual errors at most.
 const FURTHEST: f32 = 20.0;
 
@@ -32,6 +34,9 @@ pub struct Maxima {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Outcomes {
     steps: usize,
+    /// The furthest that a maximum ever was above its forecast.
+    #[serde(default)]
+    worst: f32,
     /// (maximum - forecast) / usual error, newest outcomes, as a ring.
     scores: Vec<f32>,
     next: usize,
@@ -63,6 +68,7 @@ impl Maxima {
             .iter()
             .map(|steps| Outcomes {
                 steps: *steps,
+                worst: 0.0,
                 scores: Vec::new(),
                 next: 0,
                 shape: None,
@@ -97,6 +103,9 @@ impl Maxima {
                 let seen = (0..outcomes.steps).map(|age| self.recent[(place + length - age) % length]);
                 let highest = seen.fold(f32::NAN, f32::max);
                 if point.is_finite() && scale > 0.0 {
+                    outcomes.worst = outcomes.worst.max(highest - point);
+                    // A jump that nobody expected has raised the usual error by now: in that of before it would count twice.
+                    let scale = scale.max(self.bank.usual_error(outcomes.steps) as f32);
                     outcomes.push(((highest - point) / scale).clamp(-FURTHEST, FURTHEST));
                 }
                 let watched = (self.clock % outcomes.steps as u64) as usize * WATCHED;
@@ -120,7 +129,9 @@ impl Maxima {
         let (point, scale) = base(&self.bank, outcomes.steps)?;
         let assumed = Distribution::from_values(ASSUMED_SCORES.iter().map(|score| point + scale * score).collect())?;
         let Some(shape) = &outcomes.shape else { return Some(assumed) };
-        let learned = shape.scaled(point, scale);
+        // A jump after a quiet time is many of the usual errors of that time, and raises the usual error: applied to that one it
+        // would become a much larger jump than any that was ever seen.
+        let learned = shape.scaled(point, scale).capped(point + BEYOND * f64::from(outcomes.worst).max(scale));
         // Windows overlap, so that their outcomes tell less than their number.
         let count = outcomes.scores.len() as f64 / (outcomes.steps as f64).sqrt();
         if count >= 8.0 * ASSUMED {

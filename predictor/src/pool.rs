@@ -13,6 +13,9 @@ use crate::window::Window;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// Starts of declared events that are told apart in the course of contention.
+const STARTS: usize = 8;
+
 /// How a [`PoolForecaster`] works.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -110,6 +113,12 @@ impl MachineHistory {
             banks: each(|| Bank::new(bank.clone()))?,
             silent: PerResource::default(),
         })
+    }
+
+    fn take(&mut self, resource: Resource, value: Option<f64>) {
+        self.banks[resource].update(value);
+        self.windows[resource].push(value);
+        self.silent[resource] = if value.is_some() { 0 } else { self.silent[resource].saturating_add(1) };
     }
 
     /// How many steps it covers.
@@ -271,10 +280,7 @@ impl PoolForecaster {
                 let without = value.map(|value| (value - effect).max(0.0));
                 machine_effects += value.zip(without).map_or(0.0, |(value, without)| value - without);
                 if let Some(history) = self.machines.get_mut(&sample.machine) {
-                    history.banks[resource].update(without);
-                    history.windows[resource].push(without);
-                    history.silent[resource] =
-                        if value.is_some() { 0 } else { history.silent[resource].saturating_add(1) };
+                    history.take(resource, without);
                 }
             }
             let measured = self.measured[resource];
@@ -326,15 +332,31 @@ impl PoolForecaster {
         let mut maxima = Vec::new();
         let mut path = Vec::new();
         let mut highest = 0.0_f64;
-        for steps in &self.bank_config.horizons {
-            let maximum = self.maximum(resource, *steps, limit)?;
+        let mut windows: Vec<usize> = self.bank_config.horizons.iter().copied().chain(self.starts(resource)).collect();
+        windows.sort_unstable();
+        windows.dedup();
+        for steps in windows {
+            let maximum = self.maximum(resource, steps, limit)?;
             highest = highest.max(maximum.exceedance(limit));
-            onset.push(Onset { after_s: *steps as f64 * self.config.step_s, probability: highest });
+            onset.push(Onset { after_s: steps as f64 * self.config.step_s, probability: highest });
             maxima.push(maximum);
-            path.extend(self.forecast(resource, *steps));
+            if self.bank_config.horizons.contains(&steps) {
+                path.extend(self.forecast(resource, steps));
+            }
         }
         let now = self.measured[resource].or(bank.last())?;
         Some(ResourceContention { capacity, limit, now, probability: highest, onset, path, maxima })
+    }
+
+    /// The last step before each declared event within the horizon begins: contention that an event brings begins with it, and
+    /// not somewhere between two horizons.
+    fn starts(&self, resource: Resource) -> impl Iterator<Item = usize> {
+        let step_s = self.config.step_s;
+        let ahead = self.events.within(self.now_s, self.config.horizon_steps as f64 * step_s);
+        let changing = ahead.filter(move |effect| effect.event.change[resource].is_some());
+        let steps = changing.map(move |effect| ((effect.event.start_s - self.now_s) / step_s).ceil() - 1.0);
+        let steps = steps.filter(|steps| *steps >= 1.0).map(|steps| steps as usize);
+        steps.filter(|steps| *steps < self.config.horizon_steps).take(STARTS)
     }
 
     /// Amounts and probabilities of the events that matter for the next `window_steps` steps.
@@ -405,6 +427,24 @@ impl PoolForecaster {
         })
     }
 
+    /// The history of a machine that was sampled while nobody forecast it, one entry a step, the newest last; to be given to
+    /// [`PoolForecaster::adopt`].
+    ///
+    /// # Errors
+    /// None with a configuration that [`PoolForecaster::new`] accepted.
+    pub fn replay(
+        &self,
+        samples: impl IntoIterator<Item = PerResource<Option<f64>>>,
+    ) -> Result<MachineHistory, BankError> {
+        let mut history = MachineHistory::new(&self.config, &self.bank_config)?;
+        for sample in samples {
+            for resource in Resource::ALL {
+                history.take(resource, plausible(sample[resource]));
+            }
+        }
+        Ok(history)
+    }
+
     /// The history of a machine, to be given to the pool that it moves to.
     #[must_use]
     pub fn history(&self, machine: &str) -> Option<&MachineHistory> {
@@ -417,7 +457,15 @@ impl PoolForecaster {
     /// # Errors
     /// None with a configuration that [`PoolForecaster::new`] accepted.
     pub fn adopt(&mut self, machine: &str, history: MachineHistory) -> Result<(), BankError> {
-        self.machines.insert(machine.to_owned(), history);
+        self.adopt_all([(machine.to_owned(), history)])
+    }
+
+    /// As [`PoolForecaster::adopt`], for many machines at once.
+    ///
+    /// # Errors
+    /// None with a configuration that [`PoolForecaster::new`] accepted.
+    pub fn adopt_all(&mut self, machines: impl IntoIterator<Item = (String, MachineHistory)>) -> Result<(), BankError> {
+        self.machines.extend(machines);
         let samples: Vec<Sample> =
             self.machines.keys().map(|name| Sample { machine: name.clone(), ..Sample::default() }).collect();
         self.rebuild(&samples)

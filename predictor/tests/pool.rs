@@ -242,3 +242,43 @@ fn states_survive_storage_and_runs_are_alike() {
     assert_eq!(whole, run(None), "the same input gives the same scores");
     assert_eq!(whole, run(Some(50)), "also after a restart");
 }
+
+/// A quiet pool whose use makes one jump and is quiet again: the jump counts once, and not in usual errors of the quiet time
+/// before it times those of the time after it.
+#[test]
+fn a_jump_after_a_flat_time_does_not_frighten_for_long() {
+    let mut noise = Noise::new(3);
+    let mut pool = forecaster();
+    let mut highest = 0.0_f64;
+    for t in 0..140 {
+        let total = if t < 60 { 1.2 } else { 1.8 };
+        let samples: Vec<Sample> =
+            (0..5).map(|i| cpu_sample(format!("vm{i}"), Some(total / 5.0 + 0.002 * noise.normal()))).collect();
+        let state = tick(&mut pool, f64::from(t), &samples, &[]);
+        if t > 65 {
+            highest = highest.max(state.score);
+        }
+        if t == 139 {
+            let cpu = state.resources[Resource::Cpu].as_ref().expect("measured");
+            let upper = cpu.maximum(30).expect("a forecast").quantile(0.95);
+            // Another jump like it is thinkable, four of them are not.
+            assert!(upper < 1.8 + 2.0 * 0.6, "at most {upper:.2} with 95 %");
+        }
+    }
+    assert!(highest < 0.25, "1.8 of 3.8 cores are used, and the score was {highest:.2}");
+}
+
+#[test]
+fn contention_that_an_event_brings_begins_with_it() {
+    let mut noise = Noise::new(7);
+    let mut pool = forecaster();
+    for t in 0..60 {
+        tick(&mut pool, f64::from(t), &machines(2.0, &mut noise), &[]);
+    }
+    // Horizons of this forecaster are 15 and 30 steps: the start lies between them.
+    let state = tick(&mut pool, 60.0, &machines(2.0, &mut noise), &[batch(86.0, 200.0, 3.0, 0.95)]);
+    let cpu = state.resources[Resource::Cpu].as_ref().expect("measured");
+    let expected = cpu.reaches(0.3).expect("contention is expected");
+    assert!((25.0..=28.0).contains(&expected), "in 26 s, not in {expected:.1} s");
+    assert_eq!(cpu.onset.len(), cpu.maxima.len());
+}

@@ -12,6 +12,9 @@ use crate::api::types::{MigrateRequest, Migration, MigrationLimits, MigrationSta
 use crate::client::Client;
 use crate::clock::utc;
 
+/// How long `headroom migrate` without `--watch` waits for what the destination says.
+const REPLY_PATIENCE: Duration = Duration::from_secs(3);
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// List migrations from and to this host, the newest first.
@@ -85,7 +88,14 @@ pub(super) async fn start(client: &Client, output: &Output, start: Start) -> Res
         MigrateRequest { destination: start.to.clone(), limits: start.limits(&own), trigger: Trigger::default() };
     let migration = client.migrate(&start.machine, &request).await?;
     if !start.watch {
-        output.print(&migration, |one| {
+        let begun = begun(client, migration).await?;
+        if let Some(why) = begun.error.as_ref().filter(|_| begun.stage.ended()) {
+            return Err(Failure::NotMoved(format!("{} was not moved: {why}", start.machine)));
+        }
+        if let Some(warning) = &begun.warning {
+            eprintln!("headroom: warning: {warning}");
+        }
+        output.print(&begun, |one| {
             format!("{} started; `headroom migration show {}` shows how it goes", one.id, one.id)
         })?;
         return Ok(());
@@ -113,6 +123,18 @@ pub(super) async fn start(client: &Client, output: &Output, start: Start) -> Res
     }
     let why = ended.error.unwrap_or_else(|| word(ended.stage));
     Err(Failure::NotMoved(format!("{} was not moved: {why}", start.machine)))
+}
+
+/// Waits a moment for the destination's word, so that a refusal or a warning is told at once.
+async fn begun(client: &Client, mut migration: Migration) -> Result<Migration, Failure> {
+    let deadline = tokio::time::Instant::now() + REPLY_PATIENCE;
+    while matches!(migration.stage, MigrationStage::Queued | MigrationStage::Reserving)
+        && tokio::time::Instant::now() < deadline
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        migration = client.migration(&migration.id).await?;
+    }
+    Ok(migration)
 }
 
 pub(super) async fn run(client: &Client, output: &Output, command: Command) -> Result<(), Failure> {
@@ -191,6 +213,9 @@ fn details(one: &Migration) -> String {
     );
     if let Some(error) = &one.error {
         text.push_str(&format!("error     {error}\n"));
+    }
+    if let Some(warning) = &one.warning {
+        text.push_str(&format!("warning   {warning}\n"));
     }
     if one.progress.is_some() {
         text.push_str(&format!("progress  {}\n", progress(one)));

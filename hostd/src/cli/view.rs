@@ -5,8 +5,8 @@ use clap::{Args, Subcommand};
 use super::Failure;
 use super::output::{Output, Table, bytes, duration, or_dash, word};
 use crate::api::types::{
-    AuditRecord, Event, EventTarget, HostView, MachineForecast, NewEvent, Plan, PoolView, Resource, ResourceForecast,
-    Usage,
+    AuditRecord, Event, EventTarget, HostView, MachineForecast, NewEvent, Plan, PlanOutcome, PoolView, Resource,
+    ResourceForecast, TriggerState, TriggerView, Usage,
 };
 use crate::client::Client;
 use crate::clock::{unix_ms, utc};
@@ -146,14 +146,14 @@ pub(super) async fn pools(client: &Client, output: &Output) -> Result<(), Failur
 
 fn pool_text(pool: &PoolView) -> String {
     let mut text = format!(
-        "pool {}  leader {}  score {}  {}  within {}\n",
+        "pool {}  leader {}  score {} within {}  {}\n",
         pool.pool,
         or_dash(pool.leader.clone()),
         or_dash(pool.score.map(|score| format!("{score:.2}"))),
-        word(pool.trigger.state),
         duration(pool.horizon_s * 1000.0),
+        trigger_text(&pool.trigger),
     );
-    let mut table = Table::new(&["  RESOURCE", "LOAD", "CAPACITY", "EXCEEDS", "IN THE END, 50 %", "95 %"]);
+    let mut table = Table::new(&["  RESOURCE", "LOAD", "CAPACITY", "EXCEEDS (HOW SURE)", "AT THE END, 50 %", "95 %"]);
     for score in &pool.scores {
         let last = pool.forecasts.iter().rfind(|forecast| forecast.resource == score.resource);
         let quantile = |level: f64| or_dash(last.and_then(|last| at_level(last, level)));
@@ -161,7 +161,7 @@ fn pool_text(pool: &PoolView) -> String {
             format!("  {}", word(score.resource)),
             quantity(score.resource, score.load),
             quantity(score.resource, score.capacity),
-            format!("{:.0} %", score.probability * 100.0),
+            format!("{} ({:.0} %)", quantity(score.resource, score.limit), score.probability * 100.0),
             quantile(0.5),
             quantile(0.95),
         ]);
@@ -184,6 +184,23 @@ fn pool_text(pool: &PoolView) -> String {
         ));
     }
     text
+}
+
+/// What the trigger does, and until when.
+fn trigger_text(trigger: &TriggerView) -> String {
+    let left = |until: Option<u64>| until.map(|until| duration(until.saturating_sub(unix_ms()) as f64));
+    match trigger.state {
+        TriggerState::Quiet => format!("quiet (acts from {:.2})", trigger.start_score),
+        TriggerState::Planned => match left(trigger.latest_start_unix_ms) {
+            Some(left) => format!("a move is planned (`headroom plan`) and starts in {left} at the latest"),
+            None => "a move is planned (`headroom plan`)".to_owned(),
+        },
+        TriggerState::Cooldown => match left(trigger.cooldown_until_unix_ms) {
+            Some(left) => format!("acted, rests for another {left}"),
+            None => "acted, rests".to_owned(),
+        },
+        state => word(state),
+    }
 }
 
 fn at_level(forecast: &ResourceForecast, level: f64) -> Option<String> {
@@ -302,13 +319,17 @@ fn plan_text(plan: &Plan, candidates: bool) -> String {
         _ => "nothing to be done".to_owned(),
     };
     let mut text = format!(
-        "{}  {} UTC  pool {}  score {:.2}  {what}: {}{}\n",
+        "{}  {} UTC  pool {}  score {:.2}  {what}: {}{}{}\n",
         plan.id,
         utc(plan.at_unix_ms),
         plan.pool,
         plan.score,
         word(plan.outcome),
         plan.migration.as_ref().map(|id| format!(" ({id})")).unwrap_or_default(),
+        match plan.latest_start_unix_ms {
+            Some(at) if plan.outcome == PlanOutcome::Waiting => format!(", starts at {} UTC at the latest", utc(at)),
+            _ => String::new(),
+        },
     );
     for reason in &plan.reasons {
         text.push_str(&format!("  {reason}\n"));

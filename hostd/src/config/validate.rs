@@ -230,6 +230,8 @@ fn planner(planner: &PlannerConfig, sample_interval_ms: u64, findings: &mut Find
     findings.range("planner.machine_cooldown_s", planner.machine_cooldown_s, 0.0, 604_800.0);
     findings.range("planner.target_use", planner.target_use, 0.05, 1.0);
     findings.range("planner.target_score", planner.target_score, 0.0, 1.0);
+    findings.range("planner.lead_s", planner.lead_s, 0.0, 86_400.0);
+    findings.range("planner.early_risk", planner.early_risk, 0.01, 0.99);
     findings.range("planner.minimum_benefit_minutes", planner.minimum_benefit_minutes, 0.0, 1e6);
     let (thresholds, weights) = (planner.thresholds, planner.weights);
     for (name, threshold, weight) in [

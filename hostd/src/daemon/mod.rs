@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use run::{Options, RunError, run};
 
 use crate::api::problem::Failure;
-use crate::api::types::{Event, HostSummary, HostView, MachineSummary, NewEvent, Plan, PoolView};
+use crate::api::types::{Event, HostSummary, HostView, MachineSummary, NewEvent, Plan, PlanOutcome, PoolView};
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
 use crate::digest::new_id;
@@ -17,7 +17,7 @@ use crate::executor::{Executor, Parts};
 use crate::machine::Machines;
 use crate::metrics::sampler::Round;
 use crate::metrics::{capacity, room::Room};
-use crate::planner::{Planner, PoolState, events};
+use crate::planner::{History, Planner, PoolState, events};
 use crate::pool::Peers;
 use crate::pool::wire::PeerSummary;
 use crate::security::access::{Access, Action, Actor, Object};
@@ -50,7 +50,7 @@ pub struct Daemon {
     /// Migrations.
     pub executor: Executor,
     access: Access,
-    planner: Mutex<Planner>,
+    planner: Arc<Mutex<Planner>>,
     round: Mutex<Round>,
     started_unix_ms: u64,
 }
@@ -92,6 +92,10 @@ impl Daemon {
         let room = Room::new(capacity::measure(&config), config.capacity.disk_space_mib, config.images_dir());
         let machines = Machines::new(Arc::clone(&config), store.clone(), room);
         let peers = Peers::new(&config, &identity);
+        let mut planner = Planner::new(&config);
+        planner.remember(&earlier_plans(&store)?);
+        planner.recall(History::load(&store, &config, unix_ms())?);
+        let planner = Arc::new(Mutex::new(planner));
         let executor = Executor::new(Parts {
             config: Arc::clone(&config),
             store: store.clone(),
@@ -99,12 +103,11 @@ impl Daemon {
             peers: peers.clone(),
             identity: identity.clone(),
             audit: audit.clone(),
+            planner: Arc::clone(&planner),
         });
-        let mut planner = Planner::new(&config);
-        planner.remember(&store.all::<Plan>(Kind::Plan)?);
         Ok(Self {
             access: Access::new(config.access.clone()),
-            planner: Mutex::new(planner),
+            planner,
             round: Mutex::default(),
             started_unix_ms: unix_ms(),
             config,
@@ -283,6 +286,17 @@ impl Daemon {
         plans.sort_by_key(|plan| std::cmp::Reverse(plan.at_unix_ms));
         Ok(plans)
     }
+}
+
+/// Plans of an earlier hostd; one that waited has nobody who waits any more.
+fn earlier_plans(store: &Store) -> Result<Vec<Plan>, StoreError> {
+    let mut plans: Vec<Plan> = store.all(Kind::Plan)?;
+    for plan in plans.iter_mut().filter(|plan| plan.outcome == PlanOutcome::Waiting) {
+        plan.outcome = PlanOutcome::Dropped;
+        plan.reasons.push("dropped: hostd was restarted, and plans anew".to_owned());
+        store.put(Kind::Plan, &plan.id, plan)?;
+    }
+    Ok(plans)
 }
 
 fn make_folder(path: &std::path::Path, mode: u32) -> Result<(), SetupError> {

@@ -17,6 +17,7 @@ use crate::config::HostConfig;
 use crate::executor::ExecutorError;
 use crate::machine::{MachineError, chain};
 use crate::metrics::sampler::{Round, Sampler};
+use crate::planner::{PoolState, history};
 use crate::store::embedded::Kind;
 
 /// Samples are put on stable storage, and old ones forgotten, once in this time.
@@ -178,10 +179,11 @@ async fn measure(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
 impl Daemon {
     /// Remembers a round of measurements, forecasts, and decides.
     fn step(&self, round: Round, flush: bool) -> Option<Result<crate::planner::Chosen, crate::api::types::Plan>> {
-        if let Err(error) = self.remember(&round, flush) {
+        *self.round() = round.clone();
+        let states = self.pool_states();
+        if let Err(error) = self.remember(&round, &states, flush) {
             tracing::error!(error = chain(&error), "measurements cannot be stored");
         }
-        *self.round() = round;
         let declared = self.all_events();
         let id = match crate::digest::new_id("plan") {
             Ok(id) => id,
@@ -190,7 +192,6 @@ impl Daemon {
                 return None;
             }
         };
-        let states = self.pool_states();
         let mut planner = self.planner();
         if let Err(error) = planner.tick(states, &declared) {
             tracing::error!(error = chain(&error), "no forecast");
@@ -199,9 +200,11 @@ impl Daemon {
         planner.decide(&id, &declared)
     }
 
-    fn remember(&self, round: &Round, flush: bool) -> Result<(), crate::store::StoreError> {
+    /// Stores what the forecasts are made from: machines of other hosts too, so that all forecasts go on after a restart.
+    fn remember(&self, round: &Round, states: &[PoolState], flush: bool) -> Result<(), crate::store::StoreError> {
+        let measured = states.iter().flat_map(PoolState::measured);
         let mut samples: Vec<(String, Usage)> =
-            round.machines.iter().map(|(name, usage)| (format!("machine/{name}"), *usage)).collect();
+            measured.map(|(name, usage)| (format!("{}{name}", history::PREFIX), usage)).collect();
         samples.extend(round.host.map(|usage| ("host".to_owned(), usage)));
         self.store.add_samples(round.at_unix_ms, &samples, flush)?;
         if flush {

@@ -159,6 +159,7 @@ pub fn adjust(config: &mut HostConfig) {
         start_score: 0.75,
         confirmations: 4,
         cooldown_s: 60.0,
+        lead_s: 12.0,
         limits: Some(MigrationLimits { bandwidth_bytes_per_second: Some(BANDWIDTH), ..MigrationLimits::default() }),
         ..PlannerConfig::default()
     };

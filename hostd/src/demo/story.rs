@@ -11,7 +11,8 @@ pub struct Story {
     /// Everything that happened, the oldest first.
     pub happenings: Vec<Happening>,
     trigger: Option<TriggerState>,
-    plans: Vec<String>,
+    /// Plans, and whether they waited when they were told.
+    plans: Vec<(String, bool)>,
     stages: Vec<(String, MigrationStage)>,
     event_began: bool,
 }
@@ -26,8 +27,10 @@ impl Story {
     pub fn follow(&mut self, at_s: f64, view: &View) {
         self.follow_trigger(at_s, view);
         for plan in view.plans.iter().rev() {
-            if !self.plans.contains(&plan.id) {
-                self.plans.push(plan.id.clone());
+            let waits = plan.outcome == PlanOutcome::Waiting;
+            let known = self.plans.iter().any(|(id, waited)| *id == plan.id && *waited == waits);
+            if !known {
+                self.plans.push((plan.id.clone(), waits));
                 self.tell(at_s, plan_in_words(plan));
             }
         }
@@ -63,6 +66,7 @@ impl Story {
                 format!("the score rises: contention within {:.0} s with probability {score:.2}", pool.horizon_s)
             }
             TriggerState::Firing => format!("the trigger fires at score {score:.2}"),
+            TriggerState::Planned => "a move is planned and waits for its latest safe start".to_owned(),
             TriggerState::Cooldown => "the planner has acted and waits for the effect".to_owned(),
         };
         self.tell(at_s, format!("pool {}: {text}", pool.pool));
@@ -76,9 +80,19 @@ fn plan_in_words(plan: &crate::api::types::Plan) -> String {
         }
         _ => "plan: nothing can be moved".to_owned(),
     };
-    let refused = if plan.outcome == PlanOutcome::Refused { " (refused)" } else { "" };
-    let why = plan.reasons.first().map(|reason| format!(": {reason}")).unwrap_or_default();
-    format!("{what}{refused}{why}")
+    let outcome = match plan.outcome {
+        PlanOutcome::Refused => " (refused)",
+        PlanOutcome::Waiting => " (it waits for its latest safe start)",
+        PlanOutcome::Dropped => " (dropped)",
+        _ => "",
+    };
+    // Of a plan that has come to a point, the last reason says why now; of a new one, the first says what it is about.
+    let reason = match plan.outcome {
+        PlanOutcome::Dropped => plan.reasons.last(),
+        _ => plan.reasons.first(),
+    };
+    let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("{what}{outcome}{why}")
 }
 
 fn stage_in_words(migration: &crate::api::types::Migration) -> Option<String> {

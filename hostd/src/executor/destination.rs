@@ -1,9 +1,10 @@
 //! The destination's part.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use migration::report::TriggerKind;
 use tokio::sync::OwnedSemaphorePermit;
 use vmm::api::{MigrationStatus, Phase};
 use vmm::config::ReceiveConfig;
@@ -51,6 +52,7 @@ impl Executor {
         let left_for = |earlier: &Migration| earlier.side == MigrationSide::Source && earlier.destination == source;
         self.overlap(&request.machine.name, left_for).await?;
         self.check_load(request.usage.as_ref())?;
+        let warning = self.check_forecast(&request)?;
         let slot = Arc::clone(&inner.slots).try_acquire_owned().map_err(|_| ExecutorError::Busy {
             host: inner.config.host.clone(),
             limit: inner.config.concurrent_migrations,
@@ -62,7 +64,8 @@ impl Executor {
         // What it used at the source stands in until it has been measured here.
         entry.state().usage = usage;
         match self.open(&entry, &migration, request.deadline_s).await {
-            Ok((reservation, active)) => {
+            Ok((mut reservation, active)) => {
+                reservation.warning = warning;
                 let executor = self.clone();
                 tokio::spawn(async move { executor.run_destination(&active, &entry, slot).await });
                 Ok(reservation)
@@ -95,6 +98,19 @@ impl Executor {
         Ok(())
     }
 
+    /// What the own forecast says against the machine: it refuses a planned move, since the planner of another pool may not
+    /// have seen the newest load here; an operator is only told.
+    fn check_forecast(&self, request: &ReserveRequest) -> Result<Option<String>> {
+        let planner = self.inner.planner.lock().unwrap_or_else(PoisonError::into_inner);
+        let concern = planner.concern(&request.machine.name, request.usage.as_ref());
+        match (concern, request.trigger.kind) {
+            (Some(detail), TriggerKind::Forecast | TriggerKind::Event) => {
+                Err(ExecutorError::Load { host: self.inner.config.host.clone(), detail })
+            }
+            (concern, _) => Ok(concern),
+        }
+    }
+
     /// Has the VMM listen.
     async fn open(&self, entry: &Entry, migration: &Migration, deadline_s: u64) -> Result<(Reservation, Arc<Active>)> {
         let token = hex(&random::<32>()?);
@@ -109,7 +125,7 @@ impl Executor {
         };
         let active = self.enter(migration.clone())?;
         match call(entry, move |client| client.receive(&config)).await {
-            Ok(receiving) => Ok((Reservation { address: receiving.address, token }, active)),
+            Ok(receiving) => Ok((Reservation { address: receiving.address, token, warning: None }, active)),
             Err(error) => {
                 let why = chain(&error);
                 self.update(&active, |migration| {
@@ -154,6 +170,7 @@ impl Executor {
             }
             tokio::time::sleep(POLL).await;
         };
+        entry.state().verifying = false;
         if arrived {
             self.update(active, |migration| {
                 migration.stage = MigrationStage::Completed;
@@ -167,6 +184,7 @@ impl Executor {
 
     fn arrived(&self, active: &Active, entry: &Entry, status: &MigrationStatus) {
         let migration = active.get();
+        entry.state().verifying = true;
         if let Err(error) = self.inner.machines.set_status(entry, MachineStatus::Running, None) {
             tracing::error!(error = chain(&error), "cannot store that a machine has arrived");
         }
@@ -234,6 +252,7 @@ impl Executor {
             ended_unix_ms: Some(unix_ms()),
             progress: None,
             error: Some("its source asked for the outcome of a migration that never reached this host".to_owned()),
+            warning: None,
             report: None,
         };
         self.inner.store.put(Kind::Migration, id, &never)?;
@@ -280,6 +299,7 @@ fn arriving(source: &str, destination: &str, request: &ReserveRequest) -> Migrat
         ended_unix_ms: None,
         progress: None,
         error: None,
+        warning: None,
         report: None,
     }
 }

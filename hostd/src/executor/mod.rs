@@ -41,6 +41,7 @@ use crate::config::HostConfig;
 use crate::digest::{NoRandom, new_id};
 use crate::machine::{MachineError, Machines, spec};
 use crate::metrics::cpu::CpuFeatures;
+use crate::planner::Planner;
 use crate::pool::{PeerError, Peers};
 use crate::security::audit::Audit;
 use crate::security::tls::Identity;
@@ -162,6 +163,7 @@ struct Inner {
     peers: Peers,
     identity: Identity,
     audit: Audit,
+    planner: Arc<Mutex<Planner>>,
     cpu: CpuFeatures,
     slots: Arc<Semaphore>,
     active: Mutex<BTreeMap<String, Arc<Active>>>,
@@ -182,16 +184,18 @@ pub struct Parts {
     pub identity: Identity,
     /// Audit log.
     pub audit: Audit,
+    /// Forecasts of this host.
+    pub planner: Arc<Mutex<Planner>>,
 }
 
 impl Executor {
     /// An executor without migrations; [`Executor::recover`] finds those of an earlier hostd.
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, store, machines, peers, identity, audit } = parts;
+        let Parts { config, store, machines, peers, identity, audit, planner } = parts;
         let slots = Arc::new(Semaphore::new(config.concurrent_migrations));
         let cpu = CpuFeatures::of_this_host();
         let active = Mutex::default();
-        Self { inner: Arc::new(Inner { config, store, machines, peers, identity, audit, cpu, slots, active }) }
+        Self { inner: Arc::new(Inner { config, store, machines, peers, identity, audit, planner, cpu, slots, active }) }
     }
 
     fn active(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Active>>> {
@@ -240,6 +244,7 @@ impl Executor {
             ended_unix_ms: None,
             progress: None,
             error: None,
+            warning: None,
             report: None,
         })
     }

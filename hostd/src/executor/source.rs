@@ -82,6 +82,9 @@ impl Executor {
                 return Err(error.into());
             }
         };
+        if reservation.warning.is_some() {
+            self.update(active, |migration| migration.warning.clone_from(&reservation.warning));
+        }
         let sent = self.send(active, entry, &migration, &reservation, limits).await;
         if sent.is_err() {
             self.give_back(&migration).await;

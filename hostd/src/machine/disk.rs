@@ -41,6 +41,17 @@ fn existing_bytes(id: &str, path: &Path, read_only: bool) -> Result<u64, Machine
     file.seek(SeekFrom::End(0)).map_err(failed("measure"))
 }
 
+/// What is allocated of images, in bytes: holes of files count nothing, a block device counts in full.
+pub fn allocated_bytes(disks: &[Disk]) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let one = |disk: &Disk| match std::fs::metadata(&disk.path) {
+        // In blocks of 512 bytes, whatever the file system's are (stat(2)).
+        Ok(metadata) if metadata.is_file() => metadata.blocks().saturating_mul(512).min(disk.bytes),
+        _ => disk.bytes,
+    };
+    disks.iter().map(one).sum()
+}
+
 /// Whether none of the images that are to be made is there already, left over or somebody else's.
 ///
 /// # Errors
@@ -143,6 +154,7 @@ mod tests {
         create(&machine, &disks).unwrap();
         let metadata = std::fs::metadata(&disks[0].path).unwrap();
         assert_eq!((metadata.len(), metadata.blocks(), metadata.mode() & 0o777), (64 << 20, 0, 0o600));
+        assert_eq!(allocated_bytes(&disks), 4096, "one is a hole, the other one is 4 KiB");
         assert_eq!((disks[1].bytes, disks[1].owned), (4096, false));
         remove(&disks);
         assert!(!disks[0].path.exists() && existing.exists());

@@ -66,6 +66,10 @@ pub struct State {
     pub process: Option<Arc<Process>>,
     /// Last measurement.
     pub usage: Option<Usage>,
+    /// It has arrived and its VMM still verifies: what that costs is no load of the machine.
+    pub verifying: bool,
+    /// What of its disks was allocated at the last measurement, in bytes.
+    pub disk_allocated_bytes: Option<u64>,
     /// From the VMM.
     pub first_instruction_us: Option<u64>,
 }
@@ -81,7 +85,15 @@ impl Entry {
     /// A machine that has no process yet.
     pub fn new(config: &HostConfig, record: MachineRecord) -> Self {
         let api_socket = config.machine_run_dir(&record.name).join("api.sock");
-        let state = State { record, reason: None, process: None, usage: None, first_instruction_us: None };
+        let state = State {
+            record,
+            reason: None,
+            process: None,
+            usage: None,
+            verifying: false,
+            disk_allocated_bytes: None,
+            first_instruction_us: None,
+        };
         Self { state: Mutex::new(state), api_socket }
     }
 
@@ -147,6 +159,7 @@ impl Entry {
             vcpus: state.record.vcpus,
             memory_mib: state.record.memory_mib,
             disk_bytes: state.record.disk_bytes(),
+            disk_allocated_bytes: state.disk_allocated_bytes.unwrap_or_else(|| state.record.disk_bytes()),
             limits: state.record.limits.clone(),
             usage: state.usage,
         }

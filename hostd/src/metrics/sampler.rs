@@ -14,6 +14,7 @@ use super::host::{HostMeter, pressure};
 use crate::api::types::{MachineStatus, Pressure, Usage};
 use crate::clock::unix_ms;
 use crate::machine::Machines;
+use crate::machine::disk::allocated_bytes;
 use crate::machine::entry::Entry;
 
 /// How long a VMM may take to tell its counters.
@@ -111,7 +112,8 @@ impl Sampler {
         let Some(reading) = reading else {
             self.readings.remove(&record.name);
             let moving = matches!(record.status, MachineStatus::Migrating | MachineStatus::InDoubt);
-            let last = entry.state().usage.filter(|_| moving);
+            let state = entry.state();
+            let last = state.usage.filter(|_| moving || state.verifying);
             return last.map(|usage| (record.name, usage));
         };
         let before = self.readings.get(&record.name).filter(|before| before.pid == reading.pid);
@@ -138,17 +140,20 @@ impl Sampler {
 }
 
 async fn read(machines: &Machines, entry: &Arc<Entry>) -> Option<Reading> {
-    if !matches!(entry.status(), MachineStatus::Running | MachineStatus::Paused) {
+    if !matches!(entry.status(), MachineStatus::Running | MachineStatus::Paused) || entry.state().verifying {
         return None;
     }
     let pid = entry.process()?.id().pid;
     let client = entry.client().with_timeout(PATIENCE);
+    let disks = entry.record().disks;
     let answer = tokio::task::spawn_blocking(move || {
+        let allocated = allocated_bytes(&disks);
         let reading = Reading { at: Instant::now(), pid, threads: thread_times(pid), metrics: client.metrics().ok()? };
-        Some((reading, client.machine().ok()?))
+        Some((reading, client.machine().ok()?, allocated))
     });
-    let (reading, info) = answer.await.ok()??;
+    let (reading, info, allocated) = answer.await.ok()??;
     machines.observe(entry, &info);
+    entry.state().disk_allocated_bytes = Some(allocated);
     Some(reading)
 }
 

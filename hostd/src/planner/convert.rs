@@ -23,15 +23,17 @@ fn unit(kind: Kind, value: f64) -> f64 {
 
 /// A machine's last measurement. Processor time counts as demand: time run alone never exceeds a capacity.
 pub fn sample_of(machine: &MachineSummary) -> Sample {
-    let value = |pick: fn(&Usage) -> f64| machine.usage.as_ref().map(pick);
-    Sample {
-        machine: machine.name.clone(),
-        values: PerResource {
-            cpu: value(|usage| usage.cpu_demand_cores.max(usage.cpu_cores)),
-            memory: value(|usage| usage.memory_mib * MIB),
-            io: value(|usage| usage.disk_bytes_per_second),
-            network: value(|usage| usage.network_bytes_per_second),
-        },
+    Sample { machine: machine.name.clone(), values: values_of(machine.usage.as_ref()) }
+}
+
+/// A measurement in the predictor's units.
+pub fn values_of(usage: Option<&Usage>) -> PerResource<Option<f64>> {
+    let value = |pick: fn(&Usage) -> f64| usage.map(pick);
+    PerResource {
+        cpu: value(|usage| usage.cpu_demand_cores.max(usage.cpu_cores)),
+        memory: value(|usage| usage.memory_mib * MIB),
+        io: value(|usage| usage.disk_bytes_per_second),
+        network: value(|usage| usage.network_bytes_per_second),
     }
 }
 

@@ -1,7 +1,10 @@
 //! The decision: which machine goes where, with its reasons.
 
 use migration::report::{Trigger as Why, TriggerKind};
-use predictor::{Decision, HostView, MachineView, MigrationShape, PlanInput, PoolView, Rejection, Resource, plan};
+use predictor::{
+    Contention, Decision, HostView, MachineView, MigrationShape, PlanInput, PoolForecaster, PoolView, Rejection,
+    Resource, plan,
+};
 
 use super::convert::capacity_of;
 use super::{Observed, Planner, PoolState, known, shape};
@@ -32,15 +35,15 @@ pub struct Chosen {
 }
 
 impl Planner {
-    /// Decides, if this host plans for its pool and the trigger fires. `Err` is a plan without a move, not more often than
-    /// once a cooldown.
+    /// Decides, if this host plans for its pool and the trigger fires. `Err` is a plan without a move: one that waits for its
+    /// latest safe start, one that was dropped, or that nothing can be done (not more often than once a cooldown).
     pub fn decide(&mut self, id: &str, declared: &[Event]) -> Option<Result<Chosen, Plan>> {
         let own = self.config.pool.clone();
         let leads = self.states.iter().any(|s| s.pool == own && s.leader.as_deref() == Some(&self.host));
-        let Decision::Act { score, .. } = self.last_decision else { return None };
         if !leads || !self.config.planner.enabled {
-            return None;
+            return self.drop_waiting("this host does not plan for the pool any more").map(Err);
         }
+        let Decision::Act { score, .. } = self.last_decision else { return self.drop_if_calm().map(Err) };
         let state = self.states.iter().find(|state| state.pool == own)?.clone();
         let contention = self.contentions.get(&own).filter(|contention| known(contention))?.clone();
         let machines = self.machines(&state);
@@ -59,31 +62,14 @@ impl Planner {
             cost: &self.cost,
             limits: &self.limits,
         });
-        let mut stored = Plan {
-            id: id.to_owned(),
-            at_unix_ms: unix_ms(),
-            pool: own.clone(),
-            planner: self.host.clone(),
-            score,
-            horizon_s: contention.horizon_s,
-            machine: None,
-            source: None,
-            destination: None,
-            reasons: contention.reasons.iter().chain(&made.explanation).cloned().collect(),
-            candidates: candidates(&made, &machines),
-            migration: None,
-            outcome: PlanOutcome::NoAction,
-        };
-        let Some(best) = made.moves.first() else {
-            let again = self.last_plan_s.is_none_or(|last| now_s - last >= self.config.planner.cooldown_s.max(5.0));
-            if again {
-                self.last_plan_s = Some(now_s);
-            }
-            return again.then_some(Err(stored));
-        };
+        let mut stored = self.stored_plan(id, score, &contention, &made, &machines);
+        let Some(best) = made.moves.first() else { return self.nothing_to_do(stored).map(Err) };
         stored.machine = Some(best.machine.clone());
         stored.source = Some(best.from_host.clone());
         stored.destination = Some(best.to_host.clone());
+        if self.waits(&mut stored, best, now_s) {
+            return self.keep_waiting(stored).map(Err);
+        }
         stored.outcome = PlanOutcome::Started;
         let why = Why {
             kind: kind(&state, declared, contention.horizon_s),
@@ -100,7 +86,50 @@ impl Planner {
         let shape = machines.iter().find(|machine| machine.name == best.machine).map(|m| m.shape).unwrap_or_default();
         self.trigger.acted(now_s);
         self.last_plan_s = Some(now_s);
+        // It is the plan that waited, if one did.
+        if let Some(waited) = self.waiting.take() {
+            stored.id = waited.id;
+        }
         Some(Ok(Chosen { plan: stored, machine: best.machine.clone(), source: best.from_host.clone(), request, shape }))
+    }
+
+    /// A plan as it is stored, without a move.
+    fn stored_plan(
+        &self,
+        id: &str,
+        score: f64,
+        contention: &Contention,
+        made: &predictor::Plan,
+        machines: &[MachineView],
+    ) -> Plan {
+        Plan {
+            id: id.to_owned(),
+            at_unix_ms: unix_ms(),
+            pool: self.config.pool.clone(),
+            planner: self.host.clone(),
+            score,
+            horizon_s: contention.horizon_s,
+            machine: None,
+            source: None,
+            destination: None,
+            reasons: contention.reasons.iter().chain(&made.explanation).cloned().collect(),
+            candidates: candidates(made, machines),
+            migration: None,
+            latest_start_unix_ms: None,
+            outcome: PlanOutcome::NoAction,
+        }
+    }
+
+    fn nothing_to_do(&mut self, stored: Plan) -> Option<Plan> {
+        if let Some(dropped) = self.drop_waiting("no move is possible any more") {
+            return Some(dropped);
+        }
+        let now_s = self.now_s();
+        let again = self.last_plan_s.is_none_or(|last| now_s - last >= self.config.planner.cooldown_s.max(5.0));
+        if again {
+            self.last_plan_s = Some(now_s);
+        }
+        again.then_some(stored)
     }
 
     /// The pool's machines as candidates.
@@ -128,7 +157,7 @@ impl Planner {
             demand: predictor::PerResource::from_fn(|resource| {
                 forecaster?.machine_forecast(&machine.name, resource, self.horizon_steps)
             }),
-            shape: shape(machine.usage.unwrap_or_default(), observed, bandwidth, limits.downtime_ms),
+            shape: shape(machine, observed, bandwidth, limits.downtime_ms),
             acceptable_downtime_ms: limits.downtime_ms as f64,
             pinned,
             migrating: machine.status == MachineStatus::Migrating,
@@ -166,14 +195,13 @@ impl Planner {
     /// What a host's machines are expected to use at most (90 %), those that are arriving included. Memory that was promised
     /// to a machine is promised, whether it uses it or not.
     fn expected_use(&self, host: &HostSummary, resource: Resource) -> f64 {
-        let one = |machine: &MachineSummary| {
-            let forecast = self
-                .forecasters
-                .values()
-                .find_map(|forecaster| forecaster.machine_forecast(&machine.name, resource, self.horizon_steps));
-            forecast.map_or(0.0, |forecast| forecast.quantile(0.9))
-        };
-        host.machines.iter().map(one).sum()
+        host.machines.iter().filter_map(|machine| self.expected_demand(&machine.name, resource)).sum()
+    }
+
+    /// What a machine is expected to use at most (90 %) at the end of the horizon; `None` if it was not measured yet.
+    pub(super) fn expected_demand(&self, machine: &str, resource: Resource) -> Option<f64> {
+        let forecast = |forecaster: &PoolForecaster| forecaster.machine_forecast(machine, resource, self.horizon_steps);
+        self.forecasters.values().find_map(forecast).map(|forecast| forecast.quantile(0.9))
     }
 
     fn in_flight(&self) -> usize {

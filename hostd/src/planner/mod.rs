@@ -9,9 +9,12 @@
 //! Forecasts are made on every host for every pool it sees, so that whoever becomes leader has warm models; only the leader
 //! of a pool acts. The predictor is pure; this module keeps the time, the state and the names.
 
+mod arrival;
 pub mod convert;
 mod decide;
 pub mod events;
+pub mod history;
+mod wait;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -22,7 +25,8 @@ use predictor::{
 };
 
 use crate::api::types::{
-    Capacity, Event, HostSummary, MachineForecast, MachineStatus, Plan, PoolView, TriggerState, TriggerView, Usage,
+    Capacity, Event, HostSummary, MachineForecast, MachineStatus, MachineSummary, Plan, PoolView, TriggerState,
+    TriggerView, Usage,
 };
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
@@ -30,6 +34,7 @@ use crate::metrics::sampler::sum;
 use convert::{capacity_of, forecasts_of, sample_of, scores_of};
 
 pub use decide::Chosen;
+pub use history::History;
 
 /// One pool as it was measured last.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,13 +66,21 @@ impl PoolState {
         sum(usages.iter())
     }
 
-    /// One sample for each machine that is in the pool. One that is arriving still counts where it comes from.
-    fn samples(&self) -> Vec<Sample> {
-        let machines = self.live().flat_map(|host| &host.machines);
-        let counted = machines.filter(|machine| {
+    /// The machines that are in the pool. One that is arriving still counts where it comes from.
+    fn members(&self) -> impl Iterator<Item = &MachineSummary> {
+        self.live().flat_map(|host| &host.machines).filter(|machine| {
             !matches!(machine.status, MachineStatus::Incoming | MachineStatus::Creating | MachineStatus::Deleting)
-        });
-        counted.map(sample_of).collect()
+        })
+    }
+
+    /// One sample for each machine that is in the pool.
+    fn samples(&self) -> Vec<Sample> {
+        self.members().map(sample_of).collect()
+    }
+
+    /// What was measured of the machines that are in the pool.
+    pub fn measured(&self) -> impl Iterator<Item = (&str, Usage)> {
+        self.members().filter_map(|machine| Some((machine.name.as_str(), machine.usage?)))
     }
 }
 
@@ -89,6 +102,10 @@ pub struct Planner {
     observed: BTreeMap<String, Observed>,
     bandwidth: Option<f64>,
     last_plan_s: Option<f64>,
+    /// A move that is chosen and waits for its latest safe start.
+    waiting: Option<Plan>,
+    /// What was measured before this hostd started.
+    stored: History,
 }
 
 /// What earlier migrations of a machine showed.
@@ -118,6 +135,8 @@ impl Planner {
             machine_cooldown_s: planner.machine_cooldown_s,
             minimum_benefit_minutes: planner.minimum_benefit_minutes,
             lasting_s: planner.horizon_s,
+            onset: planner.early_risk,
+            margin_s: planner.lead_s,
             ..PlanLimits::default()
         };
         let step_s = config.sample_interval_ms as f64 / 1000.0;
@@ -137,6 +156,8 @@ impl Planner {
             observed: BTreeMap::new(),
             bandwidth: None,
             last_plan_s: None,
+            waiting: None,
+            stored: History::default(),
         }
     }
 
@@ -173,6 +194,7 @@ impl Planner {
     /// If the sampling interval or horizon cannot be forecast; the configuration's check keeps them within bounds.
     pub fn tick(&mut self, states: Vec<PoolState>, declared: &[Event]) -> Result<(), BankError> {
         let now_s = self.now_s();
+        self.replay_histories(&states)?;
         self.hand_over_histories(&states)?;
         for state in &states {
             let samples = state.samples();
@@ -253,6 +275,7 @@ impl Planner {
         let own = pool.pool == self.config.pool;
         let state = match self.last_decision {
             _ if !own => TriggerState::Quiet,
+            Decision::Act { .. } if self.waiting.is_some() => TriggerState::Planned,
             Decision::Act { .. } => TriggerState::Firing,
             Decision::Hold { why: Hold::Cooldown { .. } } => TriggerState::Cooldown,
             Decision::Hold { why: Hold::Confirming { .. } } => TriggerState::Rising,
@@ -265,6 +288,7 @@ impl Planner {
             start_score: self.config.planner.start_score,
             stop_score: self.config.planner.stop_score,
             cooldown_until_unix_ms: until,
+            latest_start_unix_ms: self.waiting.as_ref().filter(|_| own).and_then(|plan| plan.latest_start_unix_ms),
         }
     }
 
@@ -325,13 +349,14 @@ fn known(contention: &Contention) -> bool {
 }
 
 /// What a migration of a machine would have to carry; see [`MigrationShape`].
-fn shape(usage: Usage, observed: Observed, bandwidth: f64, downtime_ms: u64) -> MigrationShape {
+fn shape(machine: &MachineSummary, observed: Observed, bandwidth: f64, downtime_ms: u64) -> MigrationShape {
+    let usage = machine.usage.unwrap_or_default();
     MigrationShape {
         memory_bytes: usage.memory_mib * f64::from(1 << 20),
         dirty_bytes_per_second: observed.dirty_bytes_per_second,
         working_set_bytes: 0.0,
-        // What of the images is not a hole is not known; what a guest reads and writes is.
-        disk_bytes: 0.0,
+        // Holes are not sent.
+        disk_bytes: machine.disk_allocated_bytes as f64,
         disk_dirty_bytes_per_second: usage.disk_bytes_per_second,
         bandwidth_bytes_per_second: bandwidth,
         // Pages get a quarter of the downtime: pause, blocks, state and commit need theirs.

@@ -21,6 +21,7 @@ fn machine(name: &str, cpu_cores: f64, status: MachineStatus) -> MachineSummary 
         vcpus: 1,
         memory_mib: 128,
         disk_bytes: 0,
+        disk_allocated_bytes: 0,
         limits: MigrationLimits::default(),
         usage: Some(usage),
     }
@@ -170,4 +171,95 @@ fn a_machine_that_moved_takes_its_history_along_and_is_counted_once() {
     planner.tick(pools(vec![host("a1", 1.0, vec![machine("vm1", 0.3, running)])], there), &[]).unwrap();
     assert!(planner.forecasters["b"].history("vm2").unwrap().len() > 50, "its history came along");
     assert!(planner.forecasters["a"].history("vm2").is_none());
+}
+
+/// The batch on `vm2`, so many seconds from now.
+fn batch(starts_in_s: u64) -> Event {
+    let starts_unix_ms = unix_ms() + starts_in_s * 1000;
+    Event {
+        id: format!("evt-{starts_in_s}"),
+        name: "batch".into(),
+        target: EventTarget::Machine("vm2".into()),
+        starts_unix_ms,
+        ends_unix_ms: starts_unix_ms + 40_000,
+        adds: Usage { cpu_cores: 1.5, ..Usage::default() },
+        confidence: 0.95,
+        declared_at: "a1".into(),
+    }
+}
+
+#[test]
+fn a_move_waits_for_its_latest_safe_start_and_is_dropped_if_it_is_not_needed() {
+    let mut planner = Planner::new(&config(|json| json["planner"]["lead_s"] = 5.0.into()));
+    let flat = |step: usize| 0.3 + 0.01 * (step % 2) as f64;
+    assert!(run(&mut planner, 60, &[], flat).is_none());
+    // Decisions of 20 steps; the planner's clock stands still meanwhile.
+    let decisions = |planner: &mut Planner, id: &str, events: &[Event]| {
+        let step = |step| {
+            planner.tick(loaded(flat(step)), events).unwrap();
+            planner.decide(id, events)
+        };
+        (0..20).filter_map(step).collect::<Vec<_>>()
+    };
+    let waiting = decisions(&mut planner, "plan-1", &[batch(25)]);
+    let [Err(plan)] = waiting.as_slice() else { panic!("one plan that waits, not {waiting:?}") };
+    assert_eq!((plan.outcome, plan.destination.as_deref()), (PlanOutcome::Waiting, Some("b1")));
+    assert!(plan.reasons.iter().any(|reason| reason.contains("waits for its latest safe start")), "{:?}", plan.reasons);
+    let trigger = &planner.views()[0].trigger;
+    let start = trigger.latest_start_unix_ms.unwrap();
+    assert!(start > unix_ms() && start < unix_ms() + 20_000, "before the event, less move and reserve");
+    assert_eq!(trigger.state, TriggerState::Planned);
+
+    let dropped = decisions(&mut planner, "plan-2", &[]);
+    let [Err(plan)] = dropped.as_slice() else { panic!("one plan that is dropped, not {dropped:?}") };
+    assert_eq!((plan.id.as_str(), plan.outcome), ("plan-1", PlanOutcome::Dropped));
+    assert!(plan.reasons.last().unwrap().contains("the score fell"), "{:?}", plan.reasons.last());
+
+    assert_eq!(decisions(&mut planner, "plan-3", &[batch(25)]).len(), 1);
+    let (_, chosen) = run(&mut planner, 5, &[batch(6)], flat).expect("a start in time");
+    assert_eq!((chosen.plan.id.as_str(), chosen.plan.outcome), ("plan-3", PlanOutcome::Started));
+    assert!(chosen.plan.reasons.last().unwrap().starts_with("starts now"), "{:?}", chosen.plan.reasons);
+}
+
+#[test]
+fn forecasts_go_on_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = crate::store::Store::open(&folder.path().join("s.redb")).unwrap();
+    let config = config(|_| ());
+    let mut before = Planner::new(&config);
+    let (now, steps) = (unix_ms(), 120);
+    for step in 0..steps {
+        let states = loaded(0.4 + 0.05 * (step % 7) as f64);
+        let measured = states.iter().flat_map(PoolState::measured);
+        let samples: Vec<_> = measured.map(|(name, usage)| (format!("{}{name}", history::PREFIX), usage)).collect();
+        store.add_samples(now - (steps - step) as u64 * 1000, &samples, step + 1 == steps).unwrap();
+        before.tick(states, &[]).unwrap();
+    }
+    let mut after = Planner::new(&config);
+    after.recall(History::load(&store, &config, now).unwrap());
+    for planner in [&mut before, &mut after] {
+        planner.tick(loaded(0.5), &[]).unwrap();
+    }
+    for machine in ["vm1", "vm2", "vm3"] {
+        assert!(after.forecasters["a"].history(machine).unwrap().len() >= steps, "{machine} starts cold");
+    }
+    let upper = |planner: &Planner| planner.expected_demand("vm2", Resource::Cpu).unwrap();
+    let (known, replayed) = (upper(&before), upper(&after));
+    assert!((known - replayed).abs() < 0.1 * known, "{replayed} instead of {known}");
+    let score = |planner: &Planner| planner.views()[0].score.unwrap();
+    assert!((score(&before) - score(&after)).abs() < 0.1, "{} and {}", score(&before), score(&after));
+}
+
+#[test]
+fn a_host_says_what_its_own_forecast_has_against_a_machine() {
+    let mut planner = Planner::new(&config(|json| {
+        json["host"] = "b1".into();
+        json["pool"] = "b".into();
+    }));
+    assert!(planner.concern("vm7", None).is_none(), "nothing is known yet");
+    run(&mut planner, 60, &[], |_| 0.5);
+    let usage = |cores| Usage { cpu_cores: cores, cpu_demand_cores: cores, ..Usage::default() };
+    assert_eq!(planner.concern("vm7", Some(&usage(0.5))), None);
+    let concern = planner.concern("vm7", Some(&usage(1.9))).unwrap();
+    assert!(concern.contains("host `b1`") && concern.contains("1.80 cores"), "{concern}");
 }

@@ -55,6 +55,9 @@ pub struct Reservation {
     pub address: SocketAddr,
     /// One-time secret, hexadecimal, 32 bytes.
     pub token: String,
+    /// What speaks against the move, by the destination's own forecast.
+    #[serde(default)]
+    pub warning: Option<String>,
 }
 
 impl std::fmt::Debug for Reservation {

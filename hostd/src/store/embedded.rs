@@ -133,10 +133,11 @@ impl Store {
     /// If it cannot be written.
     pub fn put<T: Serialize>(&self, kind: Kind, id: &str, record: &T) -> Result<(), StoreError> {
         let bytes = encode(kind.word(), record)?;
-        let write = self.database.begin_write()?;
-        write.open_table(kind.table())?.insert(id, bytes.as_slice())?;
-        write.commit()?;
-        Ok(())
+        blocking(|| {
+            let write = self.database.begin_write()?;
+            write.open_table(kind.table())?.insert(id, bytes.as_slice())?;
+            Ok(write.commit()?)
+        })
     }
 
     /// Forgets what is kept under `id`.
@@ -145,10 +146,11 @@ impl Store {
     ///
     /// If it cannot be written.
     pub fn remove(&self, kind: Kind, id: &str) -> Result<(), StoreError> {
-        let write = self.database.begin_write()?;
-        write.open_table(kind.table())?.remove(id)?;
-        write.commit()?;
-        Ok(())
+        blocking(|| {
+            let write = self.database.begin_write()?;
+            write.open_table(kind.table())?.remove(id)?;
+            Ok(write.commit()?)
+        })
     }
 
     /// What is kept under `id`.
@@ -199,15 +201,16 @@ impl Store {
             }
         }
         ids.sort();
-        let write = self.database.begin_write()?;
-        {
-            let mut table = write.open_table(kind.table())?;
-            for (_, id) in ids.iter().take(ids.len().saturating_sub(keep)) {
-                table.remove(id.as_str())?;
+        blocking(|| {
+            let write = self.database.begin_write()?;
+            {
+                let mut table = write.open_table(kind.table())?;
+                for (_, id) in ids.iter().take(ids.len().saturating_sub(keep)) {
+                    table.remove(id.as_str())?;
+                }
             }
-        }
-        write.commit()?;
-        Ok(())
+            Ok(write.commit()?)
+        })
     }
 
     /// Appends a record to the audit log and returns it.
@@ -223,35 +226,37 @@ impl Store {
         decision: Decision,
         detail: &str,
     ) -> Result<AuditRecord, StoreError> {
-        let mut write = self.database.begin_write()?;
-        write.set_durability(Durability::Immediate).map_err(|error| StoreError::Access(Box::new(error.into())))?;
-        let record = {
-            let mut table = write.open_table(AUDIT)?;
-            let last = match table.last()? {
-                Some((sequence, bytes)) => {
-                    let record: AuditRecord = decode("audit record", bytes.value())?;
-                    Some((sequence.value(), record.hash))
-                }
-                None => None,
+        blocking(|| {
+            let mut write = self.database.begin_write()?;
+            write.set_durability(Durability::Immediate).map_err(|error| StoreError::Access(Box::new(error.into())))?;
+            let record = {
+                let mut table = write.open_table(AUDIT)?;
+                let last = match table.last()? {
+                    Some((sequence, bytes)) => {
+                        let record: AuditRecord = decode("audit record", bytes.value())?;
+                        Some((sequence.value(), record.hash))
+                    }
+                    None => None,
+                };
+                let (sequence, previous) = last.map_or((1, GENESIS.to_owned()), |(last, hash)| (last + 1, hash));
+                let mut record = AuditRecord {
+                    sequence,
+                    at_unix_ms: unix_ms(),
+                    actor: actor.to_owned(),
+                    action: action.to_owned(),
+                    object: object.to_owned(),
+                    decision,
+                    detail: detail.to_owned(),
+                    previous,
+                    hash: String::new(),
+                };
+                record.hash = audit_hash(&record)?;
+                table.insert(sequence, encode("audit record", &record)?.as_slice())?;
+                record
             };
-            let (sequence, previous) = last.map_or((1, GENESIS.to_owned()), |(last, hash)| (last + 1, hash));
-            let mut record = AuditRecord {
-                sequence,
-                at_unix_ms: unix_ms(),
-                actor: actor.to_owned(),
-                action: action.to_owned(),
-                object: object.to_owned(),
-                decision,
-                detail: detail.to_owned(),
-                previous,
-                hash: String::new(),
-            };
-            record.hash = audit_hash(&record)?;
-            table.insert(sequence, encode("audit record", &record)?.as_slice())?;
-            record
-        };
-        write.commit()?;
-        Ok(record)
+            write.commit()?;
+            Ok(record)
+        })
     }
 
     /// The last `limit` records of the audit log, the oldest first.
@@ -286,6 +291,16 @@ impl Store {
             previous = record.hash;
         }
         Ok(sequence)
+    }
+}
+
+/// Does what waits for the disk without holding up the daemon's other tasks: on a thread of the runtime, they move to another
+/// one meanwhile. The caller still goes on only when it is done.
+pub(super) fn blocking<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

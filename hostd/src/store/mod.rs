@@ -4,3 +4,4 @@ pub mod embedded;
 pub mod samples;
 
 pub use embedded::{Store, StoreError};
+pub use samples::FINEST_KEPT_MS;

@@ -18,8 +18,11 @@ struct Level {
 
 const HOUR_MS: u64 = 3_600_000;
 
+/// For so long every single sample is kept.
+pub const FINEST_KEPT_MS: u64 = 2 * HOUR_MS;
+
 const LEVELS: [Level; 3] = [
-    Level { table: TableDefinition::new("samples_all"), span_ms: 1, keep_ms: 2 * HOUR_MS },
+    Level { table: TableDefinition::new("samples_all"), span_ms: 1, keep_ms: FINEST_KEPT_MS },
     Level { table: TableDefinition::new("samples_minute"), span_ms: 60_000, keep_ms: 7 * 24 * HOUR_MS },
     Level { table: TableDefinition::new("samples_quarter"), span_ms: HOUR_MS / 4, keep_ms: 90 * 24 * HOUR_MS },
 ];
@@ -39,6 +42,10 @@ impl Store {
     ///
     /// If it cannot be written.
     pub fn add_samples(&self, at_unix_ms: u64, samples: &[(String, Usage)], durable: bool) -> Result<(), StoreError> {
+        super::embedded::blocking(|| self.add(at_unix_ms, samples, durable))
+    }
+
+    fn add(&self, at_unix_ms: u64, samples: &[(String, Usage)], durable: bool) -> Result<(), StoreError> {
         let mut write = self.database.begin_write()?;
         let durability = if durable { Durability::Immediate } else { Durability::None };
         write.set_durability(durability).map_err(|error| StoreError::Access(Box::new(error.into())))?;
@@ -52,6 +59,28 @@ impl Store {
         }
         write.commit()?;
         Ok(())
+    }
+
+    /// Names of the series that begin with `prefix` and have single samples.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be read.
+    pub fn series(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let table = self.database.begin_read()?.open_table(LEVELS[0].table)?;
+        let mut found: Vec<String> = Vec::new();
+        loop {
+            let after = match found.last() {
+                Some(last) => Excluded((last.as_str(), u64::MAX)),
+                None => Included((prefix, 0)),
+            };
+            let next = table.range::<(&str, u64)>((after, Unbounded))?.next().transpose()?;
+            match next.map(|(key, _)| key.value().0.to_owned()).filter(|series| series.starts_with(prefix)) {
+                Some(series) => found.push(series),
+                None => return Ok(found),
+            }
+        }
     }
 
     /// Measurements of a series since `since_unix_ms` in the finest resolution that reaches back so far.
@@ -77,6 +106,10 @@ impl Store {
     ///
     /// If it cannot be written.
     pub fn expire_samples(&self, now_unix_ms: u64) -> Result<usize, StoreError> {
+        super::embedded::blocking(|| self.expire(now_unix_ms))
+    }
+
+    fn expire(&self, now_unix_ms: u64) -> Result<usize, StoreError> {
         let write = self.database.begin_write()?;
         let mut expired = 0;
         for level in &LEVELS {
@@ -138,5 +171,18 @@ mod tests {
         assert_eq!(means, [29.5, 89.5]);
         assert_eq!(store.expire_samples(later + 8 * 24 * HOUR_MS).unwrap(), 2);
         assert_eq!(store.expire_samples(later + 91 * 24 * HOUR_MS).unwrap(), 1);
+    }
+
+    #[test]
+    fn series_are_listed_once_each() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("s.redb")).unwrap();
+        assert_eq!(store.series("machine/").unwrap(), Vec::<String>::new());
+        let names = ["host", "machine/a", "machine/b", "other"];
+        let samples: Vec<(String, Usage)> = names.iter().map(|name| ((*name).to_owned(), Usage::default())).collect();
+        for step in 0..3 {
+            store.add_samples(START + step, &samples, false).unwrap();
+        }
+        assert_eq!(store.series("machine/").unwrap(), ["machine/a", "machine/b"]);
     }
 }

@@ -83,6 +83,9 @@ pub struct Migration {
     pub progress: Option<MigrationStatus>,
     /// What went wrong and what to do.
     pub error: Option<String>,
+    /// What speaks against this move and does not keep it from being made.
+    #[serde(default)]
+    pub warning: Option<String>,
     /// The report, at the source once ended.
     pub report: Option<Report>,
 }

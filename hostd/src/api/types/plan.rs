@@ -89,6 +89,10 @@ pub struct Candidate {
 pub enum PlanOutcome {
     /// Nothing could be done; the reasons say why.
     NoAction,
+    /// A move is chosen and waits for its latest safe start.
+    Waiting,
+    /// A move waited for its latest safe start, and was not needed any more.
+    Dropped,
     /// The migration was started.
     Started,
     /// The migration could not be started.
@@ -126,6 +130,9 @@ pub struct Plan {
     pub candidates: Vec<Candidate>,
     /// Migration that it started.
     pub migration: Option<String>,
+    /// Until when the move has to start to be over in good time before contention.
+    #[serde(default)]
+    pub latest_start_unix_ms: Option<u64>,
     /// What became of it.
     pub outcome: PlanOutcome,
 }

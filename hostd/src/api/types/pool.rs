@@ -87,6 +87,8 @@ pub enum TriggerState {
     Rising,
     /// The score is high: the planner acts.
     Firing,
+    /// A move is chosen and waits for its latest safe start.
+    Planned,
     /// The planner has acted and waits for the effect.
     Cooldown,
 }
@@ -102,6 +104,9 @@ pub struct TriggerView {
     pub stop_score: f64,
     /// When the cooldown ends.
     pub cooldown_until_unix_ms: Option<u64>,
+    /// When a planned move has to start at the latest.
+    #[serde(default)]
+    pub latest_start_unix_ms: Option<u64>,
 }
 
 /// A machine in a pool view.
@@ -117,6 +122,9 @@ pub struct MachineSummary {
     pub memory_mib: u64,
     /// Size of its disks in bytes.
     pub disk_bytes: u64,
+    /// What of that is allocated, and would have to be moved.
+    #[serde(default)]
+    pub disk_allocated_bytes: u64,
     /// What its migrations may cost.
     pub limits: MigrationLimits,
     /// Load.

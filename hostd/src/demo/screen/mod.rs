@@ -50,12 +50,12 @@ impl Screen {
 
     fn redraw(&mut self, scene: &Scene) {
         let (columns, rows) = self.size().unwrap_or((COLUMNS, 40));
-        let lines = scene.lines();
+        // One row stays free for the cursor; a taller scene would scroll and could not be redrawn in place.
+        let lines = scene.lines(rows.saturating_sub(1));
         let mut output = String::new();
         if self.drawn > 0 {
             output.push_str(&format!("\x1b[{}A", self.drawn));
         }
-        // One row stays free for the cursor; a taller scene would scroll and could not be redrawn in place.
         let shown = lines.len().min(rows.saturating_sub(1));
         for line in &lines[..shown] {
             output.push_str(&format!("\r{}\x1b[K\n", line.styled(columns)));

@@ -6,7 +6,7 @@ use super::super::feed::View;
 use super::super::observer::{TcpSummary, UdpSummary};
 use super::super::scenario;
 use super::{COLUMNS, Line, Style};
-use crate::api::types::{HostSummary, Migration, MigrationStage, PoolView, Resource, TriggerState};
+use crate::api::types::{HostSummary, Migration, MigrationStage, PlanOutcome, PoolView, Resource, TriggerState};
 
 /// Happenings that are shown.
 const HAPPENINGS: usize = 7;
@@ -52,8 +52,8 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// The picture, no line wider than [`COLUMNS`].
-    pub fn lines(&self) -> Vec<Line> {
+    /// The picture, no line wider than [`COLUMNS`], with as many of the newest happenings as fit into `rows`.
+    pub fn lines(&self, rows: usize) -> Vec<Line> {
         let mut lines = vec![self.title(), rule()];
         for pool in &self.view.pools {
             lines.extend(pool_lines(pool));
@@ -64,7 +64,17 @@ impl Scene {
         lines.push(self.observer());
         lines.push(rule());
         let first = self.happenings.len().saturating_sub(HAPPENINGS);
-        lines.extend(self.happenings[first..].iter().flat_map(|happening| happening.line().wrapped(COLUMNS, 11)));
+        let told = self.happenings[first..].iter().map(|happening| happening.line().wrapped(COLUMNS, 11));
+        let told: Vec<Vec<Line>> = told.collect();
+        // Whole happenings, the newest at the end: half a sentence at the top would puzzle.
+        let room = rows.saturating_sub(lines.len());
+        let mut used = 0;
+        let fits = |happening: &&Vec<Line>| {
+            used += happening.len();
+            used <= room
+        };
+        let shown = told.iter().rev().take_while(fits).count();
+        lines.extend(told[told.len() - shown..].iter().flatten().cloned());
         lines
     }
 
@@ -109,11 +119,31 @@ impl Scene {
 
     fn migration(&self) -> Vec<Line> {
         let Some(migration) = self.view.migration() else {
-            return vec![Line::new().add(Style::Dim, " move     none yet"), Line::new()];
+            return vec![self.planned(), Line::new()];
         };
         let head = format!("{} {} -> {}  ", migration.machine, migration.source, migration.destination);
         let line = Line::new().add(Style::Dim, " move     ").add(Style::Bold, head);
         vec![line.add(stage_style(migration.stage), progress_in_words(migration)), progress_bar(migration)]
+    }
+
+    /// A move that waits for its latest safe start, if there is one.
+    fn planned(&self) -> Line {
+        let line = Line::new().add(Style::Dim, " move     ");
+        let waits = self.view.plans.iter().find(|plan| plan.outcome == PlanOutcome::Waiting);
+        let Some((plan, machine)) = waits.and_then(|plan| Some((plan, plan.machine.as_ref()?))) else {
+            return line.add(Style::Dim, "none yet");
+        };
+        let pool = self.view.pool(&plan.pool);
+        let left = pool.and_then(|pool| {
+            let latest = pool.trigger.latest_start_unix_ms?;
+            Some(format!(
+                ", starts in {:.0} s at the latest",
+                latest.saturating_sub(pool.computed_unix_ms) as f64 / 1e3
+            ))
+        });
+        let (from, to) = (plan.source.as_deref().unwrap_or("?"), plan.destination.as_deref().unwrap_or("?"));
+        line.add(Style::Bold, format!("{machine} {from} -> {to}  "))
+            .add(Style::Accent, format!("planned{}", left.unwrap_or_default()))
     }
 
     fn observer(&self) -> Line {
@@ -205,6 +235,7 @@ fn trigger_word(state: TriggerState) -> &'static str {
         TriggerState::Quiet => "quiet",
         TriggerState::Rising => "rising",
         TriggerState::Firing => "firing",
+        TriggerState::Planned => "planned",
         TriggerState::Cooldown => "cooldown",
     }
 }
@@ -222,7 +253,7 @@ fn progress_in_words(migration: &Migration) -> String {
         MigrationStage::Queued => "waits for its turn",
         MigrationStage::Reserving => "reserves room",
         MigrationStage::Settling => "asks which side runs it",
-        MigrationStage::Verifying => "arrived, verifying",
+        MigrationStage::Verifying => "arrived, not yet verified,",
         MigrationStage::Completed => "arrived and verified",
         MigrationStage::Failed => "failed",
         MigrationStage::Cancelled => "cancelled",
@@ -275,6 +306,7 @@ mod tests {
             vcpus: 1,
             memory_mib: 64,
             disk_bytes: 0,
+            disk_allocated_bytes: 0,
             limits: Default::default(),
             usage: Some(usage),
         };
@@ -303,6 +335,7 @@ mod tests {
                 start_score: 0.5,
                 stop_score: 0.2,
                 cooldown_until_unix_ms: None,
+                latest_start_unix_ms: None,
             },
             computed_unix_ms: 1,
         }
@@ -320,19 +353,31 @@ mod tests {
 
     #[test]
     fn no_line_is_wider_than_eighty_columns() {
-        for line in scene(12).lines() {
+        for line in scene(12).lines(40) {
             assert!(line.width() <= COLUMNS, "{} columns: {}", line.width(), line.plain());
         }
     }
 
     #[test]
     fn the_picture_shows_load_score_and_machines() {
-        let text: Vec<String> = scene(1).lines().iter().map(Line::plain).collect();
+        let text: Vec<String> = scene(1).lines(40).iter().map(Line::plain).collect();
         let text = text.join("\n");
         for expected in ["0.90 of 1.20 cores", "75 %", "0.71 firing", "full in about 17 s", "a-rather-long-name-0 0.90"]
         {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_small_terminal_shows_the_newest_happenings() {
+        let happening =
+            |number: usize| Happening { at_s: 1.0, text: format!("number {number} {}", "word ".repeat(20)) };
+        let scene = Scene { happenings: (0..9).map(happening).collect(), ..scene(1) };
+        let fixed = scene.lines(0).len();
+        let lines = scene.lines(fixed + 5);
+        assert_eq!(lines.len(), fixed + 4, "two of them, of two lines each");
+        let text: Vec<String> = lines.iter().map(Line::plain).collect();
+        assert!(text[fixed].contains("number 7") && text[fixed + 2].contains("number 8"), "{text:#?}");
     }
 
     #[test]

@@ -1,0 +1,160 @@
+//! Start after a stop, deletion, and what is found again after a restart of hostd.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Entry, Machines, Result};
+use crate::api::types::{Machine, MachineStatus};
+use crate::machine::launch::launch;
+use crate::machine::process::{Process, wait_end};
+use crate::machine::{MachineError, MachineRecord, chain, disk};
+use crate::store::embedded::Kind;
+
+/// How long a VMM may take to end by itself before it is killed.
+const QUIT_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Machines {
+    /// Starts a stopped machine again, from its kernel and its disks.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::State`] if it is not stopped, or its kernel is on another host.
+    pub async fn start(&self, name: &str) -> Result<Machine> {
+        let entry = self.get(name)?;
+        {
+            let mut state = entry.state();
+            let (status, elsewhere) = (state.record.status, state.record.arrived && !state.record.kernel.is_bundled());
+            let remedy = match status {
+                MachineStatus::Stopped if elsewhere => {
+                    "it came from another host, and its kernel is a file of that host; delete it and create it anew with its disks"
+                }
+                MachineStatus::Stopped => "",
+                _ => "only a stopped machine can be started",
+            };
+            if !remedy.is_empty() {
+                return Err(MachineError::State { name: name.to_owned(), status, remedy });
+            }
+            state.record.status = MachineStatus::Creating;
+        }
+        // The process of a guest that turned itself off may still be there to say so.
+        if let Some(process) = entry.process() {
+            stop(&entry, &process).await;
+        }
+        let mut launch_record = entry.record();
+        launch_record.initrd = launch_record.initrd.filter(|_| !launch_record.arrived);
+        let launched = launch(&self.inner.config, &launch_record, false).await;
+        let (process, info) = launched.inspect_err(|error| {
+            let mut state = entry.state();
+            state.record.status = MachineStatus::Stopped;
+            state.reason = Some(chain(error));
+        })?;
+        self.attach(&entry, process, Some(&info));
+        {
+            let mut state = entry.state();
+            state.record.status = MachineStatus::Running;
+            state.reason = None;
+        }
+        self.save(&entry)?;
+        Ok(entry.view(&self.inner.config))
+    }
+
+    /// Stops and removes a machine at an operator's wish.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::State`] while it is being created or moved.
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        let entry = self.get(name)?;
+        {
+            let mut state = entry.state();
+            let remedy = match state.record.status {
+                MachineStatus::Creating | MachineStatus::Incoming => "wait until it is there",
+                MachineStatus::Migrating => "cancel its migration first, or delete it where it arrives",
+                MachineStatus::InDoubt => "wait until both hosts have settled where it runs",
+                MachineStatus::Deleting => "it is being deleted already",
+                MachineStatus::Running | MachineStatus::Paused | MachineStatus::Stopped => "",
+            };
+            if !remedy.is_empty() {
+                return Err(MachineError::State { name: name.to_owned(), status: state.record.status, remedy });
+            }
+            state.record.status = MachineStatus::Deleting;
+        }
+        self.save(&entry)?;
+        self.discard(&entry).await
+    }
+
+    /// Ends a machine's process and removes everything that hostd made for it, whatever state it is in.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails; process and files are gone nevertheless.
+    pub async fn discard(&self, entry: &Arc<Entry>) -> Result<()> {
+        entry.state().record.status = MachineStatus::Deleting;
+        if let Some(process) = entry.process() {
+            stop(entry, &process).await;
+        }
+        self.clear_away(&entry.record())
+    }
+
+    pub(super) fn clear_away(&self, record: &MachineRecord) -> Result<()> {
+        disk::remove(&record.disks);
+        let _ = std::fs::remove_dir(self.inner.config.machine_state_dir(&record.name));
+        let _ = std::fs::remove_dir_all(self.inner.config.machine_run_dir(&record.name));
+        let removed = self.inner.store.remove(Kind::Machine, &record.name);
+        self.entries().remove(&record.name);
+        Ok(removed?)
+    }
+
+    /// Stops all machines and keeps their records and disks: they are `stopped` for the next hostd.
+    pub async fn stop_all(&self) {
+        let stopping = self.all().into_iter().map(|entry| async move {
+            if let Some(process) = entry.process() {
+                stop(&entry, &process).await;
+            }
+        });
+        let tasks: Vec<_> = stopping.map(tokio::spawn).collect();
+        for task in tasks {
+            let _ = task.await;
+        }
+    }
+
+    /// Finds the machines of an earlier hostd again. What it had not finished making is cleared away.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails.
+    pub async fn recover(&self) -> Result<()> {
+        for record in self.inner.store.all::<MachineRecord>(Kind::Machine)? {
+            let entry = Arc::new(Entry::new(&self.inner.config, record.clone()));
+            let process = record.process.and_then(|id| Process::adopt(id).ok());
+            let alive = process.is_some();
+            if let Some(process) = process {
+                self.attach(&entry, process, None);
+            }
+            self.entries().insert(record.name.clone(), Arc::clone(&entry));
+            tracing::info!(machine = record.name, status = ?record.status, alive, "found again");
+            match record.status {
+                MachineStatus::Creating | MachineStatus::Deleting => self.discard(&entry).await?,
+                // The migration that it belongs to is settled by the executor.
+                MachineStatus::Incoming | MachineStatus::Migrating | MachineStatus::InDoubt => {}
+                MachineStatus::Running | MachineStatus::Paused if !alive => {
+                    self.process_ended(&entry, "ended while hostd was not running");
+                }
+                MachineStatus::Running | MachineStatus::Paused | MachineStatus::Stopped => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Asks a VMM to end, and ends it if it does not.
+async fn stop(entry: &Entry, process: &Arc<Process>) {
+    let client = entry.client().with_timeout(QUIT_PATIENCE);
+    let asked = tokio::task::spawn_blocking(move || client.quit()).await;
+    let patience = if matches!(asked, Ok(Ok(()))) { QUIT_PATIENCE } else { Duration::ZERO };
+    if wait_end(process.watch(), patience).await.is_none() {
+        process.kill();
+        // SIGKILL cannot be refused; the wait is for the kernel to give back memory, taps and disks.
+        wait_end(process.watch(), Duration::from_secs(30)).await;
+    }
+}

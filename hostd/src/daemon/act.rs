@@ -22,7 +22,12 @@ impl Daemon {
     pub(super) fn act(self: Arc<Self>, decision: Result<Chosen, Plan>) {
         match decision {
             Err(plan) => {
-                self.audit.noted("plan", &format!("pool:{}", plan.pool), &plan.reasons.join("; "));
+                // A plan that waits may change its mind about the machine; it is recorded once, and again when it starts.
+                let known = plan.outcome == PlanOutcome::Waiting
+                    && matches!(self.store.get::<Plan>(Kind::Plan, &plan.id), Ok(Some(_)));
+                if !known {
+                    self.audit.noted("plan", &format!("pool:{}", plan.pool), &plan.reasons.join("; "));
+                }
                 self.keep(&plan);
             }
             Ok(chosen) => {

@@ -167,7 +167,7 @@ async fn measure(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
             flushed = tokio::time::Instant::now();
         }
         let recorder = Arc::clone(&daemon);
-        let work = tokio::task::spawn_blocking(move || recorder.step(round, flush)).await;
+        let work = tokio::task::spawn_blocking(move || recorder.step(&round, flush)).await;
         match work {
             Ok(Some(decision)) => Arc::clone(&daemon).act(decision),
             Ok(None) => {}
@@ -178,10 +178,10 @@ async fn measure(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
 
 impl Daemon {
     /// Remembers a round of measurements, forecasts, and decides.
-    fn step(&self, round: Round, flush: bool) -> Option<Result<crate::planner::Chosen, crate::api::types::Plan>> {
+    fn step(&self, round: &Round, flush: bool) -> Option<Result<crate::planner::Chosen, crate::api::types::Plan>> {
         *self.round() = round.clone();
         let states = self.pool_states();
-        if let Err(error) = self.remember(&round, &states, flush) {
+        if let Err(error) = self.remember(round, &states, flush) {
             tracing::error!(error = chain(&error), "measurements cannot be stored");
         }
         let declared = self.all_events();

@@ -29,6 +29,7 @@ pub mod maximum;
 pub mod model;
 pub mod plan;
 pub mod pool;
+pub mod recurrence;
 pub mod replay;
 pub mod sample;
 pub mod season;

@@ -56,8 +56,12 @@ pub struct AtEqualMoves {
     pub moves: f64,
     /// Its violation minutes.
     pub theirs: f64,
-    /// The predictor's with as many or fewer migrations, by straight lines between its settings.
+    /// The predictor's least with as many or fewer migrations, over its settings and doing nothing. Chosen afterwards, of a few.
     pub ours: f64,
+    /// Its migrations at that.
+    pub our_moves: f64,
+    /// Its setting at that; 0 = nothing is done.
+    pub setting: f64,
     /// Ours / theirs.
     pub ratio: f64,
 }
@@ -189,25 +193,22 @@ fn at_equal_moves(points: &[Point]) -> Vec<AtEqualMoves> {
     let Some(none) = points.iter().find(|point| point.policy == "none") else { return Vec::new() };
     let mut equal = Vec::new();
     for policy in ["predictor", "predictor, events declared"] {
-        let mut curve: Vec<(f64, f64)> = points
-            .iter()
-            .filter(|point| point.policy == policy)
-            .map(|point| (point.outcome.moves, point.outcome.violation_minutes))
-            .collect();
+        let curve: Vec<&Point> = points.iter().filter(|point| point.policy == policy).collect();
         if curve.is_empty() {
             continue;
         }
-        curve.push((0.0, none.outcome.violation_minutes));
-        curve.sort_by(|a, b| a.0.total_cmp(&b.0));
         for other in points.iter().filter(|point| point.policy == "reactive" || point.policy == "oracle") {
             let (moves, theirs) = (other.outcome.moves, other.outcome.violation_minutes);
-            let ours = on_curve(&curve, moves);
+            let best = best_within(&curve, none, moves);
+            let ours = best.outcome.violation_minutes;
             equal.push(AtEqualMoves {
                 policy: policy.to_owned(),
                 against: format!("{} {}", other.policy, other.setting),
                 moves,
                 theirs,
                 ours,
+                our_moves: best.outcome.moves,
+                setting: best.setting,
                 ratio: if theirs > 0.0 { ours / theirs } else { f64::from(u8::from(ours > 0.0)) },
             });
         }
@@ -215,28 +216,39 @@ fn at_equal_moves(points: &[Point]) -> Vec<AtEqualMoves> {
     equal
 }
 
-/// Violation minutes at a number of moves, on a curve sorted by moves; beyond its end those of the end, with fewer moves.
-fn on_curve(curve: &[(f64, f64)], moves: f64) -> f64 {
-    let above = curve.partition_point(|point| point.0 < moves);
-    if above == 0 {
-        return curve[0].1;
-    }
-    let Some(after) = curve.get(above) else { return curve[curve.len() - 1].1 };
-    let before = curve[above - 1];
-    let share = if after.0 > before.0 { (moves - before.0) / (after.0 - before.0) } else { 1.0 };
-    before.1 + share * (after.1 - before.1)
+/// The point with the fewest violation minutes, and of those the fewest moves, that has at most `moves` moves.
+fn best_within<'a>(curve: &[&'a Point], none: &'a Point, moves: f64) -> &'a Point {
+    curve.iter().copied().filter(|point| point.outcome.moves <= moves).fold(none, |best, point| {
+        let key = |point: &Point| (point.outcome.violation_minutes, point.outcome.moves);
+        if key(point) < key(best) { point } else { best }
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn point(policy: &str, setting: f64, moves: f64, violation_minutes: f64) -> Point {
+        Point { policy: policy.into(), setting, outcome: Outcome { moves, violation_minutes, minutes: 1_000.0 } }
+    }
+
     #[test]
-    fn a_curve_is_read_by_straight_lines_and_not_beyond_its_end() {
-        let curve = [(0.0, 100.0), (10.0, 50.0), (20.0, 40.0)];
-        assert_eq!(on_curve(&curve, 0.0), 100.0);
-        assert_eq!(on_curve(&curve, 5.0), 75.0);
-        assert_eq!(on_curve(&curve, 15.0), 45.0);
-        assert_eq!(on_curve(&curve, 500.0), 40.0);
+    fn the_predictor_never_gets_more_moves_than_the_other() {
+        let points = [
+            point("none", 0.0, 0.0, 100.0),
+            point("reactive", 0.85, 10.0, 40.0),
+            point("reactive", 0.95, 1.0, 80.0),
+            point("predictor", 0.2, 20.0, 10.0),
+            point("predictor", 0.5, 9.0, 30.0),
+            point("predictor", 0.75, 4.0, 30.0),
+        ];
+        let equal = at_equal_moves(&points);
+        assert_eq!(equal.len(), 2, "without declared events there is one predictor");
+        assert_eq!((equal[0].ours, equal[0].our_moves, equal[0].setting, equal[0].ratio), (30.0, 4.0, 0.75, 0.75));
+        assert_eq!(
+            (equal[1].ours, equal[1].setting, equal[1].ratio),
+            (100.0, 0.0, 1.25),
+            "with one move it can do nothing"
+        );
     }
 }

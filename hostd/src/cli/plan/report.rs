@@ -27,7 +27,16 @@ pub(super) fn text(report: &Report) -> String {
             format!("{:.3} %", 100.0 * outcome.violation_minutes / outcome.minutes.max(1.0)),
         ]);
     }
-    let mut equal = Table::new(&["AT EQUAL MIGRATIONS", "AGAINST", "MIGRATIONS", "THEIRS", "OURS", "RATIO"]);
+    let mut equal = Table::new(&[
+        "AT MOST AS MANY MIGRATIONS",
+        "AGAINST",
+        "MIGRATIONS",
+        "VIOLATION MIN",
+        "OURS",
+        "WITH",
+        "AT",
+        "RATIO",
+    ]);
     for row in &all.equal {
         equal.row(vec![
             row.policy.clone(),
@@ -35,6 +44,8 @@ pub(super) fn text(report: &Report) -> String {
             format!("{:.0}", row.moves),
             format!("{:.0}", row.theirs),
             format!("{:.0}", row.ours),
+            format!("{:.0}", row.our_moves),
+            format!("{}", row.setting),
             format!("{:.2}", row.ratio),
         ]);
     }

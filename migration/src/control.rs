@@ -20,6 +20,8 @@ pub enum Phase {
     Switchover,
     /// Commit was sent or received.
     Committed,
+    /// The destination runs, and the rest of it follows (post-copy).
+    Postcopy,
     /// The destination runs; digests are compared.
     Verify,
     /// Over.
@@ -28,8 +30,15 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase in order of time; tests walk it so that a new one cannot go untested.
-    pub const ALL: [Phase; 6] =
-        [Phase::Handshake, Phase::Precopy, Phase::Switchover, Phase::Committed, Phase::Verify, Phase::Ended];
+    pub const ALL: [Phase; 7] = [
+        Phase::Handshake,
+        Phase::Precopy,
+        Phase::Switchover,
+        Phase::Committed,
+        Phase::Postcopy,
+        Phase::Verify,
+        Phase::Ended,
+    ];
 }
 
 /// A snapshot of the progress.
@@ -51,6 +60,8 @@ pub struct Status {
     pub expected_remaining: Option<Duration>,
     /// True once the destination runs the machine, or may run it.
     pub committed: bool,
+    /// What the operator should know now: a lost link in post-copy, with what it holds up.
+    pub note: Option<String>,
 }
 
 /// Cancel was asked for too late: Commit has been sent.
@@ -75,6 +86,8 @@ struct Inner {
     cancelled: AtomicBool,
     bandwidth: AtomicU64,
     samples: Mutex<VecDeque<(Instant, u64)>>,
+    abandoned: AtomicBool,
+    note: Mutex<Option<String>>,
 }
 
 /// Cancel and commit exclude each other: whoever takes this lock first wins.
@@ -147,6 +160,7 @@ impl Control {
                 .then(|| Duration::try_from_secs_f64(bytes_remaining as f64 / net).ok())
                 .flatten(),
             committed: locked(&inner.decision).committed,
+            note: locked(&inner.note).clone(),
         }
     }
 
@@ -165,6 +179,22 @@ impl Control {
     /// Whether somebody cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.inner.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Gives up a post-copy whose link is lost: no further reconnect is tried or waited for. What the destination lacks is
+    /// lost then, and its guest stays stopped. Before that phase it does nothing.
+    pub fn abandon(&self) {
+        self.inner.abandoned.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether somebody gave up.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.inner.abandoned.load(Ordering::SeqCst)
+    }
+
+    /// Sets or clears what the operator should know.
+    pub(crate) fn set_note(&self, note: Option<String>) {
+        *locked(&self.inner.note) = note;
     }
 
     pub(crate) fn set_phase(&self, phase: Phase) {

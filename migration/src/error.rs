@@ -76,6 +76,15 @@ pub enum MigrationError {
         /// The first difference.
         difference: String,
     },
+    /// The operator gave a post-copy up whose link was lost.
+    #[error(
+        "the operator gave the post-copy up; the link was lost ({last}), the destination runs the machine without what it lacked, \
+         and stops for good where it needs that: restart the machine from a backup, or from its disk at the destination"
+    )]
+    Abandoned {
+        /// Why the last attempt to reconnect failed.
+        last: String,
+    },
     /// The options make no sense.
     #[error("{0}")]
     Options(String),

@@ -13,6 +13,7 @@
 //! * After [`SourceGuest::fence`] the machine does not run again here until [`SourceGuest::unfence`], whatever happens.
 
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -245,6 +246,53 @@ pub trait DestinationGuest: Send + Sync {
 
     /// Drops the half-built machine: the migration failed before Commit.
     fn discard(&self);
+
+    /// Whether pages and blocks may still be missing when it resumes (post-copy); the error says why not, and what to do.
+    /// Asked before anything is prepared.
+    fn postcopy(&self) -> GuestResult<()> {
+        Err(GuestError::new("this destination needs all memory before it can run the machine"))
+    }
+
+    /// Forgets what these pages hold: they will come again, after [`DestinationGuest::expect_pages`].
+    fn forget_pages(&self, pages: &Bitmap) -> GuestResult<()> {
+        let _ = pages;
+        self.postcopy()
+    }
+
+    /// From here on whoever touches one of `missing`, which have been forgotten, waits until it has been filled. Called once,
+    /// before `restore_state`.
+    fn expect_pages(&self, missing: &Bitmap) -> GuestResult<Arc<dyn Missing>> {
+        let _ = missing;
+        Err(self.postcopy().err().unwrap_or_else(|| GuestError::new("this destination cannot wait for pages")))
+    }
+
+    /// Stops the running machine for good: a part of it will never arrive. `reason` is what the operator reads.
+    fn lose(&self, reason: &str) {
+        let _ = reason;
+    }
+}
+
+/// Pages of memory or blocks of one disk that have not arrived while the guest runs already.
+///
+/// Whoever fills never touches what is missing by other ways than these methods: it would wait for itself.
+pub trait Missing: Send + Sync {
+    /// Becomes readable when the guest waits for something.
+    fn ready(&self) -> BorrowedFd<'_>;
+
+    /// Adds to `into` the numbers that the guest has begun to wait for since the last call; never blocks. A number can come
+    /// more than once, and also after it was filled.
+    fn wanted(&self, into: &mut Vec<u64>) -> GuestResult<()>;
+
+    /// Stores pages or blocks from `first` on and wakes who waits for them. What is there already stays as it is, since the
+    /// guest may have changed it.
+    fn fill(&self, first: u64, data: &[u8]) -> GuestResult<()>;
+
+    /// As `fill`, with zeroes.
+    fn fill_zero(&self, range: Range<u64>) -> GuestResult<()>;
+
+    /// Nothing is missing any more; blocks are on stable storage when this returns. Also called when the migration fails
+    /// before Commit: whoever waits then goes on, with whatever is there.
+    fn finish(&self) -> GuestResult<()>;
 }
 
 /// One disk at the destination.
@@ -260,6 +308,12 @@ pub trait DestinationDisk: Send + Sync {
 
     /// Ends the tracking that the resume began.
     fn stop_dirty_tracking(&self) -> GuestResult<()>;
+
+    /// From here on the guest's requests for one of `missing` wait until it has been filled.
+    fn expect_blocks(&self, missing: &Bitmap) -> GuestResult<Arc<dyn Missing>> {
+        let _ = missing;
+        Err(GuestError::new("this disk cannot wait for blocks"))
+    }
 }
 
 /// Writes blocks of a disk with many requests in flight.

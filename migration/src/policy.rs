@@ -12,8 +12,13 @@
 //!            |                        |       |              |                  |
 //!         Continue               Switchover   |           Continue      ForceSwitchover if the
 //!                                             |                         operator allowed it,
+//!                                             |                         else Postcopy if both
+//!                                             |                         the operator and the
+//!                                             |                         destination allow it,
 //!                                             |                         else GiveUp
 //! ```
+//!
+//! With [`MigrationMode::Postcopy`] the answer is `Postcopy` after the first round.
 //!
 //! The estimate counts everything that happens while the guest is stopped: stopping it, the pages and blocks that are
 //! still dirty at the bandwidth measured in this migration, two round trips (state until Prepared, Commit until Resumed),
@@ -21,7 +26,23 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
+
+/// How memory and disks may move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MigrationMode {
+    /// Rounds, then stop-and-copy; a guest that writes too fast stays where it is.
+    Precopy,
+    /// One round, then the guest runs at the destination and the rest follows it.
+    Postcopy,
+    /// Pre-copy that falls over to post-copy when it does not converge.
+    #[default]
+    #[serde(alias = "auto")]
+    Hybrid,
+}
 
 /// What the operator allows.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +61,8 @@ pub struct Limits {
     pub force_switchover: bool,
     /// Test mode: compare full images of both stopped machines before Commit.
     pub compare_full: bool,
+    /// Whether the guest may run at the destination before all of it is there.
+    pub mode: MigrationMode,
 }
 
 impl Limits {
@@ -57,6 +80,7 @@ impl Default for Limits {
             timeout: Duration::from_secs(600),
             force_switchover: false,
             compare_full: false,
+            mode: MigrationMode::default(),
         }
     }
 }
@@ -108,6 +132,8 @@ pub enum Decision {
     Switchover,
     /// Stop the guest and finish although it will take longer than the limit: the operator allowed it.
     ForceSwitchover,
+    /// Stop the guest, let it run at the destination, and send the rest after it.
+    Postcopy,
     /// End the migration, the guest unharmed.
     GiveUp {
         /// Measured rates, and what to do.
@@ -158,6 +184,9 @@ impl RoundStats {
 
 /// Decides what follows a round. Pure; see the module.
 pub fn converge(stats: &RoundStats, limits: &Limits) -> Decision {
+    if limits.mode == MigrationMode::Postcopy {
+        return Decision::Postcopy;
+    }
     let now = stats.estimated_downtime();
     let last = stats.round + 1 >= limits.max_rounds || stats.total_elapsed >= limits.timeout;
     let stuck = stats.rounds_without_progress >= STUCK_ROUNDS;
@@ -175,6 +204,9 @@ pub fn converge(stats: &RoundStats, limits: &Limits) -> Decision {
     }
     if limits.force_switchover {
         return Decision::ForceSwitchover;
+    }
+    if limits.mode == MigrationMode::Hybrid {
+        return Decision::Postcopy;
     }
     Decision::GiveUp { reason: not_converging(stats, limits, now) }
 }

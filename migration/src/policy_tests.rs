@@ -18,6 +18,11 @@ struct Simulated {
     round_trip: Duration,
 }
 
+/// Pre-copy alone: what follows if it does not converge is tested apart.
+fn precopy() -> Limits {
+    Limits { mode: MigrationMode::Precopy, ..Limits::default() }
+}
+
 #[derive(Debug)]
 struct End {
     decision: Decision,
@@ -81,7 +86,7 @@ proptest! {
     /// bandwidth that was measured; blocks are counted in whole ones).
     #[test]
     fn ends_within_the_limit_or_gives_up(guest in guests(), downtime_ms in 5u64..2000, max_rounds in 1u32..40) {
-        let limits = Limits { downtime: Duration::from_millis(downtime_ms), max_rounds, ..Limits::default() };
+        let limits = Limits { downtime: Duration::from_millis(downtime_ms), max_rounds, ..precopy() };
         let end = simulate(&guest, &limits);
         prop_assert!(end.rounds <= max_rounds);
         match end.decision {
@@ -101,7 +106,7 @@ proptest! {
     /// With the operator's leave it never gives up.
     #[test]
     fn forced_always_switches(guest in guests(), downtime_ms in 5u64..500) {
-        let limits = Limits { downtime: Duration::from_millis(downtime_ms), force_switchover: true, ..Limits::default() };
+        let limits = Limits { downtime: Duration::from_millis(downtime_ms), force_switchover: true, ..precopy() };
         prop_assert!(matches!(simulate(&guest, &limits).decision, Decision::Switchover | Decision::ForceSwitchover));
     }
 }
@@ -120,21 +125,21 @@ fn busy(dirty_mib_s: f64) -> Simulated {
 
 #[test]
 fn an_idle_guest_switches_after_the_first_round() {
-    let end = simulate(&busy(0.0), &Limits::default());
+    let end = simulate(&busy(0.0), &precopy());
     assert_eq!((end.decision, end.rounds), (Decision::Switchover, 1));
 }
 
 /// It does not stop at the first downtime that fits, but goes on while rounds still shorten it.
 #[test]
 fn goes_on_to_a_short_downtime() {
-    let end = simulate(&busy(512.0), &Limits { downtime: Duration::from_millis(300), ..Limits::default() });
+    let end = simulate(&busy(512.0), &Limits { downtime: Duration::from_millis(300), ..precopy() });
     assert_eq!(end.decision, Decision::Switchover);
     assert!(end.real_downtime < Duration::from_millis(7), "{end:?}");
 }
 
 #[test]
 fn divergence_is_noticed_early() {
-    let end = simulate(&busy(3000.0), &Limits { max_rounds: 1000, ..Limits::default() });
+    let end = simulate(&busy(3000.0), &Limits { max_rounds: 1000, ..precopy() });
     assert!(matches!(end.decision, Decision::GiveUp { .. }));
     assert!(end.rounds <= 2 + STUCK_ROUNDS, "{end:?}");
 }
@@ -142,5 +147,23 @@ fn divergence_is_noticed_early() {
 #[test]
 fn a_disk_that_does_not_converge_holds_the_switchover_back() {
     let guest = Simulated { disk_mib: 1000.0, disk_dirty_mib_s: 2000.0, ..busy(1.0) };
-    assert!(matches!(simulate(&guest, &Limits::default()).decision, Decision::GiveUp { .. }));
+    assert!(matches!(simulate(&guest, &precopy()).decision, Decision::GiveUp { .. }));
+}
+
+#[test]
+fn a_guest_that_never_converges_goes_by_postcopy_where_that_is_allowed() {
+    let guest = busy(3000.0);
+    assert_eq!(simulate(&guest, &Limits::default()).decision, Decision::Postcopy);
+    // The operator's explicit word for a long downtime comes first.
+    let forced = Limits { force_switchover: true, ..Limits::default() };
+    assert_eq!(simulate(&guest, &forced).decision, Decision::ForceSwitchover);
+    // A guest that converges does not need it.
+    assert_eq!(simulate(&busy(0.0), &Limits::default()).decision, Decision::Switchover);
+}
+
+#[test]
+fn postcopy_alone_needs_one_round() {
+    let limits = Limits { mode: MigrationMode::Postcopy, ..Limits::default() };
+    let end = simulate(&busy(100.0), &limits);
+    assert_eq!((end.decision, end.rounds), (Decision::Postcopy, 1));
 }

@@ -112,9 +112,9 @@ pub struct DiskTotals {
 /// What post-copy did.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct PostcopyTotals {
-    /// Demand pages.
+    /// Pages and blocks that the guest waited for.
     pub faults: u64,
-    /// Median fault latency in microseconds.
+    /// Median time in microseconds from the fault's arrival at the destination's fault thread to the guest's waking.
     pub fault_us_p50: f64,
     /// 99th percentile.
     pub fault_us_p99: f64,
@@ -195,7 +195,7 @@ pub struct Report {
     pub outcome: Outcome,
     /// Why it failed and what to do, or why it was started.
     pub reason: String,
-    /// From the request to the resumed destination.
+    /// From the request to the resumed destination; in post-copy, to the arrival of the last page and block.
     pub total_ms: f64,
     /// When the guest was stopped at the source, in milliseconds of Unix time by that host's clock; `null` if it was not.
     #[serde(default)]

@@ -155,6 +155,7 @@ fn gather(
             Role::Control => false,
             Role::Memory(number) => number < streams,
             Role::Disk => disk,
+            Role::Fault => false,
         };
         if !wanted {
             refuse(channel, &format!("no {role} channel was announced"));

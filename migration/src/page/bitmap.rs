@@ -95,6 +95,16 @@ impl Bitmap {
         }
     }
 
+    /// Whether every bit that is set here is set in `other` too.
+    pub fn is_subset(&self, other: &Self) -> bool {
+        self.len == other.len && self.words.iter().zip(&other.words).all(|(word, bits)| word & !bits == 0)
+    }
+
+    /// The words, 64 bits each.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// Clears every bit.
     pub fn clear(&mut self) {
         self.words.fill(0);

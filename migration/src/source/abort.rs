@@ -15,12 +15,15 @@ const LINGER: Duration = Duration::from_millis(300);
 /// machine stays fenced and the outcome is [`Outcome::InDoubt`].
 pub(super) fn abort(context: &mut Context, failed: Box<Failed>) {
     let Failed { error, link, in_doubt } = *failed;
+    let abandoned = matches!(error, MigrationError::Abandoned { .. });
     let mut reason = match error {
         // Whatever broke, broke because of the cancel.
         _ if context.control.is_cancelled() => MigrationError::Cancelled.chain(),
         error => error.chain(),
     };
-    if in_doubt {
+    if in_doubt && abandoned {
+        context.report.outcome = Outcome::InDoubt;
+    } else if in_doubt {
         context.report.outcome = Outcome::InDoubt;
         reason = format!(
             "Commit was sent and not answered ({reason}); the machine stays fenced here until it is known whether the \
@@ -37,6 +40,9 @@ pub(super) fn abort(context: &mut Context, failed: Box<Failed>) {
     context.report.reason.clone_from(&reason);
     context.stop.raise();
     if let Some(mut link) = link {
+        if let Some(running) = link.postcopy.take() {
+            running.end();
+        }
         link.workers.end();
         // The stop flag would end this too.
         link.control.set_stop(crate::transport::stream::Stop::default());

@@ -9,7 +9,7 @@ use super::{Context, Failed, Link, Sent};
 use crate::error::{Doing, MigrationError};
 use crate::guest::MachineLayout;
 use crate::page::{Digests, SharedBitmap, zero_block};
-use crate::policy::Limits;
+use crate::policy::{Limits, MigrationMode};
 use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::stream::TlsStream;
@@ -70,6 +70,7 @@ fn handshake(
         let missing = "the destination's release cannot compare full images; leave `compare_full` out";
         return Err(MigrationError::Options(missing.to_owned()));
     }
+    agree_on_mode(&mut context.options.limits, &welcome)?;
     let streams = context.options.limits.streams;
     channel.send(&Message::Layout { layout: layout.clone(), streams })?;
 
@@ -91,7 +92,30 @@ fn handshake(
     let workers = Workers::start(context, &sent, data, disk)?;
     let control = control.take().ok_or(MigrationError::Bug("control channel"))?;
     let heard = Instant::now();
-    Ok(Precopy::new(Link { control, workers, round_trip, heard, features: welcome.features }, sent))
+    let link = Link { control, workers, round_trip, heard, features: welcome.features, postcopy: None };
+    Ok(Precopy::new(link, sent))
+}
+
+/// Post-copy needs both ends; a comparison of both stopped machines needs all of it at both.
+fn agree_on_mode(limits: &mut Limits, welcome: &Welcome) -> Result<(), MigrationError> {
+    let refused = if limits.compare_full {
+        Some(
+            "full images cannot be compared in post-copy, where the destination never holds one: leave one of the two out",
+        )
+    } else if welcome.features.iter().any(|name| name == version::POSTCOPY) {
+        None
+    } else {
+        Some("the destination does not offer post-copy; its log says why: allow pre-copy, or mend that")
+    };
+    match (refused, limits.mode) {
+        (Some(text), MigrationMode::Postcopy) => Err(MigrationError::Options(text.to_owned())),
+        (Some(text), MigrationMode::Hybrid) => {
+            tracing::info!(why = text, "pre-copy only");
+            limits.mode = MigrationMode::Precopy;
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check(limits: &Limits) -> Result<(), MigrationError> {
@@ -102,7 +126,7 @@ fn check(limits: &Limits) -> Result<(), MigrationError> {
     Ok(())
 }
 
-fn open(context: &Context, connector: &Connector, role: Role) -> Result<(Channel, Welcome), MigrationError> {
+pub(super) fn open(context: &Context, connector: &Connector, role: Role) -> Result<(Channel, Welcome), MigrationError> {
     context.check_cancelled()?;
     let options = &context.options;
     let tcp = tcp::connect(options.address, HANDSHAKE_TIMEOUT)?;

@@ -1,7 +1,8 @@
 //! The end that gives the machine away.
 //!
 //! ```text
-//!  Handshake ──> Precopy ──> Switchover ──> Committed ──> Verify ──> (Completed)
+//!                                             ┌──> Postcopy ──┐
+//!  Handshake ──> Precopy ──> Switchover ──> Committed ──────> Verify ──> (Completed)
 //!      │            │            │              │   └──────────────> (InDoubt: no answer, stays fenced)
 //!      └────────────┴────────────┴──> abort     └── "did not run" ─> unfence, abort
 //!                                       └─────────────────────────────> (Failed | Cancelled: runs here)
@@ -15,6 +16,9 @@ mod abort;
 mod connect;
 mod disk;
 mod memory;
+mod postcopy;
+mod postcopy_board;
+mod postcopy_session;
 mod precopy;
 mod switchover;
 mod verify;
@@ -135,6 +139,8 @@ struct Link {
     /// When the destination was last heard of on the control channel.
     heard: Instant,
     features: Vec<String>,
+    /// Post-copy has begun.
+    postcopy: Option<postcopy::Running>,
 }
 
 /// What the destination holds.
@@ -152,6 +158,7 @@ enum State {
     Precopy(Box<precopy::Precopy>),
     Switchover(Box<switchover::Switchover>),
     Committed(Box<switchover::Committed>),
+    Postcopy(Box<postcopy::Postcopy>),
     Verify(Box<verify::Verify>),
     Ended,
 }
@@ -185,7 +192,11 @@ impl State {
                 context.control.set_phase(Phase::Switchover);
                 phase.run(context).map(|phase| State::Committed(Box::new(phase)))
             }
-            State::Committed(phase) => phase.run(context).map(|phase| State::Verify(Box::new(phase))),
+            State::Committed(phase) => phase.run(context),
+            State::Postcopy(phase) => {
+                context.control.set_phase(Phase::Postcopy);
+                phase.run(context).map(|phase| State::Verify(Box::new(phase)))
+            }
             State::Verify(phase) => {
                 context.control.set_phase(Phase::Verify);
                 phase.run(context);

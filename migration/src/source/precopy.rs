@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use super::connect::{ping, reason_of};
 use super::disk::DiskWork;
 use super::memory::MemoryWork;
-use super::switchover::Switchover;
+use super::switchover::{Plan, Switchover};
 use super::workers::{Job, Share};
-use super::{Context, Failed, Link, Sent};
+use super::{Context, Failed, Link, Sent, postcopy};
 use crate::error::{Doing, MigrationError};
 use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
 use crate::page::Bitmap;
-use crate::policy::{Decision, History, RoundStats, converge};
+use crate::policy::{Decision, FIXED_COST, History, RoundStats, converge};
 use crate::report::Round;
 use crate::transport::tcp::TICK;
 use crate::wire::handshake::Role;
@@ -80,12 +80,12 @@ impl Precopy {
 
     pub(super) fn run(mut self, context: &mut Context) -> Result<Switchover, Box<Failed>> {
         match self.rounds(context) {
-            Ok((dirty, round, estimate)) => Ok(Switchover::new(self.link, self.sent, dirty, round, estimate)),
+            Ok(plan) => Ok(Switchover::new(self.link, self.sent, plan)),
             Err(error) => Err(Failed::new(error, Some(self.link))),
         }
     }
 
-    fn rounds(&mut self, context: &mut Context) -> Result<(Dirty, u32, Duration), MigrationError> {
+    fn rounds(&mut self, context: &mut Context) -> Result<Plan, MigrationError> {
         start_tracking(context)?;
         let mut job = self.everything(context)?;
         let mut history = History::default();
@@ -125,7 +125,13 @@ impl Precopy {
             match decision {
                 Decision::Continue => job = dirty.into_job(stats.round + 1, false),
                 Decision::Switchover | Decision::ForceSwitchover => {
-                    return Ok((dirty, stats.round + 1, stats.estimated_downtime()));
+                    let (round, estimate) = (stats.round + 1, stats.estimated_downtime());
+                    return Ok(Plan { dirty, round, estimate, postcopy: None });
+                }
+                Decision::Postcopy => {
+                    let entry = postcopy::enter(context, &mut self.link, dirty)?;
+                    let (dirty, round) = (Dirty::none(&self.sent), stats.round + 1);
+                    return Ok(Plan { dirty, round, estimate: FIXED_COST, postcopy: Some(entry) });
                 }
                 Decision::GiveUp { reason } => return Err(MigrationError::NotConverging { reason }),
             }

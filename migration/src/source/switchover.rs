@@ -17,9 +17,10 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use super::connect::{PATIENCE, by_peer, reason_of, told_by};
+use super::postcopy::{Entry, Postcopy};
 use super::precopy::{Dirty, note, wait_round};
 use super::verify::{Verify, send_images};
-use super::{Context, Failed, Link, Sent};
+use super::{Context, Failed, Link, Sent, State, postcopy};
 use crate::error::{Doing, MigrationError};
 use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
 use crate::report::Outcome;
@@ -40,9 +41,19 @@ const COMPARE_TIMEOUT: Duration = Duration::from_secs(600);
 pub(super) struct Switchover {
     link: Link,
     sent: Sent,
-    dirty: Option<Dirty>,
-    round: u32,
-    estimate: Duration,
+    plan: Option<Plan>,
+}
+
+/// How the machine is to be handed over.
+pub(super) struct Plan {
+    /// What the destination lacks and has not been told of.
+    pub(super) dirty: Dirty,
+    /// Number of the last round.
+    pub(super) round: u32,
+    /// How long the guest is expected to be stopped.
+    pub(super) estimate: Duration,
+    /// What is dirty follows after the resume.
+    pub(super) postcopy: Option<Entry>,
 }
 
 /// Commit was sent.
@@ -58,8 +69,8 @@ fn ms(duration: Duration) -> f64 {
 }
 
 impl Switchover {
-    pub(super) fn new(link: Link, sent: Sent, dirty: Dirty, round: u32, estimate: Duration) -> Self {
-        Self { link, sent, dirty: Some(dirty), round, estimate }
+    pub(super) fn new(link: Link, sent: Sent, plan: Plan) -> Self {
+        Self { link, sent, plan: Some(plan) }
     }
 
     pub(super) fn run(mut self, context: &mut Context) -> Result<Committed, Box<Failed>> {
@@ -67,8 +78,10 @@ impl Switchover {
             Ok(times) => times,
             Err(error) => return Err(Failed::new(error, Some(self.link))),
         };
-        if let Err(error) = self.link.control.send(&Message::Commit) {
-            // Some of it may have left: only the destination knows.
+        if let Err(error) = self.link.control.send(&Message::Commit)
+            && self.link.postcopy.is_none()
+        {
+            // Some of it may have left: only the destination knows. In post-copy the answer, or its absence, will show.
             return Err(Box::new(Failed { error: error.into(), link: Some(self.link), in_doubt: true }));
         }
         Ok(Committed { link: self.link, sent: self.sent, paused_at, committing_since })
@@ -77,7 +90,8 @@ impl Switchover {
     /// Everything up to the fence. Returns when the pause and when the commit began.
     fn prepare(&mut self, context: &mut Context) -> Result<(Instant, Instant), MigrationError> {
         context.check_cancelled()?;
-        let mut dirty = self.dirty.take().ok_or(MigrationError::Bug("switchover"))?;
+        let Plan { mut dirty, round, estimate, postcopy } =
+            self.plan.take().ok_or(MigrationError::Bug("switchover"))?;
         context.done.paused = true;
         // Not part of the downtime: vCPUs and network go on.
         context.guest.settle().doing("letting the devices finish what is in flight")?;
@@ -85,7 +99,7 @@ impl Switchover {
         let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         context.report.paused_unix_ms = Some(ms(clock));
         let limits = &context.options.limits;
-        let allowed = self.estimate.max(limits.downtime).saturating_mul(PAUSE_FACTOR).max(PAUSE_LEAST);
+        let allowed = estimate.max(limits.downtime).saturating_mul(PAUSE_FACTOR).max(PAUSE_LEAST);
         if !limits.compare_full {
             context.done.pause_limit = start.checked_add(allowed);
             self.link.control.set_deadline(context.done.pause_limit);
@@ -93,8 +107,14 @@ impl Switchover {
         context.guest.pause().doing("stopping the guest")?;
         let paused = Instant::now();
         dirty.collect(context)?;
-        let job = dirty.into_job(self.round, true);
-        context.control.set_round(job.round, job.memory.count() * PAGE_BYTES + job.disk.count() * BLOCK_BYTES);
+        if let Some(entry) = postcopy {
+            let rest = std::mem::replace(&mut dirty, Dirty::none(&self.sent));
+            entry.begin(context, &mut self.link, &self.sent, rest)?;
+        } else {
+            let left = dirty.memory.count() * PAGE_BYTES + dirty.blocks() * BLOCK_BYTES;
+            context.control.set_round(round, left);
+        }
+        let job = dirty.into_job(round, true);
         let waiting = self.link.workers.start_round(&job)?;
         let payloads = context.guest.save_state().doing("saving the state of the devices")?;
         let state = Message::State { payloads };
@@ -166,15 +186,20 @@ fn reason_if_link(link: &mut Link, error: TransportError) -> MigrationError {
 
 impl Committed {
     /// Waits for the answer to Commit.
-    pub(super) fn run(mut self, context: &mut Context) -> Result<Verify, Box<Failed>> {
-        self.link.control.set_patience(COMMIT_TIMEOUT);
-        self.link.control.set_deadline(Some(Instant::now() + COMMIT_TIMEOUT));
+    pub(super) fn run(mut self, context: &mut Context) -> Result<State, Box<Failed>> {
+        // In post-copy the guest may already wait for pages over a link that is lost: find out soon.
+        let timeout = if self.link.postcopy.is_some() { postcopy::SILENCE } else { COMMIT_TIMEOUT };
+        self.link.control.set_patience(timeout);
+        self.link.control.set_deadline(Some(Instant::now() + timeout));
         let answer = self.link.control.receive("waiting for the machine to run at the destination");
         let now = Instant::now();
         let resume_us = match answer {
             Ok(Message::Resumed { resume_us }) => resume_us,
             // The destination says that it did not run it and never will.
             Err(error @ TransportError::Aborted { .. }) => return Err(Failed::new(by_peer(error), Some(self.link))),
+            Err(error) if error.is_link() && self.link.postcopy.is_some() => {
+                return Ok(self.next(Some(error.into())));
+            }
             Ok(other) => {
                 let error = WireError::Unexpected { found: other.name(), expected: "Resumed" };
                 return Err(Box::new(Failed { error: error.into(), link: Some(self.link), in_doubt: true }));
@@ -193,6 +218,17 @@ impl Committed {
         report.total_ms = ms(now - context.started);
         report.outcome = Outcome::Completed;
         tracing::info!(downtime_ms = report.downtime_ms.total, "the machine runs at the destination");
-        Ok(Verify::new(self.link, self.sent))
+        Ok(self.next(None))
+    }
+
+    /// What follows the answer to Commit, or its loss, if what the destination lacks is still here.
+    fn next(mut self, unanswered: Option<MigrationError>) -> State {
+        match self.link.postcopy.take() {
+            Some(running) => {
+                let unanswered = unanswered.map(|error| (error, self.paused_at));
+                State::Postcopy(Box::new(Postcopy::new(self.link, self.sent, running, unanswered)))
+            }
+            None => State::Verify(Box::new(Verify::new(self.link, self.sent))),
+        }
     }
 }

@@ -21,6 +21,8 @@ pub enum Role {
     Memory(u16),
     /// Blocks of all disks; one, if the machine has disks.
     Disk,
+    /// Post-copy: what the guest waits for, apart from all that is pushed.
+    Fault,
 }
 
 impl std::fmt::Display for Role {
@@ -29,6 +31,7 @@ impl std::fmt::Display for Role {
             Role::Control => f.write_str("control"),
             Role::Memory(number) => write!(f, "memory {number}"),
             Role::Disk => f.write_str("disk"),
+            Role::Fault => f.write_str("fault"),
         }
     }
 }
@@ -75,6 +78,7 @@ pub fn proof(token: &[u8; 32], session: &[u8; 32], id: &str, role: Role) -> blak
         Role::Control => (0u16, 0),
         Role::Memory(number) => (1, number),
         Role::Disk => (2, 0),
+        Role::Fault => (3, 0),
     };
     mac.update(&kind.to_le_bytes());
     mac.update(&number.to_le_bytes());

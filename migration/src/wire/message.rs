@@ -36,6 +36,22 @@ pub struct Comparison {
     pub first_different: Option<u64>,
 }
 
+/// Longest bitmap in one [`Message::Missing`], in bytes.
+pub const MAX_MISSING_BYTES: usize = 64 << 10;
+
+/// What the destination measured in post-copy, over all sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostcopyFigures {
+    /// Pages and blocks that the guest waited for.
+    pub faults: u64,
+    /// Median time from taking such a fault to waking the guest, in nanoseconds.
+    pub fault_ns_p50: u64,
+    /// 99th percentile.
+    pub fault_ns_p99: u64,
+    /// Pages that came without being waited for.
+    pub pushed_pages: u64,
+}
+
 /// A control message. `s` marks those sent by the source, `d` those sent by the destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
@@ -126,6 +142,35 @@ pub enum Message {
     },
     /// s: thank you; the source may forget the machine now.
     Goodbye,
+    /// s: this migration goes on as post-copy: the list of what has to come again follows, then the channels of a session.
+    PostcopyPrepare,
+    /// d: the session's channels are attached.
+    PostcopyReady,
+    /// s, control channel: what the destination lacks. d, fault channel of a later session: what it still lacks.
+    Missing {
+        /// Disk number; `None` is memory.
+        disk: Option<u16>,
+        /// Number of the first bit, a multiple of 64.
+        first: u64,
+        /// One bit for each page or block, the lowest bit first, in words of 64; at most [`MAX_MISSING_BYTES`].
+        bits: Vec<u8>,
+    },
+    /// s d: the list is complete.
+    MissingEnd {
+        /// Bits set for memory.
+        pages: u64,
+        /// Bits set for all disks.
+        blocks: u64,
+    },
+    /// d, fault channel: the guest waits for this page or block.
+    Demand {
+        /// Disk number; `None` is memory.
+        disk: Option<u16>,
+        /// Page or block number.
+        number: u64,
+    },
+    /// d, fault channel: everything is here, blocks on stable storage. The channel is the control channel from here on.
+    Complete(PostcopyFigures),
 }
 
 impl Message {
@@ -151,6 +196,12 @@ impl Message {
             Message::Resumed { .. } => "Resumed",
             Message::Verified { .. } => "Verified",
             Message::Goodbye => "Goodbye",
+            Message::PostcopyPrepare => "PostcopyPrepare",
+            Message::PostcopyReady => "PostcopyReady",
+            Message::Missing { .. } => "Missing",
+            Message::MissingEnd { .. } => "MissingEnd",
+            Message::Demand { .. } => "Demand",
+            Message::Complete(_) => "Complete",
         }
     }
 

@@ -7,6 +7,7 @@ pub mod frame;
 pub mod handshake;
 pub mod layout;
 pub mod message;
+pub mod missing;
 pub mod version;
 
 /// Bytes that do not mean what they should.

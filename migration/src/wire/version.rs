@@ -16,8 +16,11 @@ pub const VERIFY: &str = "verify";
 /// Full images of both stopped machines can be compared before Commit.
 pub const COMPARE_FULL: &str = "compare-full";
 
+/// The guest can run at the destination before all of it is there. A destination names it only if its host can do that.
+pub const POSTCOPY: &str = "postcopy";
+
 /// Features of this build.
-pub const FEATURES: [&str; 2] = [VERIFY, COMPARE_FULL];
+pub const FEATURES: [&str; 3] = [VERIFY, COMPARE_FULL, POSTCOPY];
 
 /// Most feature names that are read from a peer.
 pub const MAX_FEATURES: usize = 64;

@@ -1,0 +1,250 @@
+//! Post-copy: the machine runs at the destination, and this end gives it what it still lacks.
+//!
+//! ```text
+//! Precopy ──(does not converge, or asked for)──> list of what is dirty, channels of a session ─> Switchover
+//! Switchover: pause, what became dirty since, State ─> session begins ─> Prepared, fence, Commit
+//!                                                          │
+//!                          ┌─> Postcopy: demands, pushes ──┴─> Complete ─> Verify
+//!                          └── link lost: reconnect, list of what is still missing
+//! ```
+//!
+//! After Commit there is no way back, and this process holds the only copy of what the destination lacks: so nothing but
+//! the destination's word that it has everything, or the operator's wish, ends this phase.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::connect::{by_peer, open, reason_of};
+pub(super) use super::postcopy_session::SILENCE;
+use super::postcopy_session::{Channels, Session, Work};
+use super::precopy::Dirty;
+use super::verify::Verify;
+use super::{Context, Failed, Link, Sent};
+use crate::error::MigrationError;
+use crate::policy::MigrationMode;
+use crate::report::{Mode, Outcome, PostcopyTotals};
+use crate::transport::channels::Channel;
+use crate::transport::tcp::TICK;
+use crate::transport::tls::Connector;
+use crate::wire::WireError;
+use crate::wire::handshake::Role;
+use crate::wire::message::{Message, PostcopyFigures};
+use crate::wire::missing::MissingList;
+
+/// For the destination to forget what is dirty and to attach the session's channels.
+const READY_TIMEOUT: Duration = Duration::from_secs(15);
+/// Between two attempts to reconnect: at first, and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+/// If the answer to Commit was lost, the destination may not have got it, and then nobody will ever answer.
+const UNANSWERED: Duration = Duration::from_secs(60);
+
+/// The destination is ready to go by post-copy; the guest still runs here.
+pub(super) struct Entry {
+    channels: Channels,
+    /// What the destination was told so far.
+    told: MissingList,
+}
+
+impl Dirty {
+    fn into_list(self) -> MissingList {
+        MissingList { pages: self.memory, disks: self.disks }
+    }
+}
+
+/// Tells the destination what will come again, and opens the channels of the first session, while the guest still runs.
+pub(super) fn enter(context: &mut Context, link: &mut Link, dirty: Dirty) -> Result<Entry, MigrationError> {
+    context.report.mode = match context.options.limits.mode {
+        MigrationMode::Postcopy => Mode::Postcopy,
+        _ => Mode::Hybrid,
+    };
+    let told = dirty.into_list();
+    link.control.send(&Message::PostcopyPrepare)?;
+    send_list(&mut link.control, &told)?;
+    let connector = Connector::new(&context.options.identity, &context.options.destination_host)?;
+    let fault = super::connect::told_by(&mut link.control, open(context, &connector, Role::Fault))?.0;
+    let pushing = super::connect::told_by(&mut link.control, pushing(context, &connector, &told))?;
+    link.control.set_deadline(Some(Instant::now() + READY_TIMEOUT));
+    match link.control.receive("waiting for the destination to prepare for post-copy").map_err(by_peer)? {
+        Message::PostcopyReady => {}
+        other => return Err(WireError::Unexpected { found: other.name(), expected: "PostcopyReady" }.into()),
+    }
+    link.control.set_deadline(None);
+    link.heard = Instant::now();
+    Ok(Entry { channels: Channels { fault, pushing }, told })
+}
+
+impl Entry {
+    /// The guest is stopped, and `dirty` became so since: completes the list and begins to answer and to push.
+    pub(super) fn begin(
+        self,
+        context: &Context,
+        link: &mut Link,
+        sent: &Sent,
+        dirty: Dirty,
+    ) -> Result<(), MigrationError> {
+        let mut owed = dirty.into_list();
+        owed.subtract(&self.told);
+        send_list(&mut link.control, &owed).or_else(|error| Err(reason_of(&mut link.control, error)))?;
+        owed.union(&self.told);
+        context.control.set_round(context.report.rounds.len() as u32, owed.bytes());
+        let work = Work::new(context, sent, owed);
+        link.postcopy = Some(Running { session: Session::start(&work, self.channels)?, work });
+        Ok(())
+    }
+}
+
+fn send_list(channel: &mut Channel, list: &MissingList) -> Result<(), MigrationError> {
+    for message in list.messages() {
+        channel.queue(&message)?;
+    }
+    Ok(channel.flush()?)
+}
+
+fn pushing(context: &Context, connector: &Connector, list: &MissingList) -> Result<Vec<Channel>, MigrationError> {
+    let memory = (0..context.options.limits.streams).map(Role::Memory);
+    let disk = (!list.disks.is_empty()).then_some(Role::Disk);
+    memory.chain(disk).map(|role| open(context, connector, role).map(|(channel, _)| channel)).collect()
+}
+
+/// A session, and what it shares with those that may follow.
+pub(super) struct Running {
+    session: Session,
+    work: Arc<Work>,
+}
+
+impl Running {
+    /// Cuts everything off: before Commit the migration has failed.
+    pub(super) fn end(self) {
+        self.session.end();
+    }
+}
+
+/// Commit was sent.
+pub(super) struct Postcopy {
+    link: Link,
+    sent: Sent,
+    session: Option<Session>,
+    work: Arc<Work>,
+    /// The answer to Commit was lost; when the guest was stopped.
+    unanswered: Option<(MigrationError, Instant)>,
+    recoveries: u64,
+}
+
+impl Postcopy {
+    pub(super) fn new(link: Link, sent: Sent, running: Running, unanswered: Option<(MigrationError, Instant)>) -> Self {
+        let Running { session, work } = running;
+        Self { link, sent, session: Some(session), work, unanswered, recoveries: 0 }
+    }
+
+    pub(super) fn run(mut self, context: &mut Context) -> Result<Verify, Box<Failed>> {
+        let mut session = self.session.take();
+        let (mut lost, mut paused_at) = self.unanswered.take().unzip();
+        let deadline = Instant::now() + UNANSWERED;
+        let (channel, figures) = loop {
+            let ended = match (session.take(), lost.take()) {
+                (Some(current), None) => match current.wait() {
+                    None => {
+                        session = Some(current);
+                        continue;
+                    }
+                    Some(Ok(end)) => {
+                        current.finish();
+                        break end;
+                    }
+                    Some(Err(error)) => {
+                        current.end();
+                        error
+                    }
+                },
+                (current, error) => {
+                    current.map(Session::end);
+                    error.unwrap_or(MigrationError::Bug("post-copy"))
+                }
+            };
+            let until = paused_at.map(|_| deadline);
+            match reconnect(context, &self.work, ended, until) {
+                Ok(next) => {
+                    session = Some(next);
+                    if let Some(paused_at) = paused_at.take() {
+                        context.report.downtime_ms.total = paused_at.elapsed().as_secs_f64() * 1e3;
+                    }
+                    self.recoveries += 1;
+                }
+                Err(error) => {
+                    return Err(Box::new(Failed { error, link: Some(self.link), in_doubt: true }));
+                }
+            }
+        };
+        self.note(context, &figures);
+        self.link.control = channel;
+        Ok(Verify::new(self.link, self.sent))
+    }
+
+    fn note(&self, context: &mut Context, figures: &PostcopyFigures) {
+        let report = &mut context.report;
+        report.outcome = Outcome::Completed;
+        report.total_ms = context.started.elapsed().as_secs_f64() * 1e3;
+        report.memory.bytes_sent += self.work.memory_bytes.load(Ordering::Relaxed);
+        report.disk.bytes_sent += self.work.disk_bytes.load(Ordering::Relaxed);
+        report.postcopy = Some(PostcopyTotals {
+            faults: figures.faults,
+            fault_us_p50: figures.fault_ns_p50 as f64 / 1e3,
+            fault_us_p99: figures.fault_ns_p99 as f64 / 1e3,
+            pushed_pages: figures.pushed_pages,
+            recoveries: self.recoveries,
+        });
+        tracing::info!(?figures, recoveries = self.recoveries, "the destination has everything");
+    }
+}
+
+/// Tries until it works, the operator gives up, or `until`.
+fn reconnect(
+    context: &Context,
+    work: &Arc<Work>,
+    mut last: MigrationError,
+    until: Option<Instant>,
+) -> Result<Session, MigrationError> {
+    let mut pause = BACKOFF.0;
+    loop {
+        let left = work.board.left_bytes() >> 20;
+        context.control.set_note(Some(format!(
+            "the link to the destination is lost ({}); it runs the machine and lacks at least {left} MiB of it, which only this \
+             process has: reconnecting until it works or the operator abandons the migration",
+            last.chain()
+        )));
+        let next = Instant::now() + pause;
+        while Instant::now() < next {
+            if context.control.is_abandoned() {
+                return Err(MigrationError::Abandoned { last: last.chain() });
+            }
+            std::thread::sleep(TICK.min(next.saturating_duration_since(Instant::now())));
+        }
+        pause = (pause * 2).min(BACKOFF.1);
+        match attach(context, work) {
+            Ok(session) => {
+                tracing::info!("post-copy goes on over a new session");
+                context.control.set_note(None);
+                return Ok(session);
+            }
+            Err(error) => {
+                tracing::warn!(error = %error.chain(), "no new session yet");
+                if until.is_some_and(|until| Instant::now() > until) {
+                    return Err(error);
+                }
+                last = error;
+            }
+        }
+    }
+}
+
+fn attach(context: &Context, work: &Arc<Work>) -> Result<Session, MigrationError> {
+    let connector = Connector::new(&context.options.identity, &context.options.destination_host)?;
+    let mut fault = open(context, &connector, Role::Fault)?.0;
+    let mut lacks = work.board.nothing();
+    while !lacks.take(&fault.receive("waiting for what is still missing").map_err(by_peer)?)? {}
+    work.board.restart(&lacks)?;
+    context.control.set_round(context.report.rounds.len() as u32, lacks.bytes());
+    let pushing = pushing(context, &connector, &lacks)?;
+    Session::start(work, Channels { fault, pushing })
+}

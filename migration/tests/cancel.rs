@@ -1,9 +1,11 @@
 //! Cancel in each phase, at either end.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use migration::control::{Control, Phase, TooLate};
 use migration::guest::BLOCK_BYTES;
+use migration::policy::MigrationMode;
 use migration::report::Outcome;
 use migration::testing::{FakeMachine, Owner, Pair, Workload, machines, settle};
 
@@ -15,6 +17,8 @@ fn during(phase: Phase) -> Option<(bool, &'static str)> {
         Phase::Precopy => Some((true, "read_pages")),
         Phase::Switchover => Some((true, "save_state")),
         Phase::Committed => Some((false, "destination.resume")),
+        // A page that the guest waits for, or that is pushed.
+        Phase::Postcopy => Some((true, "read_pages")),
         Phase::Verify => Some((false, "destination.read_pages")),
         Phase::Ended => None,
     }
@@ -24,10 +28,14 @@ fn cancel_in(
     machine: &FakeMachine,
     method: &'static str,
     control: &Control,
+    only: Option<Phase>,
 ) -> Arc<std::sync::Mutex<Option<Result<(), TooLate>>>> {
     let answer = Arc::new(std::sync::Mutex::new(None));
     let (control, kept) = (control.clone(), Arc::clone(&answer));
     machine.faults.on(method, move |_| {
+        if only.is_some_and(|phase| control.status().phase != phase) {
+            return Ok(());
+        }
         let result = control.cancel();
         kept.lock().expect("not poisoned").get_or_insert(result);
         Ok(())
@@ -41,14 +49,21 @@ fn workload() -> Workload {
 
 #[test]
 fn in_every_phase_at_the_source() {
-    assert_eq!(Phase::ALL.len(), 6);
+    assert_eq!(Phase::ALL.len(), 7);
     for phase in Phase::ALL {
         let (world, source, destination) = machines(1024, &[12 * BLOCK_BYTES]);
         source.boot(workload());
-        let pair = Pair::new();
+        let mut pair = Pair::new();
+        let only = (phase == Phase::Postcopy).then_some(phase);
+        if only.is_some() {
+            destination.offers_postcopy.store(true, Ordering::SeqCst);
+            pair.source_options.limits.mode = MigrationMode::Postcopy;
+            pair.source_options.limits.bandwidth_bytes_per_second = Some(4 << 20);
+        }
         let control = pair.source_control.clone();
-        let answer = during(phase)
-            .map(|(at_source, method)| cancel_in(if at_source { &source } else { &destination }, method, &control));
+        let answer = during(phase).map(|(at_source, method)| {
+            cancel_in(if at_source { &source } else { &destination }, method, &control, only)
+        });
         let (report, received) = pair.run(&source, &destination);
         let answer = match answer {
             Some(answer) => answer.lock().expect("not poisoned").expect("the phase was reached"),
@@ -84,7 +99,7 @@ fn at_the_destination() {
         source.boot(workload());
         let pair = Pair::new();
         let control = pair.destination_control.clone();
-        let answer = cancel_in(if at_source { &source } else { &destination }, method, &control);
+        let answer = cancel_in(if at_source { &source } else { &destination }, method, &control, None);
         let (report, received) = pair.run(&source, &destination);
         let owner = settle(&world, &source, &destination, &report, &received)
             .unwrap_or_else(|error| panic!("{method}: {error}"));

@@ -4,13 +4,15 @@
 //! an old token must not end a migration. Each newcomer has a thread of its own for its handshake, a few at most, each with
 //! a deadline; none of them reaches the frame parser before TLS has accepted its certificate and name.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::receive::{Link, Precopy};
+use super::receive::{FOREVER, Link, Precopy};
 use super::{Context, DestinationOptions, Failed};
 use crate::error::{Doing, MigrationError};
 use crate::guest::MachineLayout;
@@ -21,7 +23,7 @@ use crate::transport::tcp::{self, TICK};
 use crate::transport::tls::Acceptor;
 use crate::wire::handshake::{Hello, MAGIC, Role, Welcome, proves};
 use crate::wire::message::{Message, sanitised};
-use crate::wire::version::{NEWEST, OLDEST, agree, common};
+use crate::wire::version::{NEWEST, OLDEST, POSTCOPY, agree, common};
 use crate::wire::{WireError, layout};
 
 /// For TLS and hello of one connection.
@@ -34,9 +36,87 @@ const CHANNELS_TIMEOUT: Duration = Duration::from_secs(15);
 const LINGER: Duration = Duration::from_millis(300);
 
 /// A connection that has proved itself; it is not welcomed yet.
-struct Newcomer {
+pub(super) struct Newcomer {
     channel: Channel,
     welcome: Welcome,
+}
+
+impl Newcomer {
+    /// Welcomes it.
+    pub(super) fn welcome(mut self) -> Result<Channel, MigrationError> {
+        self.channel.send(&Message::Welcome(self.welcome))?;
+        Ok(self.channel)
+    }
+}
+
+/// Where connections that have proved themselves come in, as long as it lives.
+pub(super) struct OpenDoor {
+    newcomers: Receiver<Newcomer>,
+    /// Newcomers whose turn has not come.
+    waiting: RefCell<VecDeque<Newcomer>>,
+    closed: Stop,
+}
+
+impl Drop for OpenDoor {
+    fn drop(&mut self) {
+        self.closed.raise();
+    }
+}
+
+impl OpenDoor {
+    fn fetch(&self) {
+        let mut waiting = self.waiting.borrow_mut();
+        for newcomer in self.newcomers.try_iter() {
+            // A source that comes again in the same role has lost the connection that it had.
+            waiting.retain(|known| known.channel.role() != newcomer.channel.role());
+            waiting.push_back(newcomer);
+        }
+    }
+
+    /// The newcomer in this role, if there is one.
+    pub(super) fn next(&self, role: Role) -> Option<Newcomer> {
+        self.fetch();
+        let mut waiting = self.waiting.borrow_mut();
+        let at = waiting.iter().position(|known| known.channel.role() == role)?;
+        waiting.remove(at)
+    }
+
+    /// The same, and waits for it.
+    pub(super) fn wait(&self, role: Role, at_most: Duration) -> Option<Newcomer> {
+        self.next(role).or_else(|| {
+            let newcomer = self.newcomers.recv_timeout(at_most).ok()?;
+            self.waiting.borrow_mut().push_back(newcomer);
+            self.next(role)
+        })
+    }
+
+    /// Whether the source has begun another session meanwhile.
+    pub(super) fn has_newer_fault(&self) -> bool {
+        self.fetch();
+        self.waiting.borrow().iter().any(|known| known.channel.role() == Role::Fault)
+    }
+}
+
+/// Waits for one channel of a session, and welcomes it.
+pub(super) fn gather_one(
+    door: &OpenDoor,
+    role: Role,
+    deadline: Instant,
+    stop: impl Fn() -> bool,
+) -> Result<Channel, MigrationError> {
+    let start = Instant::now();
+    loop {
+        if let Some(newcomer) = door.wait(role, TICK) {
+            return newcomer.welcome();
+        }
+        if stop() {
+            return Err(TransportError::Stopped.into());
+        }
+        if Instant::now() > deadline {
+            let after = start.elapsed();
+            return Err(TransportError::Silent { doing: "waiting for the channels of a session", after }.into());
+        }
+    }
 }
 
 pub(super) fn listen(context: &mut Context, listener: TcpListener) -> Result<Precopy, Box<Failed>> {
@@ -46,6 +126,7 @@ pub(super) fn listen(context: &mut Context, listener: TcpListener) -> Result<Pre
     let door = Arc::new(Door {
         acceptor,
         options: context.options.clone(),
+        postcopy: offers_postcopy(context),
         stop: context.stop.clone(),
         half_open: AtomicUsize::new(0),
         last_refusal: Mutex::new(String::from("there was none")),
@@ -56,17 +137,26 @@ pub(super) fn listen(context: &mut Context, listener: TcpListener) -> Result<Pre
     let deadline = Instant::now() + context.options.deadline;
     let keeper = {
         let (door, closed) = (Arc::clone(&door), closed.clone());
-        // It must outlast the first deadline, which only the control channel has to meet.
-        let until = deadline + CHANNELS_TIMEOUT;
+        // Closed when nobody can come any more: in post-copy that is late.
+        let until = Instant::now() + FOREVER;
         std::thread::Builder::new().name("accept".to_owned()).spawn(move || door.keep(&listener, until, &closed))
     };
     if let Err(error) = keeper {
         return Err(Failed::new(MigrationError::Options(format!("no thread to listen with: {error}")), None));
     }
     let result = first(context, &newcomers, deadline, &door).map_err(|error| Failed::new(error, None));
-    let result = result.and_then(|newcomer| attach(context, newcomer, &newcomers));
-    closed.raise();
-    result
+    let door = OpenDoor { newcomers, waiting: RefCell::default(), closed };
+    result.and_then(|newcomer| attach(context, newcomer, door))
+}
+
+fn offers_postcopy(context: &Context) -> bool {
+    match context.guest.postcopy() {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::info!(why = %error, "post-copy is not offered");
+            false
+        }
+    }
 }
 
 /// Waits for the control channel.
@@ -95,14 +185,18 @@ fn first(
 }
 
 /// Welcomes the control channel, learns the layout, gathers the data channels, builds the machine.
-fn attach(context: &mut Context, newcomer: Newcomer, newcomers: &Receiver<Newcomer>) -> Result<Precopy, Box<Failed>> {
+fn attach(context: &mut Context, newcomer: Newcomer, door: OpenDoor) -> Result<Precopy, Box<Failed>> {
     let Newcomer { channel, welcome } = newcomer;
     let mut link = match Link::new(channel, context) {
         Ok(link) => link,
         Err(error) => return Err(Failed::new(error, None)),
     };
-    match agree_on_machine(context, &mut link, welcome, newcomers) {
-        Ok(layout) => Ok(Precopy::new(link, layout)),
+    let postcopy = welcome.features.iter().any(|name| name == POSTCOPY);
+    match agree_on_machine(context, &mut link, welcome, &door.newcomers) {
+        Ok(layout) => {
+            link.door = postcopy.then_some(door);
+            Ok(Precopy::new(link, layout))
+        }
         Err(error) => Err(Failed::new(error, Some(link))),
     }
 }
@@ -119,6 +213,7 @@ fn agree_on_machine(
         other => return Err(WireError::Unexpected { found: other.name(), expected: "Layout" }.into()),
     };
     layout::check(&layout, streams)?;
+    link.streams = streams;
     let channels = gather(context, newcomers, streams, !layout.disks.is_empty())?;
     context.guest.prepare(&layout).doing("building the machine")?;
     link.start(context, &layout, channels)?;
@@ -180,6 +275,8 @@ fn refuse(mut channel: Channel, reason: &str) {
 struct Door {
     acceptor: Acceptor,
     options: DestinationOptions,
+    /// This host can do post-copy.
+    postcopy: bool,
     stop: Stop,
     half_open: AtomicUsize,
     last_refusal: Mutex<String>,
@@ -287,6 +384,8 @@ impl Door {
                 "the one-time token is not the right one, or was used in another session: start the migration again";
             return Err(MigrationError::Options(text.to_owned()));
         }
-        Ok((role, Welcome { version, features: common(&features), extension: Vec::new() }))
+        let mut features = common(&features);
+        features.retain(|name| self.postcopy || name != POSTCOPY);
+        Ok((role, Welcome { version, features, extension: Vec::new() }))
     }
 }

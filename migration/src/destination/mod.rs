@@ -1,7 +1,8 @@
 //! The end that receives the machine.
 //!
 //! ```text
-//!  Handshake ──> Precopy ──> Switchover ──> Committed ──> Verify ──> Received
+//!                                             ┌──> Postcopy ──┐ ─> Lost: a part will never arrive
+//!  Handshake ──> Precopy ──> Switchover ──> Committed ──────> Verify ──> Received
 //!      │            │            │              │
 //!      └────────────┴────────────┴──────────────┴─> abort: discard, NotCommitted
 //!                                               (Committed only if the machine could not be started: it did not run)
@@ -14,6 +15,9 @@ mod abort;
 mod disk;
 mod listen;
 mod memory;
+mod postcopy;
+mod postcopy_board;
+mod postcopy_session;
 mod receive;
 mod resume;
 mod verify;
@@ -44,6 +48,9 @@ pub struct DestinationOptions {
     pub identity: Identity,
     /// How long to wait for the source's first proper connection.
     pub deadline: Duration,
+    /// How long to wait for the source to reconnect if the link is lost in post-copy. After that the machine, which runs here
+    /// and lacks a part of itself, is stopped for good.
+    pub recover: Duration,
 }
 
 /// The machine arrived and runs here.
@@ -59,13 +66,19 @@ pub struct Received {
     pub warning: Option<String>,
 }
 
-/// Why no machine arrived. In every case it does not run here and `discard` was called.
+/// Why no machine arrived, or not all of it. In every case it does not run here.
 #[derive(Debug, thiserror::Error)]
 pub enum DestinationError {
     /// The link was lost, or either end gave up, before Commit arrived: the machine never ran here.
     #[error("the machine was not taken over and does not run here: {reason}")]
     NotCommitted {
         /// What happened instead, and what to do.
+        reason: String,
+    },
+    /// It ran here by post-copy, and a part of it will never arrive: it was stopped, and not discarded.
+    #[error("the machine was taken over, but not all of it arrived: {reason}")]
+    Lost {
+        /// What is missing and why, and what to do.
         reason: String,
     },
 }
@@ -91,6 +104,13 @@ pub fn run(
             Ok(next) => next,
             Err(failed) => break Err(abort::abort(&context, *failed)),
         };
+        if let State::Postcopy(phase) = state {
+            control.set_phase(Phase::Postcopy);
+            state = match phase.run() {
+                Ok(phase) => State::Verify(Box::new(phase)),
+                Err(lost) => break Err(lost),
+            };
+        }
     };
     context.stop.raise();
     control.set_phase(Phase::Ended);
@@ -111,6 +131,7 @@ enum State {
     Precopy(Box<receive::Precopy>),
     Switchover(Box<resume::Switchover>),
     Committed(Box<resume::Committed>),
+    Postcopy(Box<postcopy::Postcopy>),
     Verify(Box<verify::Verify>),
     Ended(Box<Received>),
 }
@@ -142,12 +163,13 @@ impl State {
                 context.control.set_phase(Phase::Switchover);
                 phase.run(context).map(|phase| State::Committed(Box::new(phase)))
             }
-            State::Committed(phase) => phase.run(context).map(|phase| State::Verify(Box::new(phase))),
+            State::Committed(phase) => phase.run(context),
             State::Verify(phase) => {
                 context.control.set_phase(Phase::Verify);
                 Ok(State::Ended(Box::new(phase.run(context))))
             }
-            State::Ended(received) => Ok(State::Ended(received)),
+            // Post-copy has no way back and is taken in `run`.
+            state @ (State::Postcopy(_) | State::Ended(_)) => Ok(state),
         }
     }
 }

@@ -6,7 +6,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::disk::receive_blocks;
+use super::listen::OpenDoor;
 use super::memory::receive_pages;
+use super::postcopy::{Awaited, Supervised};
 use super::resume::Switchover;
 use super::{Context, Failed, verify};
 use crate::control::Control;
@@ -24,7 +26,7 @@ use crate::wire::message::Message;
 /// The source says something on the control channel every second.
 pub(super) const SILENCE: Duration = Duration::from_secs(15);
 /// A data channel may rest for as long as the control channel lives.
-const FOREVER: Duration = Duration::from_secs(1 << 32);
+pub(super) const FOREVER: Duration = Duration::from_secs(1 << 32);
 /// The last data may need so long after the state has arrived.
 const FINAL_TIMEOUT: Duration = Duration::from_secs(120);
 /// If data channels break, the source may be about to say why on the control channel.
@@ -101,6 +103,14 @@ pub(super) struct Link {
     shared: Arc<Shared>,
     sockets: Vec<TcpStream>,
     threads: Vec<(Role, JoinHandle<()>)>,
+    /// Where the source can come back; closed unless post-copy is possible.
+    pub(super) door: Option<OpenDoor>,
+    /// What the source has announced for post-copy.
+    pub(super) awaited: Option<Awaited>,
+    /// Post-copy has begun.
+    pub(super) supervised: Option<Supervised>,
+    /// Memory channels.
+    pub(super) streams: u16,
 }
 
 impl Link {
@@ -112,7 +122,16 @@ impl Link {
             control_socket: control.socket()?,
             control: context.control.clone(),
         };
-        Ok(Self { control, shared: Arc::new(shared), sockets: Vec::new(), threads: Vec::new() })
+        Ok(Self {
+            control,
+            shared: Arc::new(shared),
+            sockets: Vec::new(),
+            threads: Vec::new(),
+            door: None,
+            awaited: None,
+            supervised: None,
+            streams: 0,
+        })
     }
 
     /// Starts a thread for each data channel.
@@ -192,6 +211,7 @@ impl Link {
 
     /// Cuts all data channels off and waits for their threads.
     pub(super) fn end(&mut self) {
+        (self.door, self.awaited, self.supervised) = (None, None, None);
         self.shared.state().over = true;
         self.shared.changed.notify_all();
         for socket in self.sockets.drain(..) {
@@ -262,8 +282,24 @@ impl Precopy {
                     None => Ok(()),
                 }
             }
+            Message::PostcopyPrepare if self.link.door.is_some() && self.link.awaited.is_none() => {
+                self.link.awaited = Some(Awaited::new(&self.layout));
+                Ok(())
+            }
+            Message::Missing { .. } | Message::MissingEnd { .. } => self.missing(context, message),
             other => Err(WireError::Unexpected { found: other.name(), expected: "State" }.into()),
         }
+    }
+
+    fn missing(&mut self, context: &Context, message: &Message) -> Result<(), MigrationError> {
+        let (Some(awaited), Some(door)) = (&mut self.link.awaited, &self.link.door) else {
+            return Err(WireError::Unexpected { found: message.name(), expected: "State" }.into());
+        };
+        if awaited.take(context, message)? && !awaited.is_attached() {
+            awaited.attach(context, door, self.link.streams)?;
+            self.link.control.send(&Message::PostcopyReady)?;
+        }
+        Ok(())
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::postcopy::{Postcopy, Supervised};
 use super::receive::{Link, by_peer};
 use super::verify::Verify;
-use super::{Context, Failed};
+use super::{Context, Failed, State};
 use crate::error::{Doing, MigrationError};
 use crate::guest::{MachineLayout, StatePayload};
 use crate::wire::WireError;
@@ -44,9 +45,15 @@ impl Switchover {
     fn prepare(&mut self, context: &Context) -> Result<Instant, MigrationError> {
         self.link.wait_complete()?;
         self.check_payloads()?;
+        if let Some((awaited, door)) = self.link.awaited.take().zip(self.link.door.take()) {
+            self.link.supervised = Some(awaited.start(context, &self.layout, self.link.streams, door)?);
+        }
         let start = Instant::now();
         context.guest.restore_state(&self.payloads).doing("restoring the state of the devices")?;
         let restore_us = start.elapsed().as_micros() as u64;
+        if let Some(error) = self.link.supervised.as_ref().and_then(Supervised::failed) {
+            return Err(error);
+        }
         if context.control.is_cancelled() {
             return Err(MigrationError::Cancelled);
         }
@@ -78,10 +85,15 @@ impl Switchover {
 
 impl Committed {
     /// Runs the machine: the only place where that happens.
-    pub(super) fn run(mut self, context: &mut Context) -> Result<Verify, Box<Failed>> {
+    pub(super) fn run(mut self, context: &mut Context) -> Result<State, Box<Failed>> {
         if !context.control.commit() {
             // Cancelled here at the very last moment: the source is told that it did not run, and takes it back.
             return Err(Failed::new(MigrationError::Cancelled, Some(self.link)));
+        }
+        let sound = self.link.supervised.as_ref().map_or(Ok(()), Supervised::commit);
+        if let Err(error) = sound {
+            context.control.uncommit();
+            return Err(Failed::new(error, Some(self.link)));
         }
         if let Err(error) = context.guest.resume().doing("starting the machine") {
             context.control.uncommit();
@@ -90,8 +102,13 @@ impl Committed {
         let resume: Duration = self.since.elapsed();
         let told = self.link.control.send(&Message::Resumed { resume_us: resume.as_micros() as u64 });
         tracing::info!(resume_us = resume.as_micros() as u64, "the machine runs here");
+        if let Some(supervised) = self.link.supervised.take() {
+            // If the answer was lost, the source comes back over the fault channel.
+            let phase = Postcopy::new(self.link, supervised, self.layout, resume);
+            return Ok(State::Postcopy(Box::new(phase)));
+        }
         let warning =
             told.err().map(|error| format!("the source could not be told that the machine runs here: {error}"));
-        Ok(Verify::new(self.link, self.layout, resume, warning))
+        Ok(State::Verify(Box::new(Verify::new(self.link, self.layout, resume, warning))))
     }
 }

@@ -234,7 +234,10 @@ fn answer(work: &Work, channel: &mut Channel) -> Result<PostcopyFigures, Migrati
                 }
             }
             Message::Ping { nonce } => channel.send(&Message::Pong { nonce })?,
-            Message::Complete(figures) => return Ok(figures),
+            Message::Complete(figures) => {
+                channel.send(&Message::CompleteAck)?;
+                return Ok(figures);
+            }
             other => return Err(WireError::Unexpected { found: other.name(), expected: "Demand" }.into()),
         }
     }

@@ -5,8 +5,11 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Faults;
-use crate::guest::{BLOCK_BYTES, BlockReader, BlockWriter, DestinationDisk, DiskLayout, GuestResult, SourceDisk};
+use super::absent::Arrivals;
+use super::{Absent, Faults};
+use crate::guest::{
+    BLOCK_BYTES, BlockReader, BlockWriter, DestinationDisk, DiskLayout, GuestResult, Missing, SourceDisk,
+};
 use crate::page::Bitmap;
 
 /// Blocks, and which of them were written. A block that was never written is a hole.
@@ -20,6 +23,8 @@ pub struct FakeDisk {
     unflushed: AtomicU64,
     /// Requests in flight of a reader or writer.
     pub depth: usize,
+    /// Blocks that have not arrived: the guest waits for them.
+    pub absent: Arc<Absent>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -38,11 +43,13 @@ impl FakeDisk {
             faults,
             unflushed: AtomicU64::new(0),
             depth: 8,
+            absent: Absent::new(),
         })
     }
 
     /// The guest writes a block.
     pub fn guest_write(&self, block: u64, data: Vec<u8>) {
+        self.absent.wait(block);
         let mut blocks = locked(&self.blocks);
         blocks[block as usize] = Some(data);
         if self.tracking.load(Ordering::SeqCst) {
@@ -52,6 +59,7 @@ impl FakeDisk {
 
     /// What a block holds; `None` is a hole.
     pub fn block(&self, block: u64) -> Option<Vec<u8>> {
+        self.absent.wait(block);
         locked(&self.blocks)[block as usize].clone()
     }
 
@@ -198,6 +206,15 @@ impl DestinationDisk for Handle {
         self.0.faults.hit("disk.stop_dirty_tracking")?;
         self.0.track(false);
         Ok(())
+    }
+
+    fn expect_blocks(&self, missing: &Bitmap) -> GuestResult<Arc<dyn Missing>> {
+        self.0.faults.hit("disk.expect_blocks")?;
+        let disk = Arc::clone(&self.0);
+        let store = Box::new(move |block: u64, data: Option<&[u8]>| {
+            locked(&disk.blocks)[block as usize] = data.map(<[u8]>::to_vec);
+        });
+        Ok(Arrivals::expect(&self.0.absent, &self.0.faults, missing, BLOCK, store))
     }
 }
 

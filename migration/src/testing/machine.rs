@@ -1,15 +1,16 @@
 //! The machine: memory, disks, one vCPU thread, and the world that watches it.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use super::absent::Arrivals;
 use super::disk::Handle;
 use super::{FakeDisk, FakeMemory, Faults, Registers, Workload};
 use crate::guest::{
     CpuProfile, DestinationDisk, DestinationGuest, DeviceSlot, DiskLayout, GuestError, GuestResult, MachineLayout,
-    MemoryRegion, PAGE_BYTES, SourceDisk, SourceGuest, StatePayload,
+    MemoryRegion, Missing, PAGE_BYTES, SourceDisk, SourceGuest, StatePayload,
 };
 use crate::page::Bitmap;
 
@@ -79,8 +80,11 @@ pub struct FakeMachine {
     pub registers: Arc<Mutex<Registers>>,
     /// What goes wrong in it.
     pub faults: Arc<Faults>,
+    /// It can run before all of it is there.
+    pub offers_postcopy: AtomicBool,
     run: Arc<RwLock<Run>>,
     fenced: Mutex<bool>,
+    lost: Mutex<Option<String>>,
     world: Arc<World>,
     generation: AtomicU64,
 }
@@ -118,8 +122,10 @@ impl FakeMachine {
             layout,
             registers: Arc::default(),
             faults,
+            offers_postcopy: AtomicBool::new(false),
             run: Arc::new(RwLock::new(Run::Empty)),
             fenced: Mutex::new(false),
+            lost: Mutex::default(),
             world: Arc::clone(world),
             generation: AtomicU64::new(0),
         })
@@ -162,6 +168,11 @@ impl FakeMachine {
     /// Whether it must not run here.
     pub fn is_fenced(&self) -> bool {
         *locked(&self.fenced)
+    }
+
+    /// Why a part of it was lost, if one was.
+    pub fn lost(&self) -> Option<String> {
+        locked(&self.lost).clone()
     }
 
     /// Whether it was discarded.
@@ -213,7 +224,10 @@ impl Vcpu {
                     return;
                 }
                 if let Err(error) = self.work() {
-                    self.world.violation(error);
+                    // What never arrived is no error of the engine's.
+                    if !self.memory.absent.is_lost() {
+                        self.world.violation(error);
+                    }
                     return;
                 }
             }
@@ -396,5 +410,37 @@ impl DestinationGuest for FakeMachine {
             self.world.violation("a running machine was discarded");
         }
         *self.run.write().unwrap_or_else(PoisonError::into_inner) = Run::Discarded;
+    }
+
+    fn postcopy(&self) -> GuestResult<()> {
+        match self.offers_postcopy.load(Ordering::SeqCst) {
+            true => Ok(()),
+            false => Err(GuestError::new("the test has not asked for post-copy")),
+        }
+    }
+
+    fn forget_pages(&self, pages: &Bitmap) -> GuestResult<()> {
+        self.faults.hit("forget_pages")?;
+        // What must not be seen again is easily recognised.
+        for page in (0..pages.len()).filter(|&page| pages.contains(page)) {
+            self.memory.write(page, &[0xdd; PAGE_BYTES as usize], false);
+        }
+        Ok(())
+    }
+
+    fn expect_pages(&self, missing: &Bitmap) -> GuestResult<Arc<dyn Missing>> {
+        self.faults.hit("expect_pages")?;
+        let memory = Arc::clone(&self.memory);
+        let store = Box::new(move |page: u64, data: Option<&[u8]>| {
+            memory.write(page, data.unwrap_or(&[0; PAGE_BYTES as usize]), false);
+        });
+        Ok(Arrivals::expect(&self.memory.absent, &self.faults, missing, PAGE_BYTES as usize, store))
+    }
+
+    fn lose(&self, reason: &str) {
+        *locked(&self.lost) = Some(reason.to_owned());
+        self.memory.absent.lose();
+        self.disks.iter().for_each(|disk| disk.absent.lose());
+        self.stop();
     }
 }

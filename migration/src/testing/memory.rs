@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::Absent;
 use crate::guest::PAGE_BYTES;
 use crate::page::Bitmap;
 
@@ -17,6 +18,8 @@ pub struct FakeMemory {
     dirty: Vec<AtomicU64>,
     tracking: AtomicBool,
     pages: u64,
+    /// Pages that have not arrived: whoever touches one waits.
+    pub absent: Arc<Absent>,
 }
 
 impl FakeMemory {
@@ -27,6 +30,7 @@ impl FakeMemory {
             dirty: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             tracking: AtomicBool::new(false),
             pages,
+            absent: Absent::new(),
         }
     }
 
@@ -54,6 +58,9 @@ impl FakeMemory {
     /// Writes whole pages; `recorded` as the guest does it.
     pub fn write(&self, first: u64, data: &[u8], recorded: bool) {
         for (page, bytes) in (first..).zip(data.chunks_exact(PAGE)) {
+            if recorded {
+                self.absent.wait(page);
+            }
             let mut chunk = self.chunk(page);
             if chunk.is_empty() {
                 chunk.resize(CHUNK_PAGES as usize * PAGE, 0);
@@ -69,6 +76,7 @@ impl FakeMemory {
 
     /// Copies whole pages out.
     pub fn read(&self, first: u64, buffer: &mut [u8]) {
+        (first..first + (buffer.len() / PAGE) as u64).for_each(|page| self.absent.wait(page));
         let mut page = first;
         let mut rest = buffer;
         while !rest.is_empty() {

@@ -1,6 +1,7 @@
 //! A scripted machine with disks over plain vectors, with an oracle for what its guest has written, an observer that
 //! notices if it runs in two places, and faults on demand: for the tests of this crate and of those that use it.
 
+mod absent;
 mod certificates;
 mod disk;
 mod faults;
@@ -10,6 +11,7 @@ mod proxy;
 mod verdict;
 mod workload;
 
+pub use absent::Absent;
 pub use certificates::Authority;
 pub use disk::FakeDisk;
 pub use faults::Faults;
@@ -80,6 +82,7 @@ impl Pair {
             destination_host: "host-b".to_owned(),
             identity: authority.issue("host-b"),
             deadline: Duration::from_secs(5),
+            recover: Duration::from_secs(20),
         };
         Self {
             authority,

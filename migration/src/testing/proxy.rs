@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where to cut.
@@ -27,6 +27,8 @@ pub struct Proxy {
 struct State {
     cut: Option<Cut>,
     done: AtomicBool,
+    refusing: AtomicBool,
+    connections: AtomicUsize,
     sockets: Mutex<Vec<TcpStream>>,
 }
 
@@ -44,11 +46,21 @@ impl Proxy {
     pub fn start(destination: SocketAddr, cut: Option<Cut>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port on the loopback");
         let address = listener.local_addr().expect("the address of a bound socket");
-        let state = Arc::new(State { cut, done: AtomicBool::new(false), sockets: Mutex::default() });
+        let state = Arc::new(State {
+            cut,
+            done: AtomicBool::new(false),
+            refusing: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+            sockets: Mutex::default(),
+        });
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
             for (number, source) in listener.incoming().enumerate() {
                 let (Ok(source), false) = (source, shared.done.load(Ordering::SeqCst)) else { return };
+                shared.connections.fetch_add(1, Ordering::SeqCst);
+                if shared.refusing.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let Ok(target) = TcpStream::connect(destination) else { return };
                 let _ = (source.set_nodelay(true), target.set_nodelay(true));
                 for to_destination in [true, false] {
@@ -73,6 +85,19 @@ impl Proxy {
     /// Whether the cut was made.
     pub fn was_cut(&self) -> bool {
         self.state.done.load(Ordering::SeqCst)
+    }
+
+    /// Cuts every connection that there is. New ones are relayed, unless they are `refused`.
+    pub fn sever(&self, refused: bool) {
+        self.state.refusing.store(refused, Ordering::SeqCst);
+        for socket in self.state.sockets.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Connections that came so far, relayed or refused.
+    pub fn connections(&self) -> usize {
+        self.state.connections.load(Ordering::SeqCst)
     }
 
     /// Cuts everything now.

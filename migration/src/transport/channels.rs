@@ -132,6 +132,11 @@ impl Channel {
         self.stream.socket()
     }
 
+    /// See [`TlsStream::has_input`].
+    pub fn has_input(&self) -> bool {
+        self.stream.has_input()
+    }
+
     /// See [`TlsStream::close`].
     pub fn close(&mut self) {
         self.stream.close();

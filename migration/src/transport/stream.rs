@@ -197,6 +197,11 @@ impl TlsStream {
         self.tls.reader().consume(bytes);
     }
 
+    /// Whether bytes have arrived that the socket no longer shows: then it must not be polled for more.
+    pub fn has_input(&self) -> bool {
+        self.ready > 0 || self.inbox_from < self.inbox_to
+    }
+
     /// Fills `buffer`.
     ///
     /// # Errors

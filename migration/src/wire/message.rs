@@ -171,6 +171,8 @@ pub enum Message {
     },
     /// d, fault channel: everything is here, blocks on stable storage. The channel is the control channel from here on.
     Complete(PostcopyFigures),
+    /// s, fault channel: heard; nothing will be asked for any more.
+    CompleteAck,
 }
 
 impl Message {
@@ -202,6 +204,7 @@ impl Message {
             Message::MissingEnd { .. } => "MissingEnd",
             Message::Demand { .. } => "Demand",
             Message::Complete(_) => "Complete",
+            Message::CompleteAck => "CompleteAck",
         }
     }
 

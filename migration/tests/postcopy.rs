@@ -11,9 +11,9 @@ use migration::policy::MigrationMode;
 use migration::report::{Mode, Outcome};
 use migration::testing::{FakeMachine, Owner, Pair, Proxy, Workload, World, machines, settle};
 
-/// Dirties some 80 MB/s of memory, and blocks of its disk.
+/// Dirties tens of megabytes a second of memory, and blocks of its disk.
 fn busy() -> Workload {
-    Workload { filled_pages: 1000, sweep_pages: 3000, pages_per_ms: 20, sweep_blocks: 20, blocks_per_16_pages: 1 }
+    Workload { filled_pages: 600, sweep_pages: 1200, pages_per_ms: 20, sweep_blocks: 8, blocks_per_16_pages: 1 }
 }
 
 fn busy_machines() -> (Arc<World>, Arc<FakeMachine>, Arc<FakeMachine>) {
@@ -28,8 +28,20 @@ fn busy_machines() -> (Arc<World>, Arc<FakeMachine>, Arc<FakeMachine>) {
 fn slow_pair(mode: MigrationMode) -> Pair {
     let mut pair = Pair::new();
     pair.source_options.limits.mode = mode;
-    pair.source_options.limits.bandwidth_bytes_per_second = Some(24 << 20);
+    pair.source_options.limits.bandwidth_bytes_per_second = Some(4 << 20);
+    pair.source_options.limits.downtime = Duration::from_millis(20);
     pair
+}
+
+/// From Commit on every page takes its time, so that there is a post-copy to disturb.
+fn long_postcopy(source: &FakeMachine, pair: &Pair) {
+    let control = pair.source_control.clone();
+    source.faults.on("read_pages", move |_| {
+        if control.status().phase == Phase::Postcopy {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    });
 }
 
 fn until(what: &str, mut check: impl FnMut() -> bool) {
@@ -53,7 +65,7 @@ fn a_guest_faster_than_the_link_moves_by_falling_over() {
     assert_eq!(received.warning, None);
     let verification = &report.verification;
     assert_eq!((verification.memory_digest_ok, verification.disk_digest_ok), (Some(true), Some(true)));
-    assert!(verification.pages_checked > 900, "{verification:?}");
+    assert!(verification.pages_checked > 500, "{verification:?}");
     assert_eq!(settle(&world, &source, &destination, &report, &Ok(received)), Ok(Owner::Destination));
 }
 
@@ -67,8 +79,8 @@ fn postcopy_alone_begins_after_one_round_and_the_downtime_is_short() {
     // Round 0 and the last one, which is empty.
     assert_eq!(report.rounds.len(), 2, "{:?}", report.rounds);
     assert_eq!(report.rounds[1].pages, 0);
-    // What is left takes the link several hundred milliseconds.
-    assert!(report.downtime_ms.total < 100.0, "{:?}", report.downtime_ms);
+    // What is left takes the link a second.
+    assert!(report.downtime_ms.total < 300.0, "{:?}", report.downtime_ms);
     assert_eq!(settle(&world, &source, &destination, &report, &received), Ok(Owner::Destination));
 }
 
@@ -78,7 +90,7 @@ fn there_and_back_again() {
     let layout = FakeMachine::layout(4096, &[24 * BLOCK_BYTES]);
     let hosts = [FakeMachine::new("a", layout.clone(), &world), FakeMachine::new("b", layout, &world)];
     hosts.iter().for_each(|host| host.offers_postcopy.store(true, Ordering::SeqCst));
-    hosts[0].boot(Workload { sweep_pages: 2000, ..busy() });
+    hosts[0].boot(busy());
     for turn in 0..4 {
         let (source, destination) = (&hosts[turn % 2], &hosts[(turn + 1) % 2]);
         let (report, received) = slow_pair(MigrationMode::Postcopy).run(source, destination);
@@ -111,7 +123,9 @@ fn what_nobody_asks_for_is_pushed() {
     destination.offers_postcopy.store(true, Ordering::SeqCst);
     source.boot(Workload { pages_per_ms: 2, ..busy() });
     std::thread::sleep(Duration::from_millis(50));
-    let (report, received) = slow_pair(MigrationMode::Postcopy).run(&source, &destination);
+    let mut pair = slow_pair(MigrationMode::Postcopy);
+    pair.source_options.limits.bandwidth_bytes_per_second = None;
+    let (report, received) = pair.run(&source, &destination);
     let totals = report.postcopy.clone().expect("post-copy totals");
     assert!(totals.pushed_pages > totals.faults, "{totals:?}");
     // What follows a fault comes before the guest gets there: it walks through a thousand pages with few stops.
@@ -123,7 +137,7 @@ fn what_nobody_asks_for_is_pushed() {
 fn a_link_cut_again_and_again_costs_time_and_nothing_else() {
     let (world, source, destination) = busy_machines();
     let mut pair = slow_pair(MigrationMode::Postcopy);
-    pair.source_options.limits.bandwidth_bytes_per_second = Some(6 << 20);
+    long_postcopy(&source, &pair);
     let proxy = Proxy::start(pair.address(), None);
     pair.source_options.address = proxy.address();
     let (source_control, destination_control) = (pair.source_control.clone(), pair.destination_control.clone());
@@ -162,8 +176,8 @@ fn a_link_cut_again_and_again_costs_time_and_nothing_else() {
 fn what_is_lost_is_said() {
     let (world, source, destination) = busy_machines();
     let mut pair = slow_pair(MigrationMode::Postcopy);
-    pair.source_options.limits.bandwidth_bytes_per_second = Some(4 << 20);
     pair.destination_options.recover = Duration::from_millis(700);
+    long_postcopy(&source, &pair);
     let proxy = Proxy::start(pair.address(), None);
     pair.source_options.address = proxy.address();
     let control = pair.source_control.clone();
@@ -218,7 +232,7 @@ fn a_broken_fault_thread_is_reported() {
     for method in ["missing.wanted", "missing.fill"] {
         let (_, source, destination) = busy_machines();
         let mut pair = slow_pair(MigrationMode::Postcopy);
-        pair.source_options.limits.bandwidth_bytes_per_second = Some(4 << 20);
+            long_postcopy(&source, &pair);
         let control = pair.source_control.clone();
         let faults = Arc::clone(&destination.faults);
         let late = control.clone();

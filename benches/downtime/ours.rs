@@ -120,6 +120,7 @@ pub fn migrate(source: (&LabHost, &Vmm), destination: (&LabHost, &Vmm), streams:
         destination_host: destination.0.name().into(),
         tls: identity(destination.0)?,
         deadline_s: PATIENCE.as_secs(),
+        recover_s: PATIENCE.as_secs(),
     })?;
     let limits = MigrationLimits { streams, downtime_ms: 100, ..MigrationLimits::default() };
     source.1.client.send(&SendConfig {

@@ -53,7 +53,10 @@
 //!                +-----------+-----------+------------+-- discard -> NotCommitted   (Committed: resume refused)
 //! ```
 //!
-//! Post-copy will be a further state of both ends between Switchover and Verify, with a fault channel as a further role.
+//! Post-copy is a further state of both ends between Committed and Verify, entered from pre-copy after any round: the guest
+//! runs at the destination, what it waits for is asked for over a fault channel of its own, the rest is pushed. Once the
+//! destination has everything, the fault channel becomes the control channel of the verification. `docs/migration-protocol.md`
+//! has its sequence, and what happens when the link is lost in it.
 //!
 //! # Who recovers what
 //!
@@ -67,6 +70,8 @@
 //! | Commit sent, link lost before it arrived | stays fenced, `InDoubt` | discards, `NotCommitted` | nowhere until the daemons have compared notes, then at the source |
 //! | Commit arrived, link lost before Resumed did | stays fenced, `InDoubt` | runs it, verification incomplete | at the destination |
 //! | link lost after Resumed | `Completed`, digests `null` | runs it, verification incomplete | at the destination |
+//! | post-copy: link lost after Commit | fenced, keeps what is missing, reconnects until it works or it is abandoned | the guest stands at the next missing page, goes on after the reconnect | at the destination |
+//! | post-copy: the source does not come back | died, or `InDoubt` when abandoned | stops the machine, `Lost` with what is missing | nowhere: restart it from its disk |
 //! | digests differ after the resume | `Completed`, says which page | runs it, warns | at the destination; the operator decides |
 //!
 //! # Rules

@@ -232,7 +232,7 @@ fn a_broken_fault_thread_is_reported() {
     for method in ["missing.wanted", "missing.fill"] {
         let (_, source, destination) = busy_machines();
         let mut pair = slow_pair(MigrationMode::Postcopy);
-            long_postcopy(&source, &pair);
+        long_postcopy(&source, &pair);
         let control = pair.source_control.clone();
         let faults = Arc::clone(&destination.faults);
         let late = control.clone();

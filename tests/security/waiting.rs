@@ -82,6 +82,7 @@ pub fn receive_config(host: &LabHost) -> ReceiveConfig {
         destination_host: host.name().into(),
         tls: identity(host.tls()),
         deadline_s: 120,
+        recover_s: 20,
     }
 }
 

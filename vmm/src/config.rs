@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use migration::policy::MigrationMode;
 use serde::{Deserialize, Serialize};
 
 /// One machine.
@@ -214,6 +215,19 @@ pub struct ReceiveConfig {
     pub tls: TlsIdentity,
     /// Give up if nothing has been committed by then.
     pub deadline_s: u64,
+    /// If the link is lost in post-copy: how long to wait for the source to reconnect before the machine, which lacks a part of
+    /// itself, is stopped for good.
+    #[serde(default = "default_recover_s")]
+    pub recover_s: u64,
+}
+
+impl ReceiveConfig {
+    /// [`ReceiveConfig::recover_s`] if nothing is given: ten minutes.
+    pub const RECOVER_S: u64 = 600;
+}
+
+fn default_recover_s() -> u64 {
+    ReceiveConfig::RECOVER_S
 }
 
 /// A migration to be sent (`PUT /v1/migration/send`).
@@ -258,6 +272,8 @@ pub struct MigrationLimits {
     pub force_switchover: bool,
     /// Test mode: compare full images of both stopped machines before Commit.
     pub compare_full: bool,
+    /// `precopy`, `postcopy` (after one round), or `hybrid`: post-copy when pre-copy does not converge, if the destination can.
+    pub mode: MigrationMode,
 }
 
 impl Default for MigrationLimits {
@@ -270,6 +286,7 @@ impl Default for MigrationLimits {
             timeout_s: 600,
             force_switchover: false,
             compare_full: false,
+            mode: MigrationMode::default(),
         }
     }
 }

@@ -210,6 +210,17 @@ impl Service {
         Ok(job.status())
     }
 
+    /// Gives up a post-copy whose link is lost. It has no effect on any other migration.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::NoMigration`].
+    pub fn abandon(&self) -> Result<MigrationStatus, ServiceError> {
+        let job = self.job()?;
+        job.abandon();
+        Ok(job.status())
+    }
+
     /// Ends the doubt about a Commit that was not answered.
     ///
     /// # Errors

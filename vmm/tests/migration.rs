@@ -41,6 +41,7 @@ fn migrate(authority: &Authority, from: &Vmm, to: &Vmm, id: &str) -> Report {
             destination_host: "b".into(),
             tls: identity(authority, "b"),
             deadline_s: 60,
+            recover_s: 20,
         })
         .expect("it listens");
     from.client

@@ -122,6 +122,7 @@ impl Executor {
             destination_host: migration.destination.clone(),
             tls: self.inner.identity.pem().clone(),
             deadline_s: deadline_s.clamp(1, DEADLINE_MAX_S),
+            recover_s: ReceiveConfig::RECOVER_S,
         };
         let active = self.enter(migration.clone())?;
         match call(entry, move |client| client.receive(&config)).await {

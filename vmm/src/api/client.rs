@@ -167,6 +167,11 @@ impl Client {
         self.call("DELETE", "/v1/migration").json(&())
     }
 
+    /// Gives up a post-copy whose link is lost: what the destination lacks is lost with it.
+    pub fn abandon_migration(&self) -> Result<MigrationStatus, ClientError> {
+        self.call("PUT", "/v1/migration/abandon").json(&())
+    }
+
     /// Tells a machine in doubt what the daemons have agreed on.
     pub fn settle(&self, settle: Settle) -> Result<MachineInfo, ClientError> {
         self.call("PUT", "/v1/migration/settle").json(&settle)

@@ -13,6 +13,7 @@
 //! | `PUT /v1/migration/send` | [`crate::config::SendConfig`] | 202 [`MigrationStatus`]; runs in the background |
 //! | `GET /v1/migration` | | [`MigrationStatus`]; 404 if there was none |
 //! | `DELETE /v1/migration` | | 202 [`MigrationStatus`]; 409 once Commit was sent |
+//! | `PUT /v1/migration/abandon` | | 202 [`MigrationStatus`]; gives up a post-copy whose link is lost |
 //! | `PUT /v1/migration/settle` | [`Settle`] | [`MachineInfo`]; only while in doubt |
 //!
 //! Errors are RFC 9457 problem documents ([`Problem`]).
@@ -123,6 +124,8 @@ pub enum Phase {
     Switchover,
     /// Commit was sent or received.
     Committed,
+    /// The destination runs, and the rest of it follows.
+    Postcopy,
     /// The destination runs; digests and probes.
     Verify,
     /// Ended; the outcome is in the report.
@@ -152,7 +155,8 @@ pub struct MigrationStatus {
     pub expected_remaining_ms: Option<f64>,
     /// Present at the source once ended.
     pub report: Option<Report>,
-    /// What went wrong, once ended without success (both sides).
+    /// What went wrong, once ended without success (both sides); before that, what the operator should know now, such as a
+    /// lost link in post-copy.
     pub error: Option<String>,
 }
 

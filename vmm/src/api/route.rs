@@ -25,7 +25,7 @@ pub(super) struct Answer {
 type Handler = fn(&Service, &[u8]) -> Result<Answer, Answer>;
 
 /// The table of the [module](super).
-const ROUTES: [(&str, &str, Handler); 12] = [
+const ROUTES: [(&str, &str, Handler); 13] = [
     ("GET", "/v1/machine", |service, _| json(200, &service.info())),
     ("PUT", "/v1/machine/pause", |service, _| json(200, &service.pause().map_err(problem)?)),
     ("PUT", "/v1/machine/resume", |service, _| json(200, &service.resume().map_err(problem)?)),
@@ -40,6 +40,7 @@ const ROUTES: [(&str, &str, Handler); 12] = [
     ("PUT", "/v1/migration/send", |service, body| json(202, &service.send(parse(body)?).map_err(problem)?)),
     ("GET", "/v1/migration", |service, _| json(200, &service.migration().map_err(problem)?)),
     ("DELETE", "/v1/migration", |service, _| json(202, &service.cancel().map_err(problem)?)),
+    ("PUT", "/v1/migration/abandon", |service, _| json(202, &service.abandon().map_err(problem)?)),
     ("PUT", "/v1/migration/settle", |service, body| json(200, &service.settle(parse(body)?).map_err(problem)?)),
 ];
 

@@ -10,6 +10,7 @@
 //! ```
 
 mod image;
+mod late;
 mod raw;
 mod ring;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use image::{Image, SECTOR_BYTES};
+pub use late::LateBlocks;
 pub use raw::RawDisk;
 pub use ring::{AlignedBuffer, Ring};
 pub use tracker::Tracker;

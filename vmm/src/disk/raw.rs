@@ -1,15 +1,15 @@
 //! A raw image together with the map of its dirty blocks.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use migration::guest::{
-    BLOCK_BYTES, BlockReader, BlockWriter, DestinationDisk, DiskLayout, GuestError, GuestResult, SourceDisk,
+    BLOCK_BYTES, BlockReader, BlockWriter, DestinationDisk, DiskLayout, GuestError, GuestResult, Missing, SourceDisk,
 };
 use migration::page::Bitmap;
 
 use super::transfer::{Reader, Writer};
-use super::{DiskError, Image, Tracker};
+use super::{DiskError, Image, LateBlocks, Tracker};
 use crate::config::DiskConfig;
 
 /// A disk of a machine: what the block device serves and a migration copies.
@@ -17,6 +17,7 @@ use crate::config::DiskConfig;
 pub struct RawDisk {
     image: Arc<Image>,
     tracker: Tracker,
+    late: OnceLock<Arc<LateBlocks>>,
 }
 
 impl RawDisk {
@@ -37,7 +38,7 @@ impl RawDisk {
 
     fn over(image: Image) -> Self {
         let tracker = Tracker::new(image.layout().bytes);
-        Self { image: Arc::new(image), tracker }
+        Self { image: Arc::new(image), tracker, late: OnceLock::new() }
     }
 
     /// Its shape.
@@ -53,6 +54,11 @@ impl RawDisk {
     /// The map of dirty blocks, marked by the block device.
     pub fn tracker(&self) -> &Tracker {
         &self.tracker
+    }
+
+    /// Blocks that arrive after the guest has begun to run, if this disk came by post-copy.
+    pub fn late(&self) -> Option<&Arc<LateBlocks>> {
+        self.late.get()
     }
 
     /// Starts to record what the guest writes. A destination calls this before its machine resumes.
@@ -112,5 +118,14 @@ impl DestinationDisk for RawDisk {
     fn stop_dirty_tracking(&self) -> GuestResult<()> {
         self.tracker.stop();
         Ok(())
+    }
+
+    fn expect_blocks(&self, missing: &Bitmap) -> GuestResult<Arc<dyn Missing>> {
+        let late = Arc::new(LateBlocks::new(Arc::clone(&self.image), missing.clone())?);
+        // The block device, which is built after this, looks here.
+        self.late.set(Arc::clone(&late)).map_err(|_| {
+            GuestError::new(format!("{}: it already waits for blocks: this is a bug", self.image.describe()))
+        })?;
+        Ok(late)
     }
 }

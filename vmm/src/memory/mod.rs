@@ -14,6 +14,7 @@ mod dirty;
 mod layout;
 mod pages;
 mod slots;
+pub mod uffd;
 
 use std::fs::File;
 use std::io;

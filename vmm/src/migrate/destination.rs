@@ -4,14 +4,14 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use migration::guest::{
-    DestinationDisk, DestinationGuest, DeviceSlot, DiskLayout, GuestResult, MachineLayout, StatePayload,
+    DestinationDisk, DestinationGuest, DeviceSlot, DiskLayout, GuestResult, MachineLayout, Missing, StatePayload,
 };
 use migration::page::Bitmap;
 
 use super::{explain, room};
 use crate::builder::BuildError;
 use crate::config::MachineConfig;
-use crate::memory;
+use crate::memory::{self, uffd};
 use crate::vm::Machine;
 
 /// What arrives does not fit what was configured here.
@@ -132,6 +132,24 @@ impl DestinationGuest for Arrival {
         // Dropped outside of the lock: ending threads and unmapping memory takes a while.
         let machine = self.lock().take();
         drop(machine);
+    }
+
+    fn postcopy(&self) -> GuestResult<()> {
+        Ok(uffd::check()?)
+    }
+
+    fn forget_pages(&self, pages: &Bitmap) -> GuestResult<()> {
+        self.machine()?.memory().forget_pages(pages).map_err(explain)
+    }
+
+    fn expect_pages(&self, missing: &Bitmap) -> GuestResult<Arc<dyn Missing>> {
+        Ok(Arc::new(uffd::LatePages::new(self.machine()?.memory(), missing)?))
+    }
+
+    fn lose(&self, reason: &str) {
+        if let Ok(machine) = self.machine() {
+            machine.fail(reason);
+        }
     }
 }
 

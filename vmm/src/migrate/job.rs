@@ -126,6 +126,7 @@ impl Job {
     ) -> Result<(Self, SocketAddr), JobError> {
         check_names(&config.id, &config.source_host, &config.destination_host)?;
         check("deadline_s", config.deadline_s, 1..=86_400, "1 to 86400")?;
+        check("recover_s", config.recover_s, 1..=604_800, "1 to 604800")?;
         let options = DestinationOptions {
             id: config.id.clone(),
             token: token(&config.token)?,
@@ -133,6 +134,7 @@ impl Job {
             destination_host: config.destination_host,
             identity: identity(config.tls),
             deadline: Duration::from_secs(config.deadline_s),
+            recover: Duration::from_secs(config.recover_s),
         };
         let fail = |source| JobError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).map_err(fail)?;
@@ -185,10 +187,15 @@ impl Job {
         self.control.cancel()
     }
 
+    /// Gives up a post-copy whose link is lost; see [`Control::abandon`].
+    pub fn abandon(&self) {
+        self.control.abandon();
+    }
+
     /// Progress or result.
     pub fn status(&self) -> MigrationStatus {
         let status = self.control.status();
-        let (mut report, mut error) = (None, None);
+        let (mut report, mut error) = (None, status.note);
         let ended = self.ended();
         let phase = if ended.is_some() { Phase::Ended } else { phase(status.phase) };
         match ended {
@@ -222,6 +229,7 @@ fn phase(phase: control::Phase) -> Phase {
         control::Phase::Precopy => Phase::Precopy,
         control::Phase::Switchover => Phase::Switchover,
         control::Phase::Committed => Phase::Committed,
+        control::Phase::Postcopy => Phase::Postcopy,
         // The engine is done, and its thread about to say how.
         control::Phase::Verify | control::Phase::Ended => Phase::Verify,
     }
@@ -274,6 +282,7 @@ fn limits(limits: &MigrationLimits) -> Result<Limits, JobError> {
         timeout: Duration::from_secs(limits.timeout_s),
         force_switchover: limits.force_switchover,
         compare_full: limits.compare_full,
+        mode: limits.mode,
     })
 }
 

@@ -310,6 +310,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Stops it for good, because a part of it is lost. Returns at once; vCPUs stop at their next instruction boundary.
+    pub fn fail(&self, reason: &str) {
+        self.parts.vcpus.stop_handle().stop(StopReason::Failure(reason.to_owned()));
+    }
+
     /// True while no vCPU can run.
     pub fn is_parked(&self) -> bool {
         *lock(&self.state) != MachineState::Running

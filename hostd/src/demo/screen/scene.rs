@@ -275,6 +275,7 @@ fn transfer_in_words(migration: &Migration) -> String {
         Phase::Precopy => format!("pre-copy, round {}", progress.round),
         Phase::Switchover => "switchover".to_owned(),
         Phase::Committed => "committed".to_owned(),
+        Phase::Postcopy => "post-copy".to_owned(),
         Phase::Verify => "verifying".to_owned(),
         Phase::Ended => "ended".to_owned(),
     };

@@ -106,6 +106,14 @@ impl Transfer {
         }
     }
 
+    /// Byte ranges of the image that the request reads or changes.
+    pub fn for_each_touched(&self, mut touch: impl FnMut(u64, u64)) {
+        match &self.work {
+            Work::Read { offset } => touch(*offset, self.length as u64),
+            _ => self.for_each_change(touch),
+        }
+    }
+
     /// Bytes (read, written) by the finished request.
     pub fn volume(&self) -> (u64, u64) {
         match self.work {

@@ -24,6 +24,7 @@ const BATCH_MAX: usize = 1024;
 
 const KICK: u64 = 0;
 const RING: u64 = 1;
+const LATE: u64 = 2;
 
 /// State of the thread.
 pub struct BlockWorker {
@@ -33,6 +34,8 @@ pub struct BlockWorker {
     free: Vec<usize>,
     /// Transfers that wait for a bounce buffer.
     waiting: VecDeque<usize>,
+    /// Transfers that wait for blocks which have not arrived yet (post-copy).
+    held: Vec<usize>,
     bounces: usize,
     /// One that was used last: a driver that needs one will need it again.
     spare: Option<AlignedBuffer>,
@@ -59,11 +62,15 @@ impl BlockWorker {
         let watch = |token| EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
         epoll.ctl(ControlOperation::Add, kick.as_raw_fd(), watch(KICK))?;
         epoll.ctl(ControlOperation::Add, ring.as_raw_fd(), watch(RING))?;
+        if let Some(late) = disk.late() {
+            epoll.ctl(ControlOperation::Add, late.arrived_fd(), watch(LATE))?;
+        }
         Ok(Self {
             ring,
             transfers: (0..IN_FLIGHT_MAX).map(|_| Transfer::default()).collect(),
             free: (0..IN_FLIGHT_MAX).collect(),
             waiting: VecDeque::new(),
+            held: Vec::new(),
             bounces: 0,
             spare: None,
             epoll,
@@ -153,10 +160,33 @@ impl BlockWorker {
                 // The first of the two marks; see `disk::Tracker`.
                 let tracker = self.disk.tracker();
                 transfer.for_each_change(|offset, length| tracker.mark(offset, length));
-                self.step(slot);
+                if self.lacks(slot, true) {
+                    self.held.push(slot);
+                } else {
+                    self.step(slot);
+                }
             }
         }
         true
+    }
+
+    /// Whether a transfer touches blocks that have not arrived; with `ask`, they are asked for.
+    fn lacks(&self, slot: usize, ask: bool) -> bool {
+        let Some(late) = self.disk.late() else { return false };
+        let mut lacking = false;
+        self.transfers[slot].for_each_touched(|offset, length| lacking |= late.lacks(offset, length, ask));
+        lacking
+    }
+
+    /// Starts the transfers whose blocks have arrived.
+    fn release(&mut self) {
+        for slot in std::mem::take(&mut self.held) {
+            if self.lacks(slot, false) {
+                self.held.push(slot);
+            } else {
+                self.step(slot);
+            }
+        }
     }
 
     /// Does what a transfer needs next.
@@ -255,6 +285,8 @@ impl BlockWorker {
 
     /// Waits until nothing is in flight.
     fn drain(&mut self) {
+        // A machine is not saved or sent on before all of it is here: what is held then can go on.
+        self.release();
         while !self.dead && self.ring.in_flight() > 0 {
             match self.ring.wait() {
                 Ok(Some(entry)) => self.completed(entry.user_data() as usize, entry.result()),
@@ -271,7 +303,10 @@ impl Backend for BlockWorker {
         &self.epoll
     }
 
-    fn ready(&mut self, _token: u64) {
+    fn ready(&mut self, token: u64) {
+        if token == LATE {
+            self.release();
+        }
         self.pump();
     }
 

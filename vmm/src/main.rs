@@ -103,7 +103,12 @@ fn run(arguments: &Arguments, started: Started) -> anyhow::Result<ExitCode> {
     });
     tracing::info!("ending");
     drop(api);
-    Ok(ExitCode::from(if failed { 3 } else { 0 }))
+    let code = if failed { 3 } else { 0 };
+    if service.info().state == MachineState::Stopped {
+        // Not through the destructors: threads of a machine that lost memory in post-copy may wait for it, and cannot be joined.
+        std::process::exit(code);
+    }
+    Ok(ExitCode::from(code as u8))
 }
 
 fn machine(arguments: &Arguments) -> anyhow::Result<(MachineConfig, Option<Arc<Machine>>)> {

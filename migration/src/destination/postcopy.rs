@@ -332,6 +332,9 @@ impl Supervisor {
         tracing::error!("{text}");
         self.control.set_note(Some(text.clone()));
         self.guest.lose(&text);
+        // Given up for as long as the process lives: if it were dropped, whoever waits for a page (a device, the kernel on its
+        // behalf) would go on with zeroes, and could write them to a disk.
+        std::mem::forget(Arc::clone(&self.board));
         Ending::Lost(text)
     }
 }

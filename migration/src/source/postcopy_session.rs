@@ -18,7 +18,7 @@ use super::{Context, Sent};
 use crate::control::Control;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{BlockReader, MachineLayout, PAGE_BYTES, SourceGuest};
-use crate::page::{Digests, digest, is_zero, zero_block, zero_page};
+use crate::page::{Digests, SharedBitmap, digest, is_zero, zero_block};
 use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
@@ -43,7 +43,7 @@ pub(super) struct Work {
     pub(super) board: Board,
     guest: Arc<dyn SourceGuest>,
     layout: MachineLayout,
-    memory: Arc<Digests>,
+    held: Arc<SharedBitmap>,
     disks: Vec<Arc<Digests>>,
     limiter: Limiter,
     control: Control,
@@ -58,7 +58,7 @@ impl Work {
             board: Board::new(owed),
             guest: Arc::clone(&context.guest),
             layout: sent.layout.clone(),
-            memory: Arc::clone(&sent.memory),
+            held: Arc::clone(&sent.held),
             disks: sent.disks.clone(),
             limiter: Limiter::new(context.control.clone()),
             control: context.control.clone(),
@@ -299,12 +299,12 @@ impl<'a> Pages<'a> {
         for (index, page) in pages.enumerate() {
             let at = index * PAGE..(index + 1) * PAGE;
             let zero = is_zero(&self.data[at.clone()]);
-            if !zero {
-                work.memory.set(page, digest(&self.data[at.clone()]));
+            if zero {
+                work.held.remove(page);
+            } else {
+                work.held.insert(page);
                 self.data.copy_within(at, filled * PAGE);
                 filled += 1;
-            } else {
-                work.memory.set(page, zero_page());
             }
             match self.runs.last_mut() {
                 Some(run) if run.zero == zero => run.count += 1,

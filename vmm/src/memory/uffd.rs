@@ -16,9 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 use migration::guest::{GuestError, GuestResult, Missing, PAGE_BYTES};
 use migration::page::Bitmap;
-use nix::errno::Errno;
 use userfaultfd::{Event, EventBuffer, FeatureFlags, Uffd, UffdBuilder};
-use vm_memory::bitmap::Bitmap as _;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{Memory, MemoryError};
@@ -120,11 +118,6 @@ impl LatePages {
         Ok(Self { memory: memory.clone(), regions, uffd, announced: announced.clone(), events })
     }
 
-    fn address(&self, page: u64) -> Option<usize> {
-        let region = self.regions.iter().find(|region| (region.first..region.first + region.pages).contains(&page))?;
-        Some(region.address + (page - region.first) as usize * PAGE)
-    }
-
     fn page(&self, address: usize) -> Option<u64> {
         let inside =
             |region: &&Mapped| (region.address..region.address + region.pages as usize * PAGE).contains(&address);
@@ -148,7 +141,8 @@ impl LatePages {
             let result = unsafe { self.uffd.copy(data.as_ptr().cast(), target as *mut _, length, true) };
             let done = match result {
                 Ok(done) | Err(userfaultfd::Error::PartiallyCopied(done)) if done > 0 => done,
-                Err(userfaultfd::Error::CopyFailed(Errno::EEXIST)) => {
+                // By number: the crate's own error type is of another release of nix.
+                Err(userfaultfd::Error::CopyFailed(errno)) if errno as i32 == libc::EEXIST => {
                     // Somebody may have come to wait for it just before it was there.
                     let _ = self.uffd.wake(target as *mut _, PAGE);
                     PAGE

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use migration::policy::MigrationMode;
 use migration::report::{Report, Trigger};
 
 use super::Failure;
@@ -58,12 +59,19 @@ pub(super) struct Start {
     /// Give up after so many seconds.
     #[arg(long, value_name = "S")]
     timeout: Option<u64>,
+    /// precopy, postcopy (after one round), or hybrid: post-copy if pre-copy does not converge.
+    #[arg(long, value_parser = mode)]
+    mode: Option<MigrationMode>,
     /// If it does not converge, accept a longer downtime instead of giving up.
     #[arg(long)]
     force: bool,
     /// Test mode: compare full images of both stopped machines before Commit.
     #[arg(long)]
     compare_full: bool,
+}
+
+fn mode(text: &str) -> Result<MigrationMode, String> {
+    serde_json::from_value(text.into()).map_err(|_| "precopy, postcopy and hybrid are possible".to_owned())
 }
 
 impl Start {
@@ -74,6 +82,7 @@ impl Start {
             bandwidth_bytes_per_second: self.bandwidth.map(|mib| mib << 20).or(own.bandwidth_bytes_per_second),
             streams: self.streams.unwrap_or(own.streams),
             timeout_s: self.timeout.unwrap_or(own.timeout_s),
+            mode: self.mode.unwrap_or(own.mode),
             force_switchover: self.force || own.force_switchover,
             compare_full: self.compare_full || own.compare_full,
             ..own.clone()
@@ -291,6 +300,7 @@ mod tests {
             bandwidth: None,
             streams: None,
             timeout: None,
+            mode: None,
             force: false,
             compare_full: false,
         };

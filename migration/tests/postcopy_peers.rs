@@ -159,7 +159,8 @@ fn a_state_before_the_session_is_there() {
     for channel in [&mut victim.memory, &mut victim.disk] {
         channel.send(&Message::RoundEnd { round: 0, last: true, totals: Totals::default() }).expect("sent");
     }
-    victim.say(&Message::State { payloads: vec![] });
+    let slot = victim.layout.devices[0].clone();
+    victim.say(&Message::State { payloads: vec![StatePayload { slot, bytes: vec![0; 16] }] });
     victim.gave_up("the channels of post-copy");
 }
 

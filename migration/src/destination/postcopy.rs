@@ -372,6 +372,8 @@ impl Postcopy {
         match ending {
             Ending::Complete(Some(channel)) => {
                 self.link.control = *channel;
+                // As patient as the control channel that it now is: digests may be long in coming on a busy source.
+                self.link.control.set_patience(super::receive::SILENCE);
                 Ok(Verify::new(self.link, self.layout, self.resume, None))
             }
             Ending::Complete(None) => {

@@ -1,9 +1,10 @@
 //! A small real Linux: it finds its virtio disk, answers ping, and moves.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hostd::api::types::{KernelChoice, MigrationStage, ProbeSpec};
+use hostd::lab::interrupt;
 use tests::world::{Spec, World};
 use tests::{Need, ping, ready};
 
@@ -15,8 +16,8 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(240);
 const COMMAND_LINE: &str = "console=ttyS0 earlyprintk=ttyS0 noxsave nopti mitigations=off clearcpuid=308,295,151,141 \
                             tsc=reliable random.trust_cpu=on no_timer_check lpj=5000000 8250.nr_uarts=1 root=/dev/vdz rootwait";
 
-/// The kernel that `tests/linux/build.sh` made, or the one that `HEADROOM_LINUX` names.
-fn kernel() -> Option<PathBuf> {
+/// The kernel that `tests/linux/build.sh` made, as `vmlinux` or `bzImage`, or the one that `HEADROOM_LINUX` names.
+fn kernel(form: &str) -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("HEADROOM_LINUX") {
         return Some(named.into());
     }
@@ -27,7 +28,41 @@ fn kernel() -> Option<PathBuf> {
         eprintln!("{}", String::from_utf8_lossy(&output.stderr).trim());
         return None;
     }
-    Some(Path::new(&folder).join("vmlinux"))
+    Some(Path::new(&folder).join(form))
+}
+
+fn not_built() {
+    let required = std::env::var_os("HEADROOM_REQUIRE_KVM").is_some_and(|value| value == "1");
+    assert!(!required, "HEADROOM_REQUIRE_KVM=1, but the small Linux could not be built");
+    eprintln!("skipped: the small Linux could not be built");
+}
+
+/// The boot protocol of a compressed kernel: it unpacks itself, moves, and speaks.
+#[test]
+fn a_compressed_linux_unpacks_itself_and_speaks() {
+    if !ready(Need::Kvm) {
+        return;
+    }
+    let Some(kernel) = kernel("bzImage") else {
+        return not_built();
+    };
+    let world = World::two_hosts();
+    let mut request = Spec::busy("packed", 0).request();
+    request.kernel = KernelChoice::Path(kernel);
+    request.memory_mib = 256;
+    request.cmdline = COMMAND_LINE.into();
+    request.probes.clear();
+    let machine = world.ask("a1", async |client| client.create_machine(&request).await).expect("a machine with Linux");
+    let deadline = Instant::now() + BOOT_DEADLINE;
+    loop {
+        let text = std::fs::read_to_string(&machine.console).unwrap_or_default();
+        if text.contains("Linux version") && text.contains("BIOS-e820") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it said only: {text}");
+        interrupt::wait_until(Instant::now() + Duration::from_millis(200)).unwrap();
+    }
+    world.finish();
 }
 
 #[test]
@@ -35,11 +70,8 @@ fn linux_boots_finds_its_disk_answers_ping_and_moves() {
     if !ready(Need::Kvm) {
         return;
     }
-    let Some(kernel) = kernel() else {
-        let required = std::env::var_os("HEADROOM_REQUIRE_KVM").is_some_and(|value| value == "1");
-        assert!(!required, "HEADROOM_REQUIRE_KVM=1, but the small Linux could not be built");
-        eprintln!("skipped: the small Linux could not be built");
-        return;
+    let Some(kernel) = kernel("vmlinux") else {
+        return not_built();
     };
     let world = World::two_hosts();
     let spec = Spec::busy("linux", 0);

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 fragment=$PWD/config
 package=linux-source
-tools=(flex bison bc make gcc xz-utils libelf-dev)
+tools=(flex bison bc make gcc xz-utils lz4 libelf-dev)
 
 skip() { echo "tests/linux: no kernel for the Linux test: $*" >&2; exit 0; }
 

@@ -212,7 +212,7 @@ impl Supervisor {
                 Watched::Complete(channel) => return Ending::Complete(Some(channel)),
                 Watched::Over => return Ending::Failed,
                 Watched::Broken(error) => return self.broken(error),
-                Watched::Lost(error, next) => (error, next),
+                Watched::Lost(error, next) => (error, next.map(|next| *next)),
             };
             {
                 let mut fate = self.shared.fate();
@@ -256,7 +256,7 @@ impl Supervisor {
             if let Some(fault) = self.door.next(Role::Fault) {
                 session.end();
                 let doing = "a session of post-copy: the source has begun another one";
-                return Watched::Lost(TransportError::Closed { doing }.into(), Some(fault));
+                return Watched::Lost(TransportError::Closed { doing }.into(), Some(Box::new(fault)));
             }
         }
     }
@@ -341,7 +341,7 @@ impl Supervisor {
 
 enum Watched {
     Complete(Box<Channel>),
-    Lost(MigrationError, Option<super::listen::Newcomer>),
+    Lost(MigrationError, Option<Box<super::listen::Newcomer>>),
     Broken(MigrationError),
     Over,
 }

@@ -85,7 +85,7 @@ impl Entry {
     ) -> Result<(), MigrationError> {
         let mut owed = dirty.into_list();
         owed.subtract(&self.told);
-        send_list(&mut link.control, &owed).or_else(|error| Err(reason_of(&mut link.control, error)))?;
+        send_list(&mut link.control, &owed).map_err(|error| reason_of(&mut link.control, error))?;
         owed.union(&self.told);
         context.control.set_round(context.report.rounds.len() as u32, owed.bytes());
         let work = Work::new(context, sent, owed);
@@ -158,7 +158,9 @@ impl Postcopy {
                     }
                 },
                 (current, error) => {
-                    current.map(Session::end);
+                    if let Some(session) = current {
+                        session.end();
+                    }
                     error.unwrap_or(MigrationError::Bug("post-copy"))
                 }
             };

@@ -61,6 +61,7 @@ enum Choice {
     Idle,
     Dirty100,
     Dirty512,
+    Postcopy,
     Disk,
     Mixed,
     /// Start of the process to the first guest instruction, and memory beyond guest RAM.
@@ -75,6 +76,7 @@ impl Choice {
             Self::Idle => vec![Scenario::Idle],
             Self::Dirty100 => vec![Scenario::Dirty100],
             Self::Dirty512 => vec![Scenario::Dirty512],
+            Self::Postcopy => vec![Scenario::Postcopy],
             Self::Disk => vec![Scenario::Disk],
             Self::Mixed => vec![Scenario::Mixed],
             Self::Startup => Vec::new(),

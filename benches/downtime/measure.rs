@@ -57,11 +57,19 @@ fn our_run(scenario: Scenario, streams: u16) -> Result<Report> {
     let source = Vmm::start(a, scenario, Some(kernel(&lab)?))?;
     let destination = Vmm::start(b, scenario, None)?;
     let (mut report, seen) =
-        observed(&lab, || ours::migrate((a, &source), (b, &destination), streams)).context("headroom-vmm")?;
+        observed(&lab, || ours::migrate((a, &source), (b, &destination), streams, scenario.mode()))
+            .context("headroom-vmm")?;
     report.network_gap_ms = Some(seen.gap_ms);
     let over = report.paused_unix_ms.and_then(|paused| seen.silence_over(paused, report.downtime_ms.total));
     let over = over.map_or_else(String::new, |ms| format!("outside silence over it {ms:.1} ms, "));
     eprintln!("  headroom: total {:.0} ms, downtime {:.1} ms, {over}{seen}", report.total_ms, report.downtime_ms.total);
+    if let Some(post) = &report.postcopy {
+        let (faults, p50, p99) = (post.faults, post.fault_us_p50, post.fault_us_p99);
+        eprintln!(
+            "            post-copy: {faults} faults, p50 {p50:.0} us, p99 {p99:.0} us, {} pages pushed",
+            post.pushed_pages
+        );
+    }
     check_oracles(&lab)?;
     Ok(report)
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use hostd::lab::LabHost;
+use migration::policy::MigrationMode;
 use migration::report::Report;
 use vmm::api::client::Client;
 use vmm::api::{MachineInfo, MachineState, Metrics};
@@ -110,7 +111,12 @@ fn identity(host: &LabHost) -> Result<TlsIdentity> {
 }
 
 /// Moves the machine of `source` into `destination` and returns the source's report.
-pub fn migrate(source: (&LabHost, &Vmm), destination: (&LabHost, &Vmm), streams: u16) -> Result<Report> {
+pub fn migrate(
+    source: (&LabHost, &Vmm),
+    destination: (&LabHost, &Vmm),
+    streams: u16,
+    mode: MigrationMode,
+) -> Result<Report> {
     let (id, token) = ("bench", "5a".repeat(32));
     let receiving = destination.1.client.receive(&ReceiveConfig {
         id: id.into(),
@@ -122,7 +128,7 @@ pub fn migrate(source: (&LabHost, &Vmm), destination: (&LabHost, &Vmm), streams:
         deadline_s: PATIENCE.as_secs(),
         recover_s: PATIENCE.as_secs(),
     })?;
-    let limits = MigrationLimits { streams, downtime_ms: 100, ..MigrationLimits::default() };
+    let limits = MigrationLimits { streams, downtime_ms: 100, mode, ..MigrationLimits::default() };
     source.1.client.send(&SendConfig {
         id: id.into(),
         address: receiving.address,

@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use headroom_guest::Workload;
+use migration::policy::MigrationMode;
 use serde::Serialize;
 
 /// RAM of the machine in MiB.
@@ -23,6 +24,8 @@ pub enum Scenario {
     Dirty100,
     /// One word in each page of 400 MiB, at 512 MiB/s.
     Dirty512,
+    /// `dirty512`, moved by post-copy after one round.
+    Postcopy,
     /// A disk of 256 MiB, half of it written, while the guest writes 16 MiB/s.
     Disk,
     /// `dirty100` and `disk` together.
@@ -31,14 +34,14 @@ pub enum Scenario {
 
 impl Scenario {
     /// Every scenario.
-    pub const ALL: [Self; 5] = [Self::Idle, Self::Dirty100, Self::Dirty512, Self::Disk, Self::Mixed];
+    pub const ALL: [Self; 6] = [Self::Idle, Self::Dirty100, Self::Dirty512, Self::Postcopy, Self::Disk, Self::Mixed];
 
     /// What the guest is told.
     pub fn workload(self) -> Workload {
         let (sweep_mib, sweep_mib_per_second) = match self {
             Self::Idle | Self::Disk => (0, 0),
             Self::Dirty100 | Self::Mixed => (100, 100),
-            Self::Dirty512 => (400, 512),
+            Self::Dirty512 | Self::Postcopy => (400, 512),
         };
         let (disk_mib, disk_mib_per_second) = if self.has_disk() { (128, 16) } else { (0, 0) };
         Workload {
@@ -56,8 +59,14 @@ impl Scenario {
         matches!(self, Self::Disk | Self::Mixed)
     }
 
-    /// Whether the peer can do the same work: QEMU moves no disk without a second protocol beside the migration.
+    /// How the machine is to move.
+    pub fn mode(self) -> MigrationMode {
+        if self == Self::Postcopy { MigrationMode::Postcopy } else { MigrationMode::Precopy }
+    }
+
+    /// Whether the peer does the same work here: QEMU moves no disk without a second protocol beside the migration, and its
+    /// post-copy is not driven by this program yet.
     pub fn has_peer(self) -> bool {
-        !self.has_disk()
+        !self.has_disk() && self != Self::Postcopy
     }
 }

@@ -15,9 +15,10 @@ ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* 2>/dev/null | grep
 need_file '/usr/include/linux/userfaultfd.h' linux-libc-dev
 need_file '/usr/include/stdio.h' libc6-dev
 
-# A TLS client that is not ours: it tries to speak TLS 1.2. (The small Linux of the tests installs what it needs itself.)
+# A TLS client that is not ours: it tries to speak TLS 1.2. A ping that is not ours either. (The small Linux of the tests installs what it needs itself.)
 if [ "$want" = test ]; then
   need_command openssl openssl
+  need_command ping iputils-ping
 fi
 if [ "$want" = bench ]; then
   need_command qemu-system-x86_64 qemu-system-x86

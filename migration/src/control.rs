@@ -60,6 +60,8 @@ pub struct Status {
     pub expected_remaining: Option<Duration>,
     /// True once the destination runs the machine, or may run it.
     pub committed: bool,
+    /// It could switch over, and waits for [`Control::release`]; rounds go on meanwhile.
+    pub waiting: bool,
     /// What the operator should know now: a lost link in post-copy, with what it holds up.
     pub note: Option<String>,
 }
@@ -85,6 +87,9 @@ struct Inner {
     decision: Mutex<Cancellation>,
     cancelled: AtomicBool,
     bandwidth: AtomicU64,
+    downtime_us: AtomicU64,
+    held: AtomicBool,
+    waiting: AtomicBool,
     samples: Mutex<VecDeque<(Instant, u64)>>,
     abandoned: AtomicBool,
     note: Mutex<Option<String>>,
@@ -138,6 +143,37 @@ impl Control {
         }
     }
 
+    /// Changes the longest downtime that the switchover may be expected to take. Holds from the end of the round on.
+    pub fn set_downtime(&self, limit: Duration) {
+        let us = u64::try_from(limit.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.inner.downtime_us.store(us, Ordering::Relaxed);
+    }
+
+    /// The downtime limit, if it was changed.
+    pub fn downtime(&self) -> Option<Duration> {
+        match self.inner.downtime_us.load(Ordering::Relaxed) {
+            0 => None,
+            us => Some(Duration::from_micros(us)),
+        }
+    }
+
+    /// Keeps the migration from switching over (or from entering post-copy) until [`Control::release`]: once it is ready it
+    /// says so ([`Status::waiting`]) and keeps the destination up to date, with the guest running at the source. The time
+    /// so spent counts for no limit.
+    pub fn hold(&self) {
+        self.inner.held.store(true, Ordering::SeqCst);
+    }
+
+    /// Lets a migration that was held go on.
+    pub fn release(&self) {
+        self.inner.held.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether the switchover has to wait.
+    pub fn is_held(&self) -> bool {
+        self.inner.held.load(Ordering::SeqCst)
+    }
+
     /// Progress now.
     pub fn status(&self) -> Status {
         let inner = &*self.inner;
@@ -148,7 +184,8 @@ impl Control {
         let dirty_bytes_per_second = inner.dirty_rate.load(Ordering::Relaxed) as f64;
         // While bytes are sent at rate r the guest dirties at rate d: what remains shrinks at r - d.
         let net = bytes_per_second - dirty_bytes_per_second;
-        let moving = Phase::ALL[phase as usize] == Phase::Precopy && net > 0.0;
+        let waiting = self.is_waiting();
+        let moving = Phase::ALL[phase as usize] == Phase::Precopy && net > 0.0 && !waiting;
         Status {
             phase: Phase::ALL[phase as usize],
             round: inner.round.load(Ordering::Relaxed),
@@ -160,6 +197,7 @@ impl Control {
                 .then(|| Duration::try_from_secs_f64(bytes_remaining as f64 / net).ok())
                 .flatten(),
             committed: locked(&inner.decision).committed,
+            waiting,
             note: locked(&inner.note).clone(),
         }
     }
@@ -190,6 +228,14 @@ impl Control {
     /// Whether somebody gave up.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.inner.abandoned.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set_waiting(&self, waiting: bool) {
+        self.inner.waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.inner.waiting.load(Ordering::Relaxed)
     }
 
     /// Sets or clears what the operator should know.

@@ -94,6 +94,17 @@ pub enum MigrationError {
 }
 
 impl MigrationError {
+    /// Whether the next attempt may succeed without anybody having changed anything: the link, or the process at its other
+    /// end, went away. What either end refuses it will refuse again.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Transport(TransportError::Stopped) => false,
+            Self::Transport(error) => error.is_link(),
+            Self::PausedTooLong => true,
+            _ => false,
+        }
+    }
+
     /// The error and its causes in one line.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

@@ -281,6 +281,11 @@ impl History {
         self.disk.bytes_per_second
     }
 
+    /// What remained so far says nothing about the rounds to come: the switchover was held back meanwhile.
+    pub fn forget_progress(&mut self) {
+        (self.least_remaining, self.without_progress) = (None, 0);
+    }
+
     /// Notes what remained after a round; returns how many rounds in a row came no closer.
     pub fn remained(&mut self, bytes: u64) -> u32 {
         match self.least_remaining {

@@ -46,6 +46,8 @@ pub enum TriggerKind {
     Event,
     /// The host is being drained.
     Drain,
+    /// A declared probe failed after a migration, and the operator wanted the machine back then.
+    Return,
 }
 
 /// Parts of the downtime in milliseconds, in the order in which they happen; `total` spans from the stop of the last vCPU at
@@ -195,6 +197,9 @@ pub struct Report {
     pub outcome: Outcome,
     /// Why it failed and what to do, or why it was started.
     pub reason: String,
+    /// It failed for a reason that may be gone at the next attempt: a lost link, a peer that went away.
+    #[serde(default)]
+    pub transient: bool,
     /// From the request to the resumed destination; in post-copy, to the arrival of the last page and block.
     pub total_ms: f64,
     /// When the guest was stopped at the source, in milliseconds of Unix time by that host's clock; `null` if it was not.
@@ -235,6 +240,7 @@ impl Report {
             mode: Mode::Precopy,
             outcome: Outcome::Failed,
             reason: String::new(),
+            transient: false,
             total_ms: 0.0,
             paused_unix_ms: None,
             downtime_ms: Downtime::default(),

@@ -16,6 +16,7 @@ const LINGER: Duration = Duration::from_millis(300);
 pub(super) fn abort(context: &mut Context, failed: Box<Failed>) {
     let Failed { error, link, in_doubt } = *failed;
     let abandoned = matches!(error, MigrationError::Abandoned { .. });
+    context.report.transient = !context.control.is_cancelled() && error.is_transient();
     let mut reason = match error {
         // Whatever broke, broke because of the cancel.
         _ if context.control.is_cancelled() => MigrationError::Cancelled.chain(),

@@ -93,8 +93,17 @@ struct Context {
     stop: Stop,
     report: Report,
     started: Instant,
+    held: Held,
     /// What has been done to the machine and must be undone if the migration fails.
     done: Done,
+}
+
+/// How long the operator held the switchover back: counts for no limit.
+#[derive(Default)]
+struct Held {
+    since: Option<Instant>,
+    time: Duration,
+    rounds: u32,
 }
 
 #[derive(Default)]
@@ -121,8 +130,15 @@ impl Context {
             options,
             report,
             started: Instant::now(),
+            held: Held::default(),
             done: Done::default(),
         }
+    }
+
+    /// Time since the start, without that in which the operator held it back.
+    fn spent(&self) -> Duration {
+        let held = self.held.time + self.held.since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.started.elapsed().saturating_sub(held)
     }
 
     /// Fails if somebody has cancelled.

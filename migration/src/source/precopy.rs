@@ -24,6 +24,9 @@ use crate::wire::handshake::Role;
 /// The destination hears from this end at least so often.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
+/// While the switchover is held back a round begins so often: what the guest has written meanwhile stays small.
+const HELD_ROUND: Duration = Duration::from_secs(1);
+
 /// Rounds can begin.
 pub(super) struct Precopy {
     link: Link,
@@ -97,10 +100,14 @@ impl Precopy {
             let elapsed = start.elapsed();
             note(context, &job, &shares, elapsed, dirty.memory.count());
             history.sent((shares.memory.data_bytes, shares.memory.busy), (shares.disk.data_bytes, shares.disk.busy));
+            if let Some(limit) = context.control.downtime() {
+                context.options.limits.downtime = limit;
+            }
+            let next = job.round + 1;
             let mut stats = RoundStats {
-                round: job.round,
+                round: job.round - context.held.rounds,
                 elapsed,
-                total_elapsed: context.started.elapsed(),
+                total_elapsed: context.spent(),
                 dirty_pages: dirty.memory.count(),
                 dirty_blocks: dirty.blocks(),
                 memory_bytes_per_second: history.memory_bytes_per_second(),
@@ -113,7 +120,7 @@ impl Precopy {
             context.check_cancelled()?;
             let decision = converge(&stats, &context.options.limits);
             tracing::info!(
-                round = stats.round,
+                round = job.round,
                 ms = elapsed.as_secs_f64() * 1e3,
                 bytes = shares.memory.bytes + shares.disk.bytes,
                 dirty_pages = stats.dirty_pages,
@@ -122,16 +129,21 @@ impl Precopy {
                 ?decision,
                 "round"
             );
+            if wait_if_held(context, &mut self.link, &decision)? {
+                history.forget_progress();
+                job = dirty.into_job(next, false);
+                continue;
+            }
             match decision {
-                Decision::Continue => job = dirty.into_job(stats.round + 1, false),
+                Decision::Continue => job = dirty.into_job(next, false),
                 Decision::Switchover | Decision::ForceSwitchover => {
-                    let (round, estimate) = (stats.round + 1, stats.estimated_downtime());
+                    let (round, estimate) = (next, stats.estimated_downtime());
                     return Ok(Plan { dirty, round, estimate, postcopy: None });
                 }
                 Decision::Postcopy => {
                     let entry = postcopy::enter(context, &mut self.link, dirty)?;
-                    let (dirty, round) = (Dirty::none(&self.sent), stats.round + 1);
-                    return Ok(Plan { dirty, round, estimate: FIXED_COST, postcopy: Some(entry) });
+                    let dirty = Dirty::none(&self.sent);
+                    return Ok(Plan { dirty, round: next, estimate: FIXED_COST, postcopy: Some(entry) });
                 }
                 Decision::GiveUp { reason } => return Err(MigrationError::NotConverging { reason }),
             }
@@ -152,6 +164,32 @@ impl Precopy {
         let disk = DiskWork::everything(&context.guest.disks(), &self.sent.layout.disks)?;
         Ok(Job { round: 0, last: false, memory: Arc::new(MemoryWork::new(memory)), disk: Arc::new(disk) })
     }
+}
+
+/// If the operator holds the switchover back and it has come so far: waits a moment, or until it is released. True if another
+/// round has to follow, since the guest has written meanwhile.
+///
+/// A guest that became too busy while it was held is not given up: whoever held it decides.
+fn wait_if_held(context: &mut Context, link: &mut Link, decision: &Decision) -> Result<bool, MigrationError> {
+    let ready = !matches!(decision, Decision::Continue | Decision::GiveUp { .. });
+    if !context.control.is_held() {
+        context.control.set_waiting(false);
+        context.held.time += context.held.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        return Ok(false);
+    }
+    if !ready && context.held.since.is_none() {
+        return Ok(false);
+    }
+    context.control.set_waiting(true);
+    context.held.since.get_or_insert_with(Instant::now);
+    context.held.rounds += 1;
+    let until = Instant::now() + HELD_ROUND;
+    while context.control.is_held() && Instant::now() < until {
+        context.check_cancelled()?;
+        keep_alive(context, link)?;
+        std::thread::sleep(TICK);
+    }
+    Ok(true)
 }
 
 fn start_tracking(context: &mut Context) -> Result<(), MigrationError> {
@@ -197,20 +235,26 @@ pub(super) fn wait_round(context: &Context, link: &mut Link, waiting: usize) -> 
                 });
             }
         }
-        if !context.done.paused && link.heard.elapsed() > KEEP_ALIVE {
-            let trip = ping(&mut link.control, link.heard.elapsed().as_nanos() as u64)?;
-            link.round_trip = link.round_trip.min(trip);
-            link.heard = Instant::now();
-        }
+        keep_alive(context, link)?;
     }
     Ok(shares)
+}
+
+/// Says something if nothing was said for a while.
+fn keep_alive(context: &Context, link: &mut Link) -> Result<(), MigrationError> {
+    if !context.done.paused && link.heard.elapsed() > KEEP_ALIVE {
+        let trip = ping(&mut link.control, link.heard.elapsed().as_nanos() as u64)?;
+        link.round_trip = link.round_trip.min(trip);
+        link.heard = Instant::now();
+    }
+    Ok(())
 }
 
 /// Fails if the migration was cancelled, takes too long, or holds the guest for too long.
 fn check_time(context: &Context) -> Result<(), MigrationError> {
     context.check_cancelled()?;
     let limit = context.options.limits.timeout;
-    if !context.done.paused && context.started.elapsed() > limit {
+    if !context.done.paused && context.held.since.is_none() && context.spent() > limit {
         return Err(MigrationError::TimedOut { after: limit });
     }
     if context.done.pause_limit.is_some_and(|limit| Instant::now() > limit) {
@@ -235,13 +279,24 @@ impl Share {
 /// Puts a round into the report.
 pub(super) fn note(context: &mut Context, job: &Job, shares: &RoundShares, elapsed: Duration, dirty_after: u64) {
     let report = &mut context.report;
-    report.rounds.push(Round {
+    let round = Round {
         pages: shares.memory.looked,
         bytes: shares.memory.bytes,
         zero_pages: shares.memory.zeroes,
         ms: elapsed.as_secs_f64() * 1e3,
         dirty_pages_after: dirty_after,
-    });
+    };
+    match report.rounds.last_mut().filter(|_| context.held.rounds > 1 && context.held.since.is_some()) {
+        // It may be held for days: its rounds are one in the report.
+        Some(held) => {
+            held.pages += round.pages;
+            held.bytes += round.bytes;
+            held.zero_pages += round.zero_pages;
+            held.ms += round.ms;
+            held.dirty_pages_after = round.dirty_pages_after;
+        }
+        None => report.rounds.push(round),
+    }
     let memory = &mut report.memory;
     let busy = memory.bytes_sent as f64 / memory.throughput_bytes_per_second.max(1.0);
     memory.bytes_sent += shares.memory.bytes;

@@ -137,6 +137,7 @@ pub fn migrate(
         destination_host: destination.0.name().into(),
         tls: identity(source.0)?,
         limits,
+        pause_before_switchover: false,
         trigger: migration::report::Trigger::default(),
     })?;
     let deadline = Instant::now() + PATIENCE;

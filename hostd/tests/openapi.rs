@@ -229,12 +229,12 @@ fn migration() -> Value {
     json!({"id": "mig-1", "machine": "vm1", "source": "a1", "destination": "b1", "side": "source", "stage": "transferring",
         "trigger": trigger(), "started_unix_ms": 1, "ended_unix_ms": 2, "error": "x", "warning": "x", "report": report(),
         "progress": {"id": "mig-1", "phase": "precopy", "committed": false, "round": 1, "bytes_done": 1, "bytes_remaining": 1,
-            "bytes_per_second": 1.0, "dirty_bytes_per_second": 1.0, "expected_remaining_ms": 1.0, "report": report(), "error": "x"}})
+            "bytes_per_second": 1.0, "dirty_bytes_per_second": 1.0, "waiting": true, "lost": true, "bandwidth_bytes_per_second": 1, "expected_remaining_ms": 1.0, "report": report(), "error": "x"}})
 }
 
 fn report() -> Value {
     json!({"id": "mig-1", "machine": "vm1", "source": "a1", "destination": "b1", "mode": "precopy", "outcome": "completed",
-        "reason": "x", "total_ms": 1.0, "paused_unix_ms": 1.0,
+        "reason": "x", "transient": true, "total_ms": 1.0, "paused_unix_ms": 1.0,
         "downtime_ms": {"pause": 1.0, "final_pages": 1.0, "final_blocks": 1.0, "state": 1.0, "commit": 1.0, "resume": 1.0, "total": 1.0},
         "network_gap_ms": 1.0, "rounds": [{"pages": 1, "bytes": 1, "zero_pages": 1, "ms": 1.0, "dirty_pages_after": 1}],
         "memory": {"bytes_sent": 1, "pages_total": 1, "pages_zero": 1, "throughput_bytes_per_second": 1.0},

@@ -96,6 +96,7 @@ fn a_vmm_that_waits_for_a_machine_takes_it_only_from_the_one_who_may() {
         destination_host: "b1".into(),
         tls: identity(a1.tls()),
         limits: MigrationLimits::default(),
+        pause_before_switchover: false,
         trigger: Default::default(),
     };
     let attempt = |change: &dyn Fn(&mut SendConfig)| {

@@ -249,6 +249,9 @@ pub struct SendConfig {
     /// What the operator allows.
     #[serde(default)]
     pub limits: MigrationLimits,
+    /// When it is ready, wait for `PUT /v1/migration/continue` before the guest is stopped.
+    #[serde(default)]
+    pub pause_before_switchover: bool,
     /// Why it was started; copied into the report.
     #[serde(default)]
     pub trigger: migration::report::Trigger,

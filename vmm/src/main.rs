@@ -104,8 +104,8 @@ fn run(arguments: &Arguments, started: Started) -> anyhow::Result<ExitCode> {
     tracing::info!("ending");
     drop(api);
     let code = if failed { 3 } else { 0 };
-    if service.info().state == MachineState::Stopped {
-        // Not through the destructors: threads of a machine that lost memory in post-copy may wait for it, and cannot be joined.
+    if service.may_hang() {
+        // Not through the destructors, which would join them.
         std::process::exit(code);
     }
     Ok(ExitCode::from(code as u8))

@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::api::{MachineDigest, MachineInfo, MachineState, Metrics, MigrationStatus, Receiving, Settle};
+use crate::api::{
+    ChangedLimits, MachineDigest, MachineInfo, MachineState, Metrics, MigrationStatus, Receiving, Settle,
+};
 use crate::config::{MachineConfig, ReceiveConfig, SendConfig};
 use crate::migrate::{Job, JobError};
 use crate::snapshot::{self, SnapshotError};
+use crate::vcpu::StopReason;
 use crate::vm::{DigestError, Machine, MachineError};
 
 /// A request cannot be served.
@@ -30,6 +33,12 @@ pub enum ServiceError {
     /// Cancelled too late.
     #[error(transparent)]
     TooLate(#[from] migration::control::TooLate),
+    /// Nothing to steer.
+    #[error("migration {0} has ended: there is nothing to change")]
+    Over(String),
+    /// A machine that arrives is steered at its source.
+    #[error("migration {0} arrives here: change it at its source")]
+    Arriving(String),
     /// Nothing to settle.
     #[error("no migration is in doubt: there is nothing to settle")]
     NotInDoubt,
@@ -221,6 +230,37 @@ impl Service {
         Ok(job.status())
     }
 
+    /// Changes limits of a migration that leaves from here, while it runs.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if there is none that could be changed, or a limit is out of range; nothing is changed then.
+    pub fn change_limits(&self, limits: &ChangedLimits) -> Result<MigrationStatus, ServiceError> {
+        let job = self.leaving()?;
+        job.change_limits(limits)?;
+        Ok(job.status())
+    }
+
+    /// Lets a migration go on that was held before its switchover.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if none leaves from here.
+    pub fn proceed(&self) -> Result<MigrationStatus, ServiceError> {
+        let job = self.leaving()?;
+        job.proceed();
+        Ok(job.status())
+    }
+
+    /// Whether threads of this process may never end: those of a machine that lost memory in post-copy, or still waits for
+    /// it, cannot be joined.
+    pub fn may_hang(&self) -> bool {
+        let stopped = |machine: &Arc<Machine>| machine.state() == MachineState::Stopped;
+        let Some(machine) = self.present().filter(stopped) else { return false };
+        let arriving = lock(&self.job).as_ref().is_some_and(|job| !job.leaves() && job.ended().is_none());
+        arriving || matches!(machine.stop_reason(), Some(StopReason::Failure(_)))
+    }
+
     /// Ends the doubt about a Commit that was not answered.
     ///
     /// # Errors
@@ -257,6 +297,15 @@ impl Service {
 
     fn machine(&self) -> Result<Arc<Machine>, ServiceError> {
         self.present().ok_or(ServiceError::NoMachine)
+    }
+
+    fn leaving(&self) -> Result<Arc<Job>, ServiceError> {
+        let job = self.job()?;
+        match (job.leaves(), job.ended()) {
+            (true, None) => Ok(job),
+            (true, Some(_)) => Err(ServiceError::Over(job.id().to_owned())),
+            (false, _) => Err(ServiceError::Arriving(job.id().to_owned())),
+        }
     }
 
     fn job(&self) -> Result<Arc<Job>, ServiceError> {

@@ -8,7 +8,7 @@ use common::{Lab, Vmm, ready, until};
 use headroom_guest::{Client as Guest, Status};
 use migration::report::{Outcome, Report};
 use migration::testing::Authority;
-use vmm::api::MachineState;
+use vmm::api::{ChangedLimits, MachineState, Phase};
 use vmm::config::{MigrationLimits, ReceiveConfig, SendConfig, TlsIdentity};
 
 const TOKEN: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
@@ -31,6 +31,14 @@ fn healthy(status: &Status) {
 }
 
 fn migrate(authority: &Authority, from: &Vmm, to: &Vmm, id: &str) -> Report {
+    start(authority, from, to, id, false);
+    let report = from.migrated().report.expect("the source has a report");
+    // The destination hears of the end a moment later, and until then it takes no further migration.
+    to.migrated();
+    report
+}
+
+fn start(authority: &Authority, from: &Vmm, to: &Vmm, id: &str, pause_before_switchover: bool) {
     let receiving = to
         .client
         .receive(&ReceiveConfig {
@@ -53,13 +61,51 @@ fn migrate(authority: &Authority, from: &Vmm, to: &Vmm, id: &str) -> Report {
             destination_host: "b".into(),
             tls: identity(authority, "a"),
             limits: MigrationLimits::default(),
+            pause_before_switchover,
             trigger: Default::default(),
         })
         .expect("it starts");
-    let report = from.migrated().report.expect("the source has a report");
-    // The destination hears of the end a moment later, and until then it takes no further migration.
-    to.migrated();
-    report
+}
+
+#[test]
+fn it_waits_before_the_switchover_and_takes_other_limits_meanwhile() {
+    if !ready("it_waits_before_the_switchover_and_takes_other_limits_meanwhile") {
+        return;
+    }
+    let lab = Lab::new();
+    let authority = Authority::new();
+    for tap in ["tap0", "tap1"] {
+        lab.tap(tap);
+    }
+    let here = lab.vmm("vmm0", &lab.config(160, WORKLOAD, "tap0", &lab.disk("disk0", 16)), &[]);
+    let there = lab.vmm("vmm1", &lab.config(160, WORKLOAD, "tap1", &lab.disk("disk1", 16)), &["--incoming"]);
+    let mut guest = guest();
+    let before = until("the guest's answer", Duration::from_secs(60), || guest.status().ok());
+    let refused = here.client.change_limits(&ChangedLimits::default()).unwrap_err();
+    assert_eq!(refused.status(), Some(404), "{refused}");
+    start(&authority, &here, &there, "m1", true);
+    let status = || here.client.migration().expect("an answer").expect("a migration");
+    let ready = until("readiness", Duration::from_secs(60), || Some(status()).filter(|status| status.waiting));
+    assert_eq!((ready.phase, ready.bandwidth_bytes_per_second), (Phase::Precopy, None));
+    let limits = ChangedLimits { bandwidth_bytes_per_second: Some(Some(64 << 20)), downtime_ms: Some(80) };
+    assert_eq!(here.client.change_limits(&limits).expect("taken").bandwidth_bytes_per_second, Some(64 << 20));
+    let wrong = ChangedLimits { bandwidth_bytes_per_second: Some(None), downtime_ms: Some(0) };
+    assert_eq!(here.client.change_limits(&wrong).unwrap_err().status(), Some(422));
+    assert_eq!(status().bandwidth_bytes_per_second, Some(64 << 20), "all or nothing");
+    until("more rounds", Duration::from_secs(20), || Some(status()).filter(|now| now.round >= ready.round + 2));
+    until("the guest, which runs meanwhile", Duration::from_secs(20), || {
+        guest.status().ok().filter(|now| now.sweep_step > before.sweep_step)
+    });
+    assert_eq!(
+        (here.state(), there.client.continue_migration().unwrap_err().status()),
+        (MachineState::Running, Some(409))
+    );
+    here.client.continue_migration().expect("it goes on");
+    let report = here.migrated().report.expect("the source has a report");
+    assert_eq!(report.outcome, Outcome::Completed, "{}", report.reason);
+    assert_eq!(report.verification.memory_digest_ok, Some(true), "{:?}", report.verification);
+    assert_eq!(here.client.continue_migration().unwrap_err().status(), Some(409), "it is over");
+    there.migrated();
 }
 
 #[test]

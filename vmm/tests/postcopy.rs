@@ -64,6 +64,7 @@ fn send(authority: &Authority, from: &Vmm, address: SocketAddr, limits: Migratio
         destination_host: "b".into(),
         tls: identity(authority, "a"),
         limits,
+        pause_before_switchover: false,
         trigger: Default::default(),
     };
     from.client.send(&config).expect("it starts");

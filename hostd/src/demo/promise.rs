@@ -185,6 +185,7 @@ mod tests {
             mode: Mode::Precopy,
             outcome: Outcome::Completed,
             reason: String::new(),
+            transient: false,
             total_ms: 900.0,
             paused_unix_ms: Some(1.0),
             downtime_ms: Downtime { total: 10.0, ..Downtime::default() },

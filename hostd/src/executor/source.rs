@@ -111,6 +111,7 @@ impl Executor {
             destination_host: migration.destination.clone(),
             tls: self.inner.identity.pem().clone(),
             limits,
+            pause_before_switchover: false,
             trigger: migration.trigger.clone(),
         };
         // Stored first: after a crash between the two the VMM is asked whether it sends.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{MachineDigest, MachineInfo, Metrics, MigrationStatus, Problem, Receiving, Save, Settle};
+use super::{ChangedLimits, MachineDigest, MachineInfo, Metrics, MigrationStatus, Problem, Receiving, Save, Settle};
 use crate::config::{ReceiveConfig, SendConfig};
 
 /// Longest answer that is read: a migration report with many rounds stays well below it.
@@ -165,6 +165,16 @@ impl Client {
     /// Cancels the migration; refused with 409 once Commit was sent.
     pub fn cancel_migration(&self) -> Result<MigrationStatus, ClientError> {
         self.call("DELETE", "/v1/migration").json(&())
+    }
+
+    /// Changes limits of a migration that leaves from here.
+    pub fn change_limits(&self, limits: &ChangedLimits) -> Result<MigrationStatus, ClientError> {
+        self.call("PUT", "/v1/migration/limits").json(limits)
+    }
+
+    /// Lets a migration switch over that was held back.
+    pub fn continue_migration(&self) -> Result<MigrationStatus, ClientError> {
+        self.call("PUT", "/v1/migration/continue").json(&())
     }
 
     /// Gives up a post-copy whose link is lost: what the destination lacks is lost with it.

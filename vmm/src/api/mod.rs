@@ -13,6 +13,8 @@
 //! | `PUT /v1/migration/send` | [`crate::config::SendConfig`] | 202 [`MigrationStatus`]; runs in the background |
 //! | `GET /v1/migration` | | [`MigrationStatus`]; 404 if there was none |
 //! | `DELETE /v1/migration` | | 202 [`MigrationStatus`]; 409 once Commit was sent |
+//! | `PUT /v1/migration/limits` | [`ChangedLimits`] | [`MigrationStatus`]; at the source, while it runs |
+//! | `PUT /v1/migration/continue` | | [`MigrationStatus`]; lets a migration switch over that was held back |
 //! | `PUT /v1/migration/abandon` | | 202 [`MigrationStatus`]; gives up a post-copy whose link is lost |
 //! | `PUT /v1/migration/settle` | [`Settle`] | [`MachineInfo`]; only while in doubt |
 //!
@@ -151,6 +153,15 @@ pub struct MigrationStatus {
     pub bytes_per_second: f64,
     /// Rate at which the guest dirties memory.
     pub dirty_bytes_per_second: f64,
+    /// It could switch over and was told to wait for `PUT /v1/migration/continue`.
+    #[serde(default)]
+    pub waiting: bool,
+    /// It arrived by post-copy, lost a part of itself, and is stopped here for good; `error` says what is missing.
+    #[serde(default)]
+    pub lost: bool,
+    /// The budget in force, over all channels; `null` is no limit.
+    #[serde(default)]
+    pub bandwidth_bytes_per_second: Option<u64>,
     /// Expected time to the switchover in milliseconds; `null` if it does not converge at this rate.
     pub expected_remaining_ms: Option<f64>,
     /// Present at the source once ended.
@@ -158,6 +169,23 @@ pub struct MigrationStatus {
     /// What went wrong, once ended without success (both sides); before that, what the operator should know now, such as a
     /// lost link in post-copy.
     pub error: Option<String>,
+}
+
+/// Body of `PUT /v1/migration/limits`: what is left out stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangedLimits {
+    /// Bytes per second over all channels, at least 4096; `null` lifts the limit.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub bandwidth_bytes_per_second: Option<Option<u64>>,
+    /// Longest downtime, in milliseconds, that the switchover may be expected to take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms: Option<u64>,
+}
+
+/// A field that is there, even as `null`, is a value.
+fn given<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u64>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// Body of `PUT /v1/migration/settle`: what the daemons have agreed on.

@@ -25,7 +25,7 @@ pub(super) struct Answer {
 type Handler = fn(&Service, &[u8]) -> Result<Answer, Answer>;
 
 /// The table of the [module](super).
-const ROUTES: [(&str, &str, Handler); 13] = [
+const ROUTES: [(&str, &str, Handler); 15] = [
     ("GET", "/v1/machine", |service, _| json(200, &service.info())),
     ("PUT", "/v1/machine/pause", |service, _| json(200, &service.pause().map_err(problem)?)),
     ("PUT", "/v1/machine/resume", |service, _| json(200, &service.resume().map_err(problem)?)),
@@ -40,6 +40,8 @@ const ROUTES: [(&str, &str, Handler); 13] = [
     ("PUT", "/v1/migration/send", |service, body| json(202, &service.send(parse(body)?).map_err(problem)?)),
     ("GET", "/v1/migration", |service, _| json(200, &service.migration().map_err(problem)?)),
     ("DELETE", "/v1/migration", |service, _| json(202, &service.cancel().map_err(problem)?)),
+    ("PUT", "/v1/migration/limits", |service, body| json(200, &service.change_limits(&parse(body)?).map_err(problem)?)),
+    ("PUT", "/v1/migration/continue", |service, _| json(200, &service.proceed().map_err(problem)?)),
     ("PUT", "/v1/migration/abandon", |service, _| json(202, &service.abandon().map_err(problem)?)),
     ("PUT", "/v1/migration/settle", |service, body| json(200, &service.settle(parse(body)?).map_err(problem)?)),
 ];

@@ -15,7 +15,7 @@ use migration::transport::tls::Identity;
 
 use super::destination::Place;
 use super::{Arrival, Departure, chain};
-use crate::api::{MigrationStatus, Phase};
+use crate::api::{ChangedLimits, MigrationStatus, Phase};
 use crate::config::{MachineConfig, MigrationLimits, ReceiveConfig, SendConfig, TlsIdentity};
 use crate::vm::Machine;
 
@@ -74,6 +74,7 @@ pub enum Ended {
 /// A migration that runs or has ended.
 pub struct Job {
     id: String,
+    leaves: bool,
     control: Control,
     ended: Arc<Mutex<Option<Ended>>>,
     settled: AtomicBool,
@@ -83,6 +84,33 @@ impl Job {
     /// Its id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Whether the machine leaves from here.
+    pub fn leaves(&self) -> bool {
+        self.leaves
+    }
+
+    /// Changes limits while it runs.
+    ///
+    /// # Errors
+    ///
+    /// [`JobError::Limit`] if one is out of range; nothing is changed then.
+    pub fn change_limits(&self, limits: &ChangedLimits) -> Result<(), JobError> {
+        check_bandwidth(limits.bandwidth_bytes_per_second.flatten())?;
+        if let Some(downtime_ms) = limits.downtime_ms {
+            check_downtime(downtime_ms)?;
+            self.control.set_downtime(Duration::from_millis(downtime_ms));
+        }
+        if let Some(bandwidth) = limits.bandwidth_bytes_per_second {
+            self.control.set_bandwidth(bandwidth);
+        }
+        Ok(())
+    }
+
+    /// Lets it switch over, if it was held back.
+    pub fn proceed(&self) {
+        self.control.release();
     }
 
     /// The daemons have agreed where the machine runs: the doubt is over.
@@ -97,7 +125,7 @@ impl Job {
     /// [`JobError`] if a value is out of range.
     pub fn send(machine: Arc<Machine>, config: SendConfig) -> Result<Self, JobError> {
         check_names(&config.id, &config.source_host, &config.destination_host)?;
-        let options = SourceOptions {
+        let mut options = SourceOptions {
             id: config.id.clone(),
             address: config.address,
             token: token(&config.token)?,
@@ -107,7 +135,13 @@ impl Job {
             limits: limits(&config.limits)?,
             trigger: config.trigger,
         };
-        Self::start(config.id, "migrate-out", move |control| {
+        let control = Control::new();
+        // Set before it can be changed, and not once more by a thread that begins later.
+        control.set_bandwidth(options.limits.bandwidth_bytes_per_second.take());
+        if config.pause_before_switchover {
+            control.hold();
+        }
+        Self::start(config.id, true, control, move |control| {
             let report = migration::source::run(Arc::new(Departure(machine)), options, control);
             tracing::info!(outcome = ?report.outcome, total_ms = report.total_ms, reason = %report.reason, "migration ended");
             Ended::Sent(Box::new(report))
@@ -139,7 +173,7 @@ impl Job {
         let fail = |source| JobError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
-        let job = Self::start(config.id, "migrate-in", move |control| {
+        let job = Self::start(config.id, false, Control::new(), move |control| {
             let guest = Arc::new(Arrival::new(machine, place));
             match migration::destination::run(guest, listener, options, control) {
                 Ok(received) => {
@@ -156,9 +190,15 @@ impl Job {
         Ok((job, address))
     }
 
-    fn start(id: String, name: &str, work: impl FnOnce(&Control) -> Ended + Send + 'static) -> Result<Self, JobError> {
-        let (control, ended) = (Control::new(), Arc::default());
-        let job = Self { id, control: control.clone(), ended: Arc::clone(&ended), settled: AtomicBool::new(false) };
+    fn start(
+        id: String,
+        leaves: bool,
+        control: Control,
+        work: impl FnOnce(&Control) -> Ended + Send + 'static,
+    ) -> Result<Self, JobError> {
+        let name = if leaves { "migrate-out" } else { "migrate-in" };
+        let (ended, settled) = (Arc::default(), AtomicBool::new(false));
+        let job = Self { id, leaves, control: control.clone(), ended: Arc::clone(&ended), settled };
         let run = move || {
             let result = work(&control);
             *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
@@ -195,7 +235,7 @@ impl Job {
     /// Progress or result.
     pub fn status(&self) -> MigrationStatus {
         let status = self.control.status();
-        let (mut report, mut error) = (None, status.note);
+        let (mut report, mut error, mut lost) = (None, status.note, false);
         let ended = self.ended();
         let phase = if ended.is_some() { Phase::Ended } else { phase(status.phase) };
         match ended {
@@ -204,7 +244,7 @@ impl Job {
                 report = Some(*sent);
             }
             Some(Ended::Received(received)) => error = received.warning,
-            Some(Ended::NotReceived(text)) => error = Some(text),
+            Some(Ended::NotReceived(text)) => (error, lost) = (Some(text), status.committed),
             None => {}
         }
         MigrationStatus {
@@ -216,6 +256,9 @@ impl Job {
             bytes_remaining: status.bytes_remaining,
             bytes_per_second: status.bytes_per_second,
             dirty_bytes_per_second: status.dirty_bytes_per_second,
+            waiting: status.waiting,
+            lost,
+            bandwidth_bytes_per_second: self.control.bandwidth(),
             expected_remaining_ms: status.expected_remaining.map(|time| time.as_secs_f64() * 1e3),
             report,
             error,
@@ -265,15 +308,23 @@ fn check(field: &'static str, value: u64, valid: RangeInclusive<u64>, range: &'s
     if valid.contains(&value) { Ok(()) } else { Err(JobError::Limit { field, value, range }) }
 }
 
+fn check_downtime(ms: u64) -> Result<(), JobError> {
+    check("limits.downtime_ms", ms, 1..=600_000, "1 to 600000")
+}
+
+fn check_bandwidth(rate: Option<u64>) -> Result<(), JobError> {
+    rate.map_or(Ok(()), |rate| {
+        check("limits.bandwidth_bytes_per_second", rate, 4096..=u64::MAX, "null or at least 4096")
+    })
+}
+
 fn limits(limits: &MigrationLimits) -> Result<Limits, JobError> {
     let streams = limits.streams;
-    check("limits.downtime_ms", limits.downtime_ms, 1..=600_000, "1 to 600000")?;
+    check_downtime(limits.downtime_ms)?;
     check("limits.streams", streams.into(), 1..=Limits::MAX_STREAMS.into(), "1 to 16")?;
     check("limits.max_rounds", limits.max_rounds.into(), 1..=10_000, "1 to 10000")?;
     check("limits.timeout_s", limits.timeout_s, 1..=604_800, "1 to 604800")?;
-    if let Some(rate) = limits.bandwidth_bytes_per_second {
-        check("limits.bandwidth_bytes_per_second", rate, 4096..=u64::MAX, "null or at least 4096")?;
-    }
+    check_bandwidth(limits.bandwidth_bytes_per_second)?;
     Ok(Limits {
         downtime: Duration::from_millis(limits.downtime_ms),
         bandwidth_bytes_per_second: limits.bandwidth_bytes_per_second,

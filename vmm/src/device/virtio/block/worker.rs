@@ -178,6 +178,12 @@ impl BlockWorker {
         lacking
     }
 
+    /// Forgets the requests that wait for blocks: after a reset nothing may be written to memory that the driver has taken
+    /// back, or answered in a queue that is another one by then. Nothing of them was done, and nobody was told that it was.
+    fn forget_held(&mut self) {
+        self.free.append(&mut self.held);
+    }
+
     /// Starts the transfers whose blocks have arrived.
     fn release(&mut self) {
         for slot in std::mem::take(&mut self.held) {
@@ -304,7 +310,8 @@ impl Backend for BlockWorker {
     }
 
     fn ready(&mut self, token: u64) {
-        if token == LATE {
+        // A paused device starts nothing; it looks again when it goes on.
+        if token == LATE && !self.paused {
             self.release();
         }
         self.pump();
@@ -319,15 +326,25 @@ impl Backend for BlockWorker {
     fn pause(&mut self) {
         self.paused = true;
         self.drain();
+        if !self.held.is_empty() {
+            // Nobody saves a machine before all of it is here: the VMM refuses that while its migration is under way.
+            tracing::warn!(
+                disk = self.disk.image().describe(),
+                requests = self.held.len(),
+                "paused with requests that wait for blocks"
+            );
+        }
     }
 
     fn run(&mut self) {
         self.paused = false;
+        self.release();
         self.pump();
     }
 
     fn stop_queue(&mut self, _index: usize) {
         self.drain();
+        self.forget_held();
         self.queue = None;
     }
 

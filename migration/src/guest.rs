@@ -72,6 +72,7 @@ pub struct DeviceSlot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct CpuProfile {
     /// CPUID leaves given to the guest: (function, index, eax, ebx, ecx, edx).
+    #[serde(deserialize_with = "crate::wire::bounded::items")]
     pub leaves: Vec<[u32; 6]>,
     /// TSC frequency in kHz that the guest was started with.
     pub tsc_khz: u32,
@@ -85,10 +86,13 @@ pub struct MachineLayout {
     /// Number of vCPUs.
     pub vcpus: u16,
     /// RAM, in ascending order of address. Page number `n` counts pages through these regions in order.
+    #[serde(deserialize_with = "crate::wire::bounded::items")]
     pub memory: Vec<MemoryRegion>,
     /// Disks, in the order of their disk number on the wire.
+    #[serde(deserialize_with = "crate::wire::bounded::items")]
     pub disks: Vec<DiskLayout>,
     /// Devices and other holders of state.
+    #[serde(deserialize_with = "crate::wire::bounded::items")]
     pub devices: Vec<DeviceSlot>,
     /// What the guest knows of its processor.
     pub cpu: CpuProfile,

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use super::receive::{FOREVER, Link, Precopy};
 use super::{Context, DestinationOptions, Failed};
 use crate::error::{Doing, MigrationError};
 use crate::guest::MachineLayout;
+use crate::policy::Limits;
 use crate::transport::TransportError;
 use crate::transport::channels::{Channel, MAX_HELLO};
 use crate::transport::stream::{Stop, TlsStream};
@@ -30,6 +31,12 @@ use crate::wire::{WireError, layout};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections in their handshake at the same time; more are dropped.
 const MAX_HALF_OPEN: usize = 8;
+/// Connections that have proved themselves and wait for their turn; more are refused. A source opens one after the other and
+/// waits for each welcome, and the door stays open for as long as post-copy is possible: without a bound a hostile one could
+/// pile up sessions of a quarter of a megabyte each.
+const MAX_PROVED: usize = 8;
+/// Refusals that are logged one by one; of more only each power of two, so that strangers cannot fill a disk with them.
+const REFUSALS_LOGGED: u64 = 64;
 /// For all data channels to be connected after the layout has arrived.
 const CHANNELS_TIMEOUT: Duration = Duration::from_secs(15);
 /// For a refusal to reach its reader.
@@ -65,10 +72,17 @@ impl Drop for OpenDoor {
 
 impl OpenDoor {
     fn fetch(&self) {
+        self.newcomers.try_iter().for_each(|newcomer| self.keep(newcomer));
+    }
+
+    /// At most one for each role: a source that comes again in the same role has lost the connection that it had.
+    fn keep(&self, newcomer: Newcomer) {
+        let role = newcomer.channel.role();
         let mut waiting = self.waiting.borrow_mut();
-        for newcomer in self.newcomers.try_iter() {
-            // A source that comes again in the same role has lost the connection that it had.
-            waiting.retain(|known| known.channel.role() != newcomer.channel.role());
+        waiting.retain(|known| known.channel.role() != role);
+        if role == Role::Control {
+            refuse(newcomer.channel, "there is a control channel already");
+        } else {
             waiting.push_back(newcomer);
         }
     }
@@ -85,7 +99,7 @@ impl OpenDoor {
     pub(super) fn wait(&self, role: Role, at_most: Duration) -> Option<Newcomer> {
         self.next(role).or_else(|| {
             let newcomer = self.newcomers.recv_timeout(at_most).ok()?;
-            self.waiting.borrow_mut().push_back(newcomer);
+            self.keep(newcomer);
             self.next(role)
         })
     }
@@ -122,14 +136,14 @@ pub(super) fn gather_one(
 pub(super) fn listen(context: &mut Context, listener: TcpListener) -> Result<Precopy, Box<Failed>> {
     let acceptor = Acceptor::new(&context.options.identity, &context.options.source_host)
         .map_err(|error| Failed::new(error, None))?;
-    let (found, newcomers) = mpsc::channel();
+    let (found, newcomers) = mpsc::sync_channel(MAX_PROVED);
     let door = Arc::new(Door {
         acceptor,
         options: context.options.clone(),
         postcopy: offers_postcopy(context),
         stop: context.stop.clone(),
         half_open: AtomicUsize::new(0),
-        last_refusal: Mutex::new(String::from("there was none")),
+        refusals: Mutex::default(),
         found,
         span: tracing::Span::current(),
     });
@@ -175,8 +189,7 @@ fn first(
             Ok(newcomer) if newcomer.channel.role() == Role::Control => return Ok(newcomer),
             Ok(newcomer) => refuse(newcomer.channel, "the control channel has to come first"),
             Err(RecvTimeoutError::Timeout) if left.is_zero() => {
-                let last = door.last_refusal.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                return Err(MigrationError::NobodyCame { after: context.options.deadline, last });
+                return Err(MigrationError::NobodyCame { after: context.options.deadline, last: door.last_refusal() });
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Err(MigrationError::Bug("listener")),
@@ -271,6 +284,13 @@ fn refuse(mut channel: Channel, reason: &str) {
     channel.close();
 }
 
+/// Connections that were refused.
+#[derive(Default)]
+struct Refusals {
+    count: u64,
+    last: String,
+}
+
 /// Where connections come in.
 struct Door {
     acceptor: Acceptor,
@@ -279,8 +299,8 @@ struct Door {
     postcopy: bool,
     stop: Stop,
     half_open: AtomicUsize,
-    last_refusal: Mutex<String>,
-    found: Sender<Newcomer>,
+    refusals: Mutex<Refusals>,
+    found: SyncSender<Newcomer>,
     span: tracing::Span,
 }
 
@@ -309,8 +329,7 @@ impl Door {
         let work = move || {
             let _entered = door.span.enter();
             match door.examine(tcp) {
-                // The receiver is gone once all channels are there.
-                Ok(newcomer) => drop(door.found.send(newcomer)),
+                Ok(newcomer) => door.show_in(newcomer, peer),
                 Err(error) => door.note(format!("{peer}: {}", error.chain())),
             }
             door.half_open.fetch_sub(1, Ordering::SeqCst);
@@ -321,9 +340,30 @@ impl Door {
         }
     }
 
+    fn show_in(&self, newcomer: Newcomer, peer: SocketAddr) {
+        match self.found.try_send(newcomer) {
+            // The receiver is gone once all channels are there.
+            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
+            Err(TrySendError::Full(newcomer)) => {
+                let reason = format!("{MAX_PROVED} connections of this migration wait for their turn already");
+                self.note(format!("{peer}: {reason}"));
+                refuse(newcomer.channel, &reason);
+            }
+        }
+    }
+
     fn note(&self, text: String) {
-        tracing::warn!("connection refused: {text}");
-        *self.last_refusal.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        refusals.count += 1;
+        if refusals.count <= REFUSALS_LOGGED || refusals.count.is_power_of_two() {
+            tracing::warn!(refused = refusals.count, "connection refused: {text}");
+        }
+        refusals.last = text;
+    }
+
+    fn last_refusal(&self) -> String {
+        let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.count == 0 { "there was none".to_owned() } else { refusals.last.clone() }
     }
 
     /// TLS, name, hello, proof.
@@ -383,6 +423,11 @@ impl Door {
             let text =
                 "the one-time token is not the right one, or was used in another session: start the migration again";
             return Err(MigrationError::Options(text.to_owned()));
+        }
+        if matches!(role, Role::Memory(number) if number >= Limits::MAX_STREAMS) {
+            let text =
+                format!("there is no {role} channel in any migration: 0 to {} are possible", Limits::MAX_STREAMS - 1);
+            return Err(MigrationError::Options(text));
         }
         let mut features = common(&features);
         features.retain(|name| self.postcopy || name != POSTCOPY);

@@ -13,7 +13,7 @@ use crate::wire::handshake::{self, Hello, MAGIC, Role, Welcome};
 use crate::wire::message::{MAX_TEXT, Message, sanitised};
 use crate::wire::version::{FEATURES, NEWEST, OLDEST};
 
-/// Longest message before the peer has proved who it is.
+/// Longest hello, welcome, or refusal of one.
 pub const MAX_HELLO: u64 = 8 << 10;
 
 /// Plain bytes that are encrypted before they are written out together. With more, what rustls holds of them grows past the
@@ -172,7 +172,7 @@ impl Channel {
         // A refusal of our certificate arrives only now: in TLS 1.3 the client is done before the server has looked at it.
         // It may also have closed already, and then what it said is still to be read.
         let sent = channel.send(&Message::Hello(hello));
-        match (channel.receive("waiting for the destination's welcome"), sent) {
+        match (channel.receive_within(MAX_HELLO, "waiting for the destination's welcome"), sent) {
             (Ok(Message::Welcome(welcome)), _) if (OLDEST..=NEWEST).contains(&welcome.version) => {
                 Ok((channel, welcome))
             }

@@ -46,6 +46,7 @@ pub struct Hello {
     /// Oldest and newest protocol version.
     pub versions: (u16, u16),
     /// Names of features.
+    #[serde(deserialize_with = "crate::wire::bounded::items")]
     pub features: Vec<String>,
     /// Migration id.
     pub id: String,
@@ -63,6 +64,7 @@ pub struct Welcome {
     /// The version that is used from here on.
     pub version: u16,
     /// Features that both ends have.
+    #[serde(deserialize_with = "crate::wire::bounded::items")]
     pub features: Vec<String>,
     /// Room for later releases; ignored by this one.
     pub extension: Vec<u8>,

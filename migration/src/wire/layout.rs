@@ -1,11 +1,10 @@
 //! Is a layout from the wire one that a machine can have?
 
 use super::WireError;
+use super::bounded::MAX_ITEMS;
 use crate::guest::{MachineLayout, PAGE_BYTES};
 use crate::policy::Limits;
 
-/// Most memory regions, disks, or devices of a machine.
-const MAX_ITEMS: usize = 1024;
 /// Most guest memory: 64 TiB.
 const MAX_PAGES: u64 = 1 << 34;
 /// Largest disk: 8 EiB less a block, so that sums do not overflow.

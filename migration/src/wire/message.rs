@@ -119,6 +119,7 @@ pub enum Message {
     /// s: everything but memory and disks. It is restored once every data channel has had its last marker.
     State {
         /// Of all devices.
+        #[serde(deserialize_with = "crate::wire::bounded::items")]
         payloads: Vec<StatePayload>,
     },
     /// d: all is here, checked and restored; the machine can run.

@@ -3,6 +3,7 @@
 //! Nothing here does I/O. Every decoder takes a slice whose length was checked against a cap before anything was
 //! allocated, and returns an error on whatever it does not know: no input makes it panic.
 
+pub(crate) mod bounded;
 pub mod frame;
 pub mod handshake;
 pub mod layout;

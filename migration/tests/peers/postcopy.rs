@@ -1,37 +1,28 @@
 //! Post-copy with a malicious or broken peer that has all the right certificates.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use migration::control::Control;
-use migration::destination::{DestinationError, Received};
-use migration::guest::{BLOCK_BYTES, MachineLayout, PAGE_BYTES, StatePayload};
+use migration::destination::DestinationError;
+use migration::guest::{BLOCK_BYTES, PAGE_BYTES, StatePayload};
 use migration::policy::MigrationMode;
 use migration::report::Outcome;
-use migration::testing::{FakeMachine, Pair, Registers, Workload, World, machines};
-use migration::transport::TransportError;
-use migration::transport::channels::{Channel, Incoming, PageSink};
-use migration::transport::stream::{Stop, TlsStream};
-use migration::transport::tls::{Acceptor, Connector};
+use migration::testing::{Pair, Registers, Workload, machines};
+use migration::transport::channels::{Channel, Incoming};
 use migration::wire::frame::PageRun;
-use migration::wire::handshake::{Role, Welcome};
+use migration::wire::handshake::Role;
 use migration::wire::message::{Message, Totals};
 
-const LONG: Duration = Duration::from_secs(5);
-const PAGES: u64 = 256;
-const PAGE: usize = PAGE_BYTES as usize;
+use crate::party::{Forget, LONG, Lair, PAGES, Victim};
 
-/// A destination that waits, and a source of our own making.
-struct Victim {
-    pair: Pair,
-    world: Arc<World>,
-    machine: Arc<FakeMachine>,
-    layout: MachineLayout,
-    receiving: JoinHandle<Result<Received, DestinationError>>,
-    address: SocketAddr,
+const PAGE: usize = PAGE_BYTES as usize;
+const FEATURES: &[&str] = &["verify", "postcopy"];
+
+/// A destination that offers post-copy, and the channels of its pre-copy.
+struct Ready {
+    victim: Victim,
     control: Channel,
     memory: Channel,
     disk: Channel,
@@ -44,31 +35,14 @@ struct Session {
     disk: Channel,
 }
 
-fn open(pair: &Pair, address: SocketAddr, role: Role) -> Result<Channel, TransportError> {
-    let options = &pair.source_options;
-    let connector = Connector::new(&options.identity, &options.destination_host).expect("a good identity");
-    let tcp = TcpStream::connect(address).expect("it listens");
-    tcp.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
-    let session = connector.session().expect("a session");
-    let stream = TlsStream::handshake(session, tcp, Stop::default(), LONG)?;
-    Channel::introduce(stream, &options.token, &options.id, role).map(|(channel, _)| channel)
-}
-
-impl Victim {
+impl Ready {
     fn new() -> Self {
-        let (world, _, machine) = machines(PAGES, &[4 * BLOCK_BYTES]);
-        machine.offers_postcopy.store(true, Ordering::SeqCst);
-        let mut pair = Pair::new();
-        pair.destination_options.recover = Duration::from_millis(400);
-        let address = pair.address();
-        let receiving = pair.receive(&machine);
-        let layout = FakeMachine::layout(PAGES, &[4 * BLOCK_BYTES]);
-        let mut control = open(&pair, address, Role::Control).expect("welcome");
-        control.send(&Message::Layout { layout: layout.clone(), streams: 1 }).expect("sent");
-        let memory = open(&pair, address, Role::Memory(0)).expect("welcome");
-        let disk = open(&pair, address, Role::Disk).expect("welcome");
-        assert_eq!(control.receive("ready").expect("an answer"), Message::Ready);
-        Self { pair, world, machine, layout, receiving, address, control, memory, disk }
+        let victim = Victim::new(&[4 * BLOCK_BYTES], |machine, pair| {
+            machine.offers_postcopy.store(true, Ordering::SeqCst);
+            pair.destination_options.recover = Duration::from_millis(400);
+        });
+        let (control, memory, disk) = victim.ready();
+        Self { victim, control, memory, disk }
     }
 
     fn say(&mut self, message: &Message) {
@@ -87,7 +61,7 @@ impl Victim {
     }
 
     fn channels(&self) -> Session {
-        let open = |role| open(&self.pair, self.address, role).expect("welcome");
+        let open = |role| self.victim.open(role).expect("welcome");
         Session { fault: open(Role::Fault), memory: open(Role::Memory(0)), disk: open(Role::Disk) }
     }
 
@@ -97,7 +71,7 @@ impl Victim {
             channel.send(&Message::RoundEnd { round: 0, last: true, totals: Totals::default() }).expect("sent");
         }
         self.say(&Message::MissingEnd { pages: 0, blocks: 0 });
-        let slot = self.layout.devices[0].clone();
+        let slot = self.victim.layout.devices[0].clone();
         // Its guest walks through the announced pages.
         let workload = Workload { sweep_pages: 64, pages_per_ms: 1, ..Workload::default() };
         let registers = Registers { workload, ..Registers::default() };
@@ -111,21 +85,14 @@ impl Victim {
         assert!(matches!(self.control.receive("resumed"), Ok(Message::Resumed { .. })));
     }
 
-    /// It gave up before Commit with this in its reason; nothing ever ran.
-    fn gave_up(self, expected: &str) {
-        let error = self.receiving.join().expect("it does not panic").expect_err("nothing arrived").to_string();
-        assert!(error.contains(expected), "`{expected}` is not in: {error}");
-        assert!(self.machine.is_discarded());
-        assert_eq!((self.world.running(), self.world.violations()), (vec![], vec![]));
-    }
-
     /// The machine was stopped after Commit, with this in the reason.
     fn lost(self, expected: &str) {
-        let error = self.receiving.join().expect("it does not panic").expect_err("not all arrived");
+        let (machine, world) = (Arc::clone(&self.victim.machine), Arc::clone(&self.victim.world));
+        let error = self.victim.ended().expect_err("not all arrived");
         assert!(matches!(&error, DestinationError::Lost { .. }), "{error}");
         assert!(error.to_string().contains(expected), "`{expected}` is not in: {error}");
-        assert!(self.machine.lost().is_some() && !self.machine.is_running());
-        assert_eq!(self.world.violations(), Vec::<String>::new());
+        assert!(machine.lost().is_some() && !machine.is_running());
+        assert_eq!(world.violations(), Vec::<String>::new());
     }
 }
 
@@ -146,22 +113,22 @@ fn lists_that_lie_and_lists_at_the_wrong_moment() {
         ),
     ];
     for (messages, expected) in cases {
-        let mut victim = Victim::new();
-        messages.iter().for_each(|message| victim.say(message));
-        victim.gave_up(expected);
+        let mut ready = Ready::new();
+        messages.iter().for_each(|message| ready.say(message));
+        ready.victim.gave_up(expected);
     }
 }
 
 #[test]
 fn a_state_before_the_session_is_there() {
-    let mut victim = Victim::new();
-    victim.say(&Message::PostcopyPrepare);
-    for channel in [&mut victim.memory, &mut victim.disk] {
+    let mut ready = Ready::new();
+    ready.say(&Message::PostcopyPrepare);
+    for channel in [&mut ready.memory, &mut ready.disk] {
         channel.send(&Message::RoundEnd { round: 0, last: true, totals: Totals::default() }).expect("sent");
     }
-    let slot = victim.layout.devices[0].clone();
-    victim.say(&Message::State { payloads: vec![StatePayload { slot, bytes: vec![0; 16] }] });
-    victim.gave_up("the channels of post-copy");
+    let slot = ready.victim.layout.devices[0].clone();
+    ready.say(&Message::State { payloads: vec![StatePayload { slot, bytes: vec![0; 16] }] });
+    ready.victim.gave_up("the channels of post-copy");
 }
 
 #[test]
@@ -204,48 +171,30 @@ fn what_was_not_announced_is_not_stored() {
         ),
     ];
     for (push, expected) in cases {
-        let mut victim = Victim::new();
-        let mut session = victim.session();
-        victim.state();
-        victim.commit();
+        let mut ready = Ready::new();
+        let mut session = ready.session();
+        ready.state();
+        ready.commit();
         push(&mut session);
-        victim.lost(expected);
+        ready.lost(expected);
     }
 }
 
 /// Before Commit a session that breaks ends the migration, also if somebody waits for a page already.
 #[test]
 fn a_session_lost_before_commit_is_no_machine() {
-    let mut victim = Victim::new();
-    let session = victim.session();
-    victim.state();
-    assert!(matches!(victim.control.receive("prepared"), Ok(Message::Prepared { .. })));
+    let mut ready = Ready::new();
+    let session = ready.session();
+    ready.state();
+    assert!(matches!(ready.control.receive("prepared"), Ok(Message::Prepared { .. })));
     drop(session);
     // Time for the destination to see it; if Commit should overtake that, the machine is lost instead of discarded.
     std::thread::sleep(Duration::from_millis(300));
-    let _ = victim.control.send(&Message::Commit);
-    let error = victim.receiving.join().expect("it does not panic").expect_err("nothing arrived").to_string();
+    let _ = ready.control.send(&Message::Commit);
+    let world = Arc::clone(&ready.victim.world);
+    let error = ready.victim.ended().expect_err("nothing arrived").to_string();
     assert!(error.contains("closed the connection") || error.contains("link lost"), "{error}");
-    assert_eq!(victim.world.running(), Vec::<&str>::new());
-}
-
-struct Forget;
-
-impl PageSink for Forget {
-    type Error = TransportError;
-
-    fn store(&mut self, _: u64, _: &[u8]) -> Result<(), TransportError> {
-        Ok(())
-    }
-
-    fn zero(&mut self, _: std::ops::Range<u64>) -> Result<(), TransportError> {
-        Ok(())
-    }
-}
-
-fn welcome() -> Message {
-    let features = ["verify", "postcopy"].map(str::to_owned).to_vec();
-    Message::Welcome(Welcome { version: 1, features, extension: Vec::new() })
+    assert_eq!(world.running(), Vec::<&str>::new());
 }
 
 /// Swallows whatever comes.
@@ -282,36 +231,24 @@ fn demands_for_what_is_not_owed_are_refused() {
         source.boot(Workload { filled_pages: 100, sweep_pages: 50, pages_per_ms: 5, ..Workload::default() });
         let mut pair = Pair::new();
         pair.source_options.limits.mode = MigrationMode::Postcopy;
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        pair.source_options.address = listener.local_addr().expect("its address");
-        let acceptor = Acceptor::new(&pair.destination_options.identity, "host-a").expect("a good identity");
+        let lair = Lair::new(&mut pair);
         let control: Control = pair.source_control.clone();
         let sending = {
             let source = Arc::clone(&source);
             std::thread::spawn(move || pair.send(&source))
         };
-        let accept = |role: Role| {
-            let (tcp, _) = listener.accept().expect("the source connects");
-            tcp.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
-            let session = acceptor.session().expect("a session");
-            let stream = TlsStream::handshake(session, tcp, Stop::default(), LONG).expect("TLS");
-            let mut channel = Channel::new(stream, role);
-            assert!(matches!(channel.receive("a hello"), Ok(Message::Hello(hello)) if hello.role == role));
-            channel.send(&welcome()).expect("sent");
-            channel
-        };
-        let mut channel = accept(Role::Control);
+        let mut channel = lair.welcome(Role::Control, FEATURES);
         assert!(matches!(channel.receive("layout"), Ok(Message::Layout { .. })));
-        swallow(accept(Role::Memory(0)));
+        swallow(lair.welcome(Role::Memory(0), FEATURES));
         channel.send(&Message::Ready).expect("sent");
         let mut fault = loop {
             match channel.receive("pings and lists").expect("an answer") {
                 Message::Ping { nonce } => channel.send(&Message::Pong { nonce }).expect("sent"),
-                Message::MissingEnd { .. } => break accept(Role::Fault),
+                Message::MissingEnd { .. } => break lair.welcome(Role::Fault, FEATURES),
                 _ => {}
             }
         };
-        swallow(accept(Role::Memory(0)));
+        swallow(lair.welcome(Role::Memory(0), FEATURES));
         channel.send(&Message::PostcopyReady).expect("sent");
         while !matches!(channel.receive("state").expect("an answer"), Message::State { .. }) {}
         channel.send(&Message::Prepared { restore_us: 1 }).expect("sent");

@@ -85,6 +85,15 @@ pub enum MigrationError {
         /// Why the last attempt to reconnect failed.
         last: String,
     },
+    /// The process that was to run the machine is gone, or never got Commit.
+    #[error(
+        "nobody listens at the destination any more ({last}): its process has ended, or never got Commit; the machine stays fenced here \
+         until it is known which"
+    )]
+    NobodyListens {
+        /// Why the last attempt to reconnect failed.
+        last: String,
+    },
     /// The options make no sense.
     #[error("{0}")]
     Options(String),

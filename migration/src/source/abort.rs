@@ -15,14 +15,14 @@ const LINGER: Duration = Duration::from_millis(300);
 /// machine stays fenced and the outcome is [`Outcome::InDoubt`].
 pub(super) fn abort(context: &mut Context, failed: Box<Failed>) {
     let Failed { error, link, in_doubt } = *failed;
-    let abandoned = matches!(error, MigrationError::Abandoned { .. });
+    let told = matches!(error, MigrationError::Abandoned { .. } | MigrationError::NobodyListens { .. });
     context.report.transient = !context.control.is_cancelled() && error.is_transient();
     let mut reason = match error {
         // Whatever broke, broke because of the cancel.
         _ if context.control.is_cancelled() => MigrationError::Cancelled.chain(),
         error => error.chain(),
     };
-    if in_doubt && abandoned {
+    if in_doubt && told {
         context.report.outcome = Outcome::InDoubt;
     } else if in_doubt {
         context.report.outcome = Outcome::InDoubt;

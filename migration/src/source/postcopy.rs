@@ -24,6 +24,7 @@ use super::{Context, Failed, Link, Sent};
 use crate::error::MigrationError;
 use crate::policy::MigrationMode;
 use crate::report::{Mode, Outcome, PostcopyTotals};
+use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::tcp::TICK;
 use crate::transport::tls::Connector;
@@ -36,8 +37,10 @@ use crate::wire::missing::MissingList;
 const READY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Between two attempts to reconnect: at first, and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
-/// If the answer to Commit was lost, the destination may not have got it, and then nobody will ever answer.
-const UNANSWERED: Duration = Duration::from_secs(60);
+/// How long the destination's port may refuse connections. Its listener lives in the process that runs the machine, so that
+/// process is gone, or has never got Commit: nobody will ever answer. A link that is merely lost never ends it: the
+/// destination may be waiting for what only this process has.
+const REFUSED: Duration = Duration::from_secs(60);
 
 /// The destination is ready to go by post-copy; the guest still runs here.
 pub(super) struct Entry {
@@ -140,7 +143,6 @@ impl Postcopy {
     pub(super) fn run(mut self, context: &mut Context) -> Result<Verify, Box<Failed>> {
         let mut session = self.session.take();
         let (mut lost, mut paused_at) = self.unanswered.take().unzip();
-        let deadline = Instant::now() + UNANSWERED;
         let (channel, figures) = loop {
             let ended = match (session.take(), lost.take()) {
                 (Some(current), None) => match current.wait() {
@@ -164,8 +166,7 @@ impl Postcopy {
                     error.unwrap_or(MigrationError::Bug("post-copy"))
                 }
             };
-            let until = paused_at.map(|_| deadline);
-            match reconnect(context, &self.work, ended, until) {
+            match reconnect(context, &self.work, ended) {
                 Ok(next) => {
                     session = Some(next);
                     if let Some(paused_at) = paused_at.take() {
@@ -200,14 +201,23 @@ impl Postcopy {
     }
 }
 
-/// Tries until it works, the operator gives up, or `until`.
-fn reconnect(
-    context: &Context,
-    work: &Arc<Work>,
-    mut last: MigrationError,
-    until: Option<Instant>,
-) -> Result<Session, MigrationError> {
-    let mut pause = BACKOFF.0;
+/// Since when connections were refused without a break.
+#[derive(Default)]
+struct Refusals(Option<Instant>);
+
+impl Refusals {
+    /// Notes how the attempt at `now` failed. True if nobody listens there any more.
+    fn note(&mut self, error: &MigrationError, now: Instant) -> bool {
+        let refused = matches!(error, MigrationError::Transport(TransportError::Connect { source, .. })
+            if source.kind() == std::io::ErrorKind::ConnectionRefused);
+        self.0 = refused.then(|| self.0.unwrap_or(now));
+        self.0.is_some_and(|since| now.saturating_duration_since(since) >= REFUSED)
+    }
+}
+
+/// Tries until it works, nobody listens there any more, or the operator gives up.
+fn reconnect(context: &Context, work: &Arc<Work>, mut last: MigrationError) -> Result<Session, MigrationError> {
+    let (mut pause, mut refusals) = (BACKOFF.0, Refusals::default());
     loop {
         let left = work.board.left_bytes() >> 20;
         context.control.set_note(Some(format!(
@@ -231,8 +241,8 @@ fn reconnect(
             }
             Err(error) => {
                 tracing::warn!(error = %error.chain(), "no new session yet");
-                if until.is_some_and(|until| Instant::now() > until) {
-                    return Err(error);
+                if refusals.note(&error, Instant::now()) {
+                    return Err(MigrationError::NobodyListens { last: error.chain() });
                 }
                 last = error;
             }
@@ -249,4 +259,31 @@ fn attach(context: &Context, work: &Arc<Work>) -> Result<Session, MigrationError
     context.control.set_round(context.report.rounds.len() as u32, lacks.bytes());
     let pushing = pushing(context, &connector, &lacks)?;
     Session::start(work, Channels { fault, pushing })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn connect(kind: io::ErrorKind) -> MigrationError {
+        TransportError::Connect { address: ([127, 0, 0, 1], 1).into(), source: kind.into() }.into()
+    }
+
+    #[test]
+    fn only_a_port_that_refuses_without_a_break_is_given_up() {
+        let (refused, lost) = (connect(io::ErrorKind::ConnectionRefused), connect(io::ErrorKind::TimedOut));
+        let (start, mut refusals) = (Instant::now(), Refusals::default());
+        // A cut cable is no reason, however long it takes.
+        for hours in 0..24 {
+            assert!(!refusals.note(&lost, start + Duration::from_secs(3600 * hours)));
+        }
+        let start = start + Duration::from_secs(100_000);
+        assert!(!refusals.note(&refused, start));
+        assert!(!refusals.note(&refused, start + REFUSED / 2));
+        assert!(!refusals.note(&lost, start + REFUSED), "it did not refuse, so it may listen");
+        assert!(!refusals.note(&refused, start + REFUSED));
+        assert!(refusals.note(&refused, start + 2 * REFUSED));
+    }
 }

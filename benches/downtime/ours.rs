@@ -127,6 +127,7 @@ pub fn migrate(
         tls: identity(destination.0)?,
         deadline_s: PATIENCE.as_secs(),
         recover_s: PATIENCE.as_secs(),
+        mark: None,
     })?;
     let limits = MigrationLimits { streams, downtime_ms: 100, mode, ..MigrationLimits::default() };
     source.1.client.send(&SendConfig {

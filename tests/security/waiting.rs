@@ -83,6 +83,7 @@ pub fn receive_config(host: &LabHost) -> ReceiveConfig {
         tls: identity(host.tls()),
         deadline_s: 120,
         recover_s: 20,
+        mark: None,
     }
 }
 

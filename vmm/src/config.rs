@@ -219,6 +219,10 @@ pub struct ReceiveConfig {
     /// itself, is stopped for good.
     #[serde(default = "default_recover_s")]
     pub recover_s: u64,
+    /// A file that is made empty now, and written to right before the machine runs for the first time: if this process dies, its
+    /// length tells whether the machine had run in it. `null`: none.
+    #[serde(default)]
+    pub mark: Option<PathBuf>,
 }
 
 impl ReceiveConfig {

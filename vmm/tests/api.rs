@@ -46,6 +46,7 @@ fn receive(listen: &str, token: &str) -> ReceiveConfig {
         tls: TlsIdentity { ca_pem: String::new(), certificate_pem: String::new(), key_pem: String::new() },
         deadline_s: 5,
         recover_s: 20,
+        mark: None,
     }
 }
 

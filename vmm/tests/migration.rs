@@ -50,6 +50,7 @@ fn start(authority: &Authority, from: &Vmm, to: &Vmm, id: &str, pause_before_swi
             tls: identity(authority, "b"),
             deadline_s: 60,
             recover_s: 20,
+            mark: None,
         })
         .expect("it listens");
     from.client

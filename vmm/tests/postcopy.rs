@@ -51,6 +51,7 @@ fn listen(authority: &Authority, to: &Vmm, recover_s: u64) -> SocketAddr {
         tls: identity(authority, "b"),
         deadline_s: 60,
         recover_s,
+        mark: None,
     };
     to.client.receive(&config).expect("it listens").address
 }

@@ -114,7 +114,7 @@ impl Daemon {
 
     fn keep(&self, plan: &Plan) {
         let kept = self.store.put(Kind::Plan, &plan.id, plan);
-        let kept = kept.and_then(|()| self.store.prune::<Plan>(Kind::Plan, PLANS_MAX, |plan| plan.at_unix_ms));
+        let kept = kept.and_then(|()| self.store.prune::<Plan>(Kind::Plan, PLANS_MAX, |plan| Some(plan.at_unix_ms)));
         if let Err(error) = kept {
             tracing::error!(error = chain(&error), "a plan cannot be stored");
         }

@@ -1,6 +1,7 @@
 //! The destination's part.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -123,6 +124,7 @@ impl Executor {
             tls: self.inner.identity.pem().clone(),
             deadline_s: deadline_s.clamp(1, DEADLINE_MAX_S),
             recover_s: ReceiveConfig::RECOVER_S,
+            mark: Some(self.mark(&migration.machine)),
         };
         let active = self.enter(migration.clone())?;
         match call(entry, move |client| client.receive(&config)).await {
@@ -154,9 +156,10 @@ impl Executor {
             }
             match call(entry, |client| client.migration()).await {
                 Ok(Some(status)) if status.id == id => {
-                    if status.committed && !arrived {
+                    // In Committed itself it may still fail to start, and then it runs at its source.
+                    if status.committed && status.phase > Phase::Committed && !arrived {
                         arrived = true;
-                        self.arrived(active, entry, &status);
+                        self.arrived(active, entry, Some(&status));
                     }
                     if status.phase == Phase::Ended {
                         break status.error;
@@ -165,6 +168,10 @@ impl Executor {
                 }
                 Ok(_) => break Some("the VMM knows nothing of this migration".to_owned()),
                 Err(error) if entry.process().is_none() => {
+                    if !arrived && self.has_run(&active.get().machine) {
+                        arrived = true;
+                        self.arrived(active, entry, None);
+                    }
                     break Some(format!("the VMM ended: {}", chain(&error)));
                 }
                 Err(error) => tracing::warn!(id, error = chain(&error), "no progress from the incoming VMM"),
@@ -183,7 +190,18 @@ impl Executor {
         drop(slot);
     }
 
-    fn arrived(&self, active: &Active, entry: &Entry, status: &MigrationStatus) {
+    /// Where the VMM notes that the machine has run here, beside its disks.
+    fn mark(&self, machine: &str) -> PathBuf {
+        self.inner.config.machine_state_dir(machine).join("arrived")
+    }
+
+    /// Whether the machine had run in a VMM that is gone: then what it has done since is here, and its source must not go back to
+    /// what it was before.
+    fn has_run(&self, machine: &str) -> bool {
+        std::fs::metadata(self.mark(machine)).is_ok_and(|mark| mark.len() > 0)
+    }
+
+    fn arrived(&self, active: &Active, entry: &Entry, status: Option<&MigrationStatus>) {
         let migration = active.get();
         entry.state().verifying = true;
         if let Err(error) = self.inner.machines.set_status(entry, MachineStatus::Running, None) {
@@ -191,7 +209,7 @@ impl Executor {
         }
         self.update(active, |migration| {
             migration.stage = MigrationStage::Verifying;
-            migration.progress = Some(status.clone());
+            migration.progress = status.cloned();
         });
         let object = format!("machine:{} migration:{}", migration.machine, migration.id);
         self.inner.audit.noted("arrived", &object, &format!("from host {}", migration.source));
@@ -257,6 +275,7 @@ impl Executor {
             report: None,
         };
         self.inner.store.put(Kind::Migration, id, &never)?;
+        self.forget_oldest();
         Ok(Settlement::Never)
     }
 

@@ -54,6 +54,10 @@ const OVERLAP_PATIENCE: Duration = Duration::from_secs(30);
 /// Ended migrations that are remembered.
 const REMEMBERED: usize = 1000;
 
+/// How long it is remembered in any case that a machine came here: its source may be in doubt and ask, and would run it as well if
+/// it were told that nobody knows of it.
+const ARRIVALS_REMEMBERED: Duration = Duration::from_secs(30 * 86_400);
+
 /// A migration cannot be started, found or cancelled.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
@@ -282,7 +286,13 @@ impl Executor {
     }
 
     fn forget_oldest(&self) {
-        let pruned = self.inner.store.prune::<Migration>(Kind::Migration, REMEMBERED, |one| one.started_unix_ms);
+        let since = unix_ms().saturating_sub(ARRIVALS_REMEMBERED.as_millis() as u64);
+        let age = |one: &Migration| {
+            let came = one.side == MigrationSide::Destination && one.stage == MigrationStage::Completed;
+            let kept = !one.stage.ended() || (came && one.started_unix_ms > since);
+            (!kept).then_some(one.started_unix_ms)
+        };
+        let pruned = self.inner.store.prune::<Migration>(Kind::Migration, REMEMBERED, age);
         if let Err(error) = pruned {
             tracing::error!(error = &error as &dyn std::error::Error, "cannot forget old migrations");
         }

@@ -70,12 +70,15 @@ impl Executor {
         }
     }
 
-    /// The machine's record is gone: at the source it had left, at the destination it had not come.
+    /// The machine's record is gone: at the source it had left; at the destination it had not come, or it has come and was
+    /// deleted since.
     fn close(&self, active: &Active, side: MigrationSide) {
         self.update(active, |migration| {
-            migration.stage = match side {
-                MigrationSide::Source => MigrationStage::Completed,
-                MigrationSide::Destination => MigrationStage::Failed,
+            migration.stage = match (side, migration.stage) {
+                (MigrationSide::Source, _) | (MigrationSide::Destination, MigrationStage::Verifying) => {
+                    MigrationStage::Completed
+                }
+                (MigrationSide::Destination, _) => MigrationStage::Failed,
             };
         });
     }

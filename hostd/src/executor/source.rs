@@ -86,6 +86,13 @@ impl Executor {
             self.update(active, |migration| migration.warning.clone_from(&reservation.warning));
         }
         let sent = self.send(active, entry, &migration, &reservation, limits).await;
+        if let Err(ExecutorError::Machine(MachineError::Api { source, .. })) = &sent
+            && source.status().is_none()
+        {
+            // Nobody knows whether the VMM has begun; it is asked.
+            tracing::warn!(id = migration.id, error = chain(source), "the VMM did not say whether it sends");
+            return Ok(());
+        }
         if sent.is_err() {
             self.give_back(&migration).await;
         }

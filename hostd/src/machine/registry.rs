@@ -211,8 +211,12 @@ impl Machines {
             ) {
                 return;
             }
-            state.record.status = MachineStatus::Stopped;
             state.reason = Some(format!("its VMM {how}; it said: {words}"));
+            // It may run at its destination: only the executor, once it has asked there, says that it is stopped.
+            if matches!(state.record.status, MachineStatus::Migrating | MachineStatus::InDoubt) {
+                return;
+            }
+            state.record.status = MachineStatus::Stopped;
         }
         tracing::warn!(machine = name, how, words, "a VMM ended");
         if let Err(error) = self.save(entry) {

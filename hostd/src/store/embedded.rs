@@ -178,7 +178,8 @@ impl Store {
         Ok(records)
     }
 
-    /// Forgets the oldest records of a kind until at most `keep` are left; `age` orders them (larger is newer).
+    /// Forgets the oldest records of a kind until at most `keep` are left; `age` orders them (larger is newer). Those of which it says
+    /// `None` are kept in any case, and not counted.
     ///
     /// # Errors
     ///
@@ -187,7 +188,7 @@ impl Store {
         &self,
         kind: Kind,
         keep: usize,
-        age: impl Fn(&T) -> u64,
+        age: impl Fn(&T) -> Option<u64>,
     ) -> Result<(), StoreError> {
         let mut ids = Vec::new();
         {
@@ -197,7 +198,8 @@ impl Store {
             }
             for entry in table.iter()? {
                 let (id, bytes) = entry?;
-                ids.push((age(&decode(kind.word(), bytes.value())?), id.value().to_owned()));
+                let value = decode(kind.word(), bytes.value())?;
+                ids.extend(age(&value).map(|age| (age, id.value().to_owned())));
             }
         }
         ids.sort();
@@ -366,8 +368,10 @@ mod tests {
         for age in [3_u64, 1, 2, 5, 4] {
             store.put(Kind::Plan, &format!("p{age}"), &age).unwrap();
         }
-        store.prune::<u64>(Kind::Plan, 2, |age| *age).unwrap();
+        store.prune::<u64>(Kind::Plan, 2, |age| Some(*age)).unwrap();
         assert_eq!(store.all::<u64>(Kind::Plan).unwrap(), [4, 5]);
+        store.prune::<u64>(Kind::Plan, 0, |age| (*age != 4).then_some(*age)).unwrap();
+        assert_eq!(store.all::<u64>(Kind::Plan).unwrap(), [4]);
     }
 
     #[test]

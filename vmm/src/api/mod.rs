@@ -114,8 +114,8 @@ pub struct Receiving {
     pub address: SocketAddr,
 }
 
-/// Phase of a migration, the same words on both sides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Phase of a migration, the same words on both sides, in order of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Destination: listening. Source: connecting, versions, layout.

@@ -1,10 +1,13 @@
 //! The machine that arrives.
 
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use migration::guest::{
-    DestinationDisk, DestinationGuest, DeviceSlot, DiskLayout, GuestResult, MachineLayout, Missing, StatePayload,
+    DestinationDisk, DestinationGuest, DeviceSlot, DiskLayout, GuestError, GuestResult, MachineLayout, Missing,
+    StatePayload,
 };
 use migration::page::Bitmap;
 
@@ -52,16 +55,34 @@ pub enum Mismatch {
 /// Where a machine is kept once it is there.
 pub type Place = Arc<Mutex<Option<Arc<Machine>>>>;
 
+/// What the mark holds once the machine has run.
+const MARK: &[u8] = b"ran\n";
+
 /// An expected machine, seen by the destination's engine.
 pub struct Arrival {
     config: MachineConfig,
     place: Place,
+    mark: Option<File>,
 }
 
 impl Arrival {
-    /// A machine will be built from `config` and put into `place`.
-    pub fn new(config: MachineConfig, place: Place) -> Self {
-        Self { config, place }
+    /// A machine will be built from `config` and put into `place`. Before it runs, `mark` is written to.
+    pub fn new(config: MachineConfig, place: Place, mark: Option<File>) -> Self {
+        Self { config, place, mark }
+    }
+
+    /// Not made durable: that would cost the guest milliseconds of its downtime, and what it is for is the death of this
+    /// process. A host that loses power within seconds of the switchover loses what the guest has done in them.
+    fn mark(&self) -> GuestResult<()> {
+        let written = self.mark.as_ref().map_or(Ok(()), |file| file.write_all_at(MARK, 0));
+        written
+            .map_err(|error| GuestError::new(format!("the mark that the machine runs here cannot be written: {error}")))
+    }
+
+    fn unmark(&self) {
+        if let Some(Err(error)) = self.mark.as_ref().map(|file| file.set_len(0)) {
+            tracing::error!(%error, "the mark that the machine runs here stays, although it does not");
+        }
     }
 
     fn machine(&self) -> GuestResult<Arc<Machine>> {
@@ -104,7 +125,8 @@ impl DestinationGuest for Arrival {
         for disk in machine.disks() {
             disk.start_dirty_tracking();
         }
-        machine.resume().map_err(explain)?;
+        self.mark()?;
+        machine.resume().map_err(explain).inspect_err(|_| self.unmark())?;
         machine.announce();
         Ok(())
     }

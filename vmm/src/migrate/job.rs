@@ -1,7 +1,9 @@
 //! One migration of this process, running in a thread of its own.
 
+use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -51,6 +53,15 @@ pub enum JobError {
     Listen {
         /// The configured address.
         address: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file that tells whether the machine has run here.
+    #[error("cannot make {path}, which is to tell whether the machine has run here: free space, or correct its folder")]
+    Mark {
+        /// As configured.
+        path: PathBuf,
         /// What the kernel said.
         #[source]
         source: std::io::Error,
@@ -173,8 +184,10 @@ impl Job {
         let fail = |source| JobError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
+        let mark = config.mark.map(|path| File::create(&path).map_err(|source| JobError::Mark { path, source }));
+        let mark = mark.transpose()?;
         let job = Self::start(config.id, false, Control::new(), move |control| {
-            let guest = Arc::new(Arrival::new(machine, place));
+            let guest = Arc::new(Arrival::new(machine, place, mark));
             match migration::destination::run(guest, listener, options, control) {
                 Ok(received) => {
                     tracing::info!(verification = ?received.verification, warning = ?received.warning, "machine arrived");

@@ -98,7 +98,10 @@ impl Machines {
 
     pub(super) fn clear_away(&self, record: &MachineRecord) -> Result<()> {
         disk::remove(&record.disks);
-        let _ = std::fs::remove_dir(self.inner.config.machine_state_dir(&record.name));
+        let folder = self.inner.config.machine_state_dir(&record.name);
+        // See `mark` in the executor.
+        let _ = std::fs::remove_file(folder.join("arrived"));
+        let _ = std::fs::remove_dir(folder);
         let _ = std::fs::remove_dir_all(self.inner.config.machine_run_dir(&record.name));
         let removed = self.inner.store.remove(Kind::Machine, &record.name);
         self.entries().remove(&record.name);

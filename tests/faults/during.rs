@@ -1,7 +1,5 @@
 //! Failures while memory and disk are on their way.
 
-use std::process::Command;
-
 use hostd::api::types::{Migration, MigrationLimits, MigrationStage, Phase};
 use hostd::lab::binary;
 use tests::world::{Spec, World};
@@ -63,8 +61,7 @@ fn a_killed_destination_vmm_leaves_the_machine_at_its_source() {
         let machine = world.ask("b1", async |client| client.machine("vm1").await).ok()?;
         machine.pid
     });
-    // Its number was read from the daemon that waits for it, so it cannot belong to another process.
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    crate::kill(pid);
     stays_then_moves(world, &spec, &migration, MigrationStage::Failed);
 }
 

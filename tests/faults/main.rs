@@ -3,12 +3,20 @@
 #![allow(clippy::unwrap_used)] // What must not fail here fails the test.
 
 mod before;
+mod boundaries;
 mod during;
 mod processor;
+mod relay;
 mod storage;
 
 use hostd::api::types::MigrationStage;
 use tests::world::{Spec, World};
+
+/// Ends a process as a crash would. Its number comes from the daemon that waits for it, so it cannot belong to another one.
+fn kill(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
 
 /// The move fails with an error that contains all of `expected`, and the machine goes on at `a1`.
 fn refused(world: &World, spec: &Spec, expected: &[&str]) {

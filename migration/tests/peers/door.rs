@@ -123,6 +123,35 @@ fn a_layout_that_no_machine_can_have() {
     victim.gave_up("malformed layout");
 }
 
+/// Hosts are updated one at a time: a source of another release is welcome as long as there is a version that both speak, and
+/// what this one does not know of is left out.
+#[test]
+fn other_releases_agree_on_what_both_know() {
+    for versions in [(1, 1), (0, 1), (1, 7), (0, u16::MAX)] {
+        let victim = waiting();
+        let stream = victim.stream();
+        let features = ["verify", "time-travel", "", "postcopy"].map(str::to_owned).to_vec();
+        let hello = Hello { versions, features, extension: vec![1; 500], ..hello(&victim, &stream, Role::Control) };
+        let mut channel = Channel::new(stream, Role::Control);
+        channel.send(&Message::Hello(hello)).expect("sent");
+        match channel.receive("an answer").expect("welcome") {
+            // This destination has no post-copy.
+            Message::Welcome(welcome) => {
+                assert_eq!((welcome.version, welcome.features), (1, vec!["verify".to_owned()]));
+            }
+            other => panic!("{}", other.name()),
+        }
+        drop(channel);
+        victim.gave_up("closed the connection");
+    }
+    for versions in [(2, 3), (0, 0), (5, 1)] {
+        let victim = waiting();
+        let error = refused(&victim, |hello| hello.versions = versions);
+        assert!(error.contains("bring both hosts to releases that are at most one apart"), "{error}");
+        victim.gave_up("no source proved itself");
+    }
+}
+
 /// The door stays open while post-copy is possible: a source that has proved itself, and floods it, is told off, costs no more
 /// than a few sessions, and does not keep the migration itself from its end.
 #[test]

@@ -6,6 +6,8 @@ pub mod builder;
 pub mod config;
 pub mod device;
 pub mod disk;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod kvm;
 pub mod memory;
 pub mod migrate;

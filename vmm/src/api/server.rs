@@ -300,6 +300,21 @@ fn send(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
     stream.shutdown(std::net::Shutdown::Write)
 }
 
+/// Serves `data` as a whole request for the fuzz targets, but does not listen for what it says is to be received.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(data: &[u8], service: &Service) {
+    let Ok(Some(head)) = parse_head(data) else { return };
+    assert!(head.bytes <= data.len());
+    let body = &data[head.bytes..];
+    let answer = if head.path == "/v1/migration/receive" {
+        drop(serde_json::from_slice::<crate::config::ReceiveConfig>(body));
+        return;
+    } else {
+        route::answer(service, &head.method, &head.path, body)
+    };
+    assert!((200..600).contains(&answer.status));
+}
+
 /// Standard phrase of a status (RFC 9110, 15).
 pub(super) fn reason(status: u16) -> &'static str {
     match status {

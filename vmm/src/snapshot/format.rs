@@ -16,14 +16,20 @@ const MAX_BODY_BYTES: u64 = 16 << 20;
 
 pub(super) fn write(path: &Path, contents: &Contents) -> Result<(), SnapshotError> {
     let body = postcard::to_stdvec(contents).map_err(|error| damaged(path, error.to_string()))?;
-    let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
-    bytes.extend_from_slice(&MAGIC);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
-    bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
-    bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
+    let mut bytes = head(&body);
     bytes.extend_from_slice(&body);
     let mut file = File::create_new(path).map_err(file_error("create", path))?;
     file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(file_error("write", path))
+}
+
+/// What goes before `body`.
+pub(crate) fn head(body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEAD_BYTES + body.len());
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&crc32fast::hash(body).to_le_bytes());
+    bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
+    bytes
 }
 
 pub(super) fn read(path: &Path) -> Result<Contents, SnapshotError> {

@@ -11,6 +11,9 @@
 mod format;
 mod image;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use format::head;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +26,12 @@ use crate::vm::{Machine, StateFailure};
 
 const MACHINE_FILE: &str = "machine";
 const MEMORY_FILE: &str = "memory";
+
+/// Reads the `machine` file at `path`, for the fuzz targets.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_head(path: &Path) {
+    drop(format::read(path));
+}
 
 /// A snapshot cannot be made or used.
 #[derive(Debug, thiserror::Error)]

@@ -19,6 +19,8 @@ use crate::memory::GuestRam;
 
 pub mod block;
 mod chain;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod hostile;
 mod interrupt;

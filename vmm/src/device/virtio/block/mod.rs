@@ -25,6 +25,39 @@ mod worker;
 
 pub use device::{Block, BlockCounters, slot};
 
+/// Parses a chain for the fuzz targets, and checks what every accepted request has to keep.
+#[cfg(feature = "fuzzing")]
+pub(super) fn examine(
+    ram: &crate::memory::GuestRam,
+    chain: &super::Chain,
+    bytes: u64,
+    read_only: bool,
+    data: &mut Vec<super::Segment>,
+) {
+    use request::{Limits, Verdict, Work};
+    let (verdict, status) = request::parse(chain, Limits { bytes, read_only }, data);
+    let length = super::Chain::bytes(data) as u64;
+    match verdict {
+        Verdict::Malformed => assert!(status.is_none()),
+        Verdict::Answer { .. } => assert!(status.is_some()),
+        Verdict::Work(Work::Read { offset }) => {
+            assert!(offset + length <= bytes);
+            super::Chain::copy_in(ram, data, 0, &vec![0xee; length as usize]);
+        }
+        Verdict::Work(Work::Write { offset }) => {
+            assert!(!read_only && offset + length <= bytes);
+            super::Chain::copy_out(data, 0, &mut vec![0; length as usize]);
+        }
+        Verdict::Work(Work::Flush) => {}
+        Verdict::Work(Work::Discard(ranges)) => {
+            assert!(!read_only && ranges.iter().all(|range| range.start <= range.end && range.end <= bytes));
+        }
+        Verdict::Work(Work::WriteZeroes(ranges)) => {
+            assert!(!read_only && ranges.iter().all(|(range, _)| range.start <= range.end && range.end <= bytes));
+        }
+    }
+}
+
 /// Number of queues.
 pub const QUEUES: usize = 1;
 

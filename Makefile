@@ -33,6 +33,13 @@ test: ## unit tests, then real machines, migrations and failures (needs root and
 	@$(CARGO) test --locked --workspace --exclude tests
 	@RUST_TEST_THREADS=1 $(CARGO) test --locked --workspace $(AREAS)
 
+SOAK_MOVES ?= 200
+.PHONY: soak
+soak: ## many migrations in a row under load, oracles and leaks checked (SOAK_MOVES=200; needs root and /dev/kvm)
+	@scripts/install-deps.sh test
+	@$(CARGO) build --locked --workspace --bins --tests
+	@HEADROOM_REQUIRE_KVM=1 HEADROOM_SOAK_MOVES=$(SOAK_MOVES) $(CARGO) test --locked --workspace --test soak -- --nocapture
+
 .PHONY: lint
 lint: ## rustfmt, clippy without warnings, documentation without broken links, licences
 	@scripts/install-deps.sh build

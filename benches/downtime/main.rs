@@ -2,6 +2,7 @@
 //!
 //! `downtime --scenario idle --peer qemu --json FILE`; see `--help`.
 
+mod cpu;
 mod limits;
 mod measure;
 mod ours;

@@ -8,12 +8,12 @@ use anyhow::{Context, Result, bail};
 use headroom_guest::Client;
 use hostd::demo::observer::{Observer, Target};
 use hostd::lab::Lab;
-use migration::report::Report;
 
+use crate::cpu::Watch;
 use crate::limits::Limits;
 use crate::ours::{self, Vmm};
-use crate::qemu::Qemu;
-use crate::result::{Outcome, PeerOutcome, PeerRun};
+use crate::qemu::{Moved, Qemu};
+use crate::result::{Outcome, PeerOutcome, PeerRun, Run};
 use crate::scenario::Scenario;
 use crate::site;
 
@@ -51,18 +51,24 @@ pub fn kernel(lab: &Lab) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn our_run(scenario: Scenario, streams: u16) -> Result<Report> {
+fn our_run(scenario: Scenario, streams: u16) -> Result<Run> {
     let lab = site::build()?;
     let (a, b) = (lab.host("host1")?, lab.host("host2")?);
     let source = Vmm::start(a, scenario, Some(kernel(&lab)?))?;
     let destination = Vmm::start(b, scenario, None)?;
-    let (mut report, seen) =
-        observed(&lab, || ours::migrate((a, &source), (b, &destination), streams, scenario.mode()))
-            .context("headroom-vmm")?;
+    let migrate = || {
+        let watch = Watch::start(source.id(), destination.id())?;
+        let report = ours::migrate((a, &source), (b, &destination), streams, scenario.mode())?;
+        Ok((report, watch.stop()?))
+    };
+    let ((mut report, cpu), seen) = observed(&lab, migrate).context("headroom-vmm")?;
     report.network_gap_ms = Some(seen.gap_ms);
     let over = report.paused_unix_ms.and_then(|paused| seen.silence_over(paused, report.downtime_ms.total));
     let over = over.map_or_else(String::new, |ms| format!("outside silence over it {ms:.1} ms, "));
-    eprintln!("  headroom: total {:.0} ms, downtime {:.1} ms, {over}{seen}", report.total_ms, report.downtime_ms.total);
+    eprintln!(
+        "  headroom: total {:.0} ms, downtime {:.1} ms, {over}{seen}, {cpu}",
+        report.total_ms, report.downtime_ms.total
+    );
     if let Some(post) = &report.postcopy {
         let (faults, p50, p99) = (post.faults, post.fault_us_p50, post.fault_us_p99);
         eprintln!(
@@ -71,7 +77,7 @@ fn our_run(scenario: Scenario, streams: u16) -> Result<Report> {
         );
     }
     check_oracles(&lab)?;
-    Ok(report)
+    Ok(Run { report, cpu })
 }
 
 fn peer_run(scenario: Scenario) -> Result<PeerRun> {
@@ -79,11 +85,17 @@ fn peer_run(scenario: Scenario) -> Result<PeerRun> {
     let (a, b) = (lab.host("host1")?, lab.host("host2")?);
     let kernel: &Path = &kernel(&lab)?;
     let mut source = Qemu::start(a, scenario, kernel, false)?;
-    let _destination = Qemu::start(b, scenario, kernel, true)?;
-    let (moved, seen) = observed(&lab, || source.migrate(b))?;
-    eprintln!("  peer:     total {:.0} ms, downtime {:.1} ms, {seen}", moved.total_ms, moved.downtime_ms);
+    let destination = Qemu::start(b, scenario, kernel, true)?;
+    let migrate = || {
+        let watch = Watch::start(source.id(), destination.id())?;
+        let moved = source.migrate(b)?;
+        Ok((moved, watch.stop()?))
+    };
+    let ((moved, cpu), seen) = observed(&lab, migrate)?;
+    eprintln!("  peer:     total {:.0} ms, downtime {:.1} ms, {seen}, {cpu}", moved.total_ms, moved.downtime_ms);
     check_oracles(&lab)?;
-    Ok(PeerRun { total_ms: moved.total_ms, downtime_ms: moved.downtime_ms, network_gap_ms: seen.gap_ms })
+    let Moved { total_ms, downtime_ms } = moved;
+    Ok(PeerRun { total_ms, downtime_ms, network_gap_ms: seen.gap_ms, cpu })
 }
 
 /// What the observer saw of one move.

@@ -16,7 +16,7 @@ use vmm::config::{
     TapSource, TlsIdentity,
 };
 
-use crate::scenario::{DISK_MIB, MEMORY_MIB, Scenario};
+use crate::scenario::{DISK_MIB, DOWNTIME_LIMIT_MS, MEMORY_MIB, Scenario};
 use crate::site::{self, GUEST_MAC, TAP};
 
 /// Longest that one migration may take before the run counts as failed.
@@ -60,6 +60,11 @@ impl Vmm {
                 _ => std::thread::sleep(Duration::from_millis(2)),
             }
         }
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it says of its machine.
@@ -129,7 +134,7 @@ pub fn migrate(
         recover_s: PATIENCE.as_secs(),
         mark: None,
     })?;
-    let limits = MigrationLimits { streams, downtime_ms: 100, mode, ..MigrationLimits::default() };
+    let limits = MigrationLimits { streams, downtime_ms: DOWNTIME_LIMIT_MS, mode, ..MigrationLimits::default() };
     source.1.client.send(&SendConfig {
         id: id.into(),
         address: receiving.address,

@@ -9,7 +9,7 @@ use hostd::lab::LabHost;
 use serde_json::json;
 
 use crate::qmp::Qmp;
-use crate::scenario::{MEMORY_MIB, Scenario};
+use crate::scenario::{DOWNTIME_LIMIT_MS, MEMORY_MIB, Scenario};
 use crate::site::{self, GUEST_MAC, TAP};
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -45,7 +45,15 @@ impl Qemu {
         let mut command = host.command(Path::new("/usr/bin").join(PROGRAM).as_path())?;
         command
             .args(["-M", "microvm,acpi=off", "-enable-kvm", "-cpu", "host", "-smp", "1", "-nodefaults"])
-            .args(["-display", "none", "-no-user-config", "-global", "virtio-mmio.force-legacy=false"])
+            .args([
+                "-name",
+                "bench,debug-threads=on",
+                "-display",
+                "none",
+                "-no-user-config",
+                "-global",
+                "virtio-mmio.force-legacy=false",
+            ])
             .args(["-m", &MEMORY_MIB.to_string()])
             .arg("-kernel")
             .arg(kernel)
@@ -63,10 +71,14 @@ impl Qemu {
         Ok(Self { child, qmp })
     }
 
-    /// Moves this machine to the QEMU that waits on `destination`, with no limit on bandwidth and 300 ms of downtime
-    /// allowed (QEMU's own default).
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Moves this machine to the QEMU that waits on `destination`, with no limit on bandwidth.
     pub fn migrate(&mut self, destination: &LabHost) -> Result<Moved> {
-        let limits = json!({"max-bandwidth": 100_000_000_000_u64, "downtime-limit": 300});
+        let limits = json!({"max-bandwidth": 100_000_000_000_u64, "downtime-limit": DOWNTIME_LIMIT_MS});
         self.qmp.execute("migrate-set-parameters", &limits)?;
         self.qmp.execute("migrate", &json!({"uri": format!("tcp:{}:{PORT}", destination.address())}))?;
         let deadline = Instant::now() + Duration::from_secs(60);

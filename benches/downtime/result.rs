@@ -6,9 +6,20 @@ use migration::report::{Outcome as End, Report};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::cpu::HostCpu;
 use crate::limits::Limits;
-use crate::scenario::{FILLED_MIB, MEMORY_MIB, Scenario};
+use crate::scenario::{DOWNTIME_LIMIT_MS, FILLED_MIB, MEMORY_MIB, Scenario};
 use crate::startup::Startup;
+
+/// One run of ours.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    /// The source's report.
+    #[serde(flatten)]
+    pub report: Report,
+    /// What the hosts spent on it.
+    pub cpu: HostCpu,
+}
 
 /// One run of the peer.
 #[derive(Clone, Debug, Serialize)]
@@ -19,6 +30,8 @@ pub struct PeerRun {
     pub downtime_ms: f64,
     /// Longest silence that the observer saw.
     pub network_gap_ms: f64,
+    /// What the hosts spent on it.
+    pub cpu: HostCpu,
 }
 
 /// All runs of the peer.
@@ -49,7 +62,7 @@ pub struct Outcome {
     /// The guest's work.
     pub guest: Value,
     /// Our migration reports.
-    pub runs: Vec<Report>,
+    pub runs: Vec<Run>,
     /// The peer's runs, where it ran.
     pub peer: Option<PeerOutcome>,
     /// Ours against the peer.
@@ -81,7 +94,7 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 impl Outcome {
     /// Puts the runs together.
-    pub fn new(scenario: Scenario, runs: Vec<Report>, peer: Option<PeerOutcome>, limits: Limits) -> Self {
+    pub fn new(scenario: Scenario, runs: Vec<Run>, peer: Option<PeerOutcome>, limits: Limits) -> Self {
         let guest =
             json!({"memory_mib": MEMORY_MIB, "filled_mib": FILLED_MIB, "vcpus": 1, "workload": scenario.workload()});
         let mut outcome = Self { scenario, guest, runs, peer, ratio: None, limits };
@@ -94,7 +107,7 @@ impl Outcome {
 
     /// Whether a run did not do what was promised.
     pub fn broken(&self) -> bool {
-        self.runs.iter().any(|run| {
+        self.runs.iter().map(|run| &run.report).any(|run| {
             run.outcome != End::Completed
                 || run.verification.memory_digest_ok == Some(false)
                 || run.verification.disk_digest_ok == Some(false)
@@ -102,15 +115,15 @@ impl Outcome {
     }
 
     fn total_ms(&self) -> f64 {
-        median(self.runs.iter().map(|run| run.total_ms))
+        median(self.runs.iter().map(|run| run.report.total_ms))
     }
 
     fn downtime_ms(&self) -> f64 {
-        median(self.runs.iter().map(|run| run.downtime_ms.total))
+        median(self.runs.iter().map(|run| run.report.downtime_ms.total))
     }
 
     fn gap_ms(&self) -> f64 {
-        median(self.runs.iter().filter_map(|run| run.network_gap_ms))
+        median(self.runs.iter().filter_map(|run| run.report.network_gap_ms))
     }
 
     fn row(&self) -> [String; 8] {
@@ -187,7 +200,7 @@ pub fn document(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits
     let peer = outcomes.iter().find_map(|outcome| outcome.peer.as_ref()).map_or_else(
         || "No peer ran.".to_owned(),
         |peer| {
-            format!("The peer is {}, plain TCP, on its machine type `microvm` with the same guest image.", peer.version)
+            format!("The peer is {}, plain TCP, on its machine type `microvm` with the same guest image and the same limit on downtime ({DOWNTIME_LIMIT_MS} ms).", peer.version)
         },
     );
     format!(

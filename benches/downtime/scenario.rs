@@ -14,6 +14,10 @@ pub const FILLED_MIB: u32 = 512;
 /// Size of the disk in the scenarios that have one, in MiB.
 pub const DISK_MIB: u64 = 256;
 
+/// Downtime allowed in milliseconds, to ours and to the peer: less demand on one would let it stop earlier, with less total
+/// time and a longer gap.
+pub const DOWNTIME_LIMIT_MS: u64 = 100;
+
 /// One workload; all have 1 GiB of RAM of which 512 MiB are filled, and one vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]

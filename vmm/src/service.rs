@@ -10,6 +10,7 @@ use crate::api::{
     ChangedLimits, MachineDigest, MachineInfo, MachineState, Metrics, MigrationStatus, Receiving, Settle,
 };
 use crate::config::{MachineConfig, ReceiveConfig, SendConfig};
+use crate::memory::Usage;
 use crate::migrate::{Job, JobError};
 use crate::snapshot::{self, SnapshotError};
 use crate::vcpu::StopReason;
@@ -156,8 +157,9 @@ impl Service {
 
     /// Counters.
     pub fn metrics(&self) -> Metrics {
-        let counted = self.present().map_or_else(Metrics::default, |machine| machine.metrics());
-        Metrics { process_us: process_time().as_micros() as u64, overhead_bytes: overhead_bytes(), ..counted }
+        let empty = || Metrics { overhead_bytes: Usage::now(None).other_bytes, ..Metrics::default() };
+        let counted = self.present().map_or_else(empty, |machine| machine.metrics());
+        Metrics { process_us: process_time().as_micros() as u64, ..counted }
     }
 
     /// Listens for a machine.
@@ -330,14 +332,4 @@ fn process_time() -> Duration {
     // SAFETY: `time` is valid for writing.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
     Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
-}
-
-/// Resident memory that is not guest RAM: anonymous pages and mapped files. Guest RAM is shared memory.
-fn overhead_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = |name: &str| {
-        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
-        value.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
-    };
-    (kib("RssAnon:").unwrap_or(0) + kib("RssFile:").unwrap_or(0)) << 10
 }

@@ -1,82 +1,98 @@
 //! Reading and writing pages by number, for migration and snapshots.
 //!
-//! How a page gets into fresh memory matters more than the copy itself. 512 MiB in chunks of 2 MiB, quiet two-core machine,
-//! microseconds a page:
-//!
-//! | way | fresh page | again |
-//! | --- | --- | --- |
-//! | copy to the mapping, one fault a page | 3.0-6.7 | 0.7 |
-//! | `MADV_POPULATE_WRITE`, then copy | 2.4 | 0.7 |
-//! | `pwrite` to the memfd | 1.3-1.5 | 1.5-1.8 |
-//! | `fallocate`, then copy | 3.3 | 0.7 |
-//!
-//! Hence: `pwrite` where a page arrives for the first time; populate and copy where it arrives again. Pages that arrive
-//! again are those that the guest works with: they are then mapped when it touches them after the resume.
+//! How a page gets into fresh memory matters more than the copy itself: 512 MiB in pieces of 64 KiB take 140 to 150 ms on huge
+//! pages, 240 to 270 on small ones that are populated a piece at a time, and 270 to 420 one fault at a time (quiet machine of
+//! two cores, Linux 6.18). So a piece is populated before it is copied to. See `page_size` for the choice.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use migration::guest::PAGE_BYTES;
-use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::page_size::populate;
 use super::{Memory, MemoryError};
 
-/// Linux 5.14; older kernels answer EINVAL and the copy faults page by page.
-const MADV_POPULATE_WRITE: i32 = 23;
+/// Shorter pieces are left to the fault: they are pages that arrive again, and have memory already.
+const POPULATE_FROM: usize = 4 * PAGE_BYTES as usize;
 
 /// Pages in one answer of [`Memory::next_populated`], 2 MiB.
 const GRANULE_PAGES: u64 = 512;
 
+/// What the kernel says of this process's pages, if `/proc` is mounted.
+#[derive(Debug)]
+pub(super) struct PageMap(Option<File>);
+
+impl PageMap {
+    /// Pages asked for at once while nothing is found.
+    const CHUNK: usize = 8192;
+    /// Bytes of an entry (proc_pid_pagemap(5)).
+    const ENTRY: usize = 8;
+    /// The page is in memory, or in swap.
+    const POPULATED: u64 = 1 << 63 | 1 << 62;
+
+    pub(super) fn open() -> Self {
+        Self(File::open("/proc/self/pagemap").ok())
+    }
+
+    /// The first of `pages` pages from `address` on that may hold something.
+    fn first(&self, address: usize, pages: usize) -> Option<usize> {
+        let Some(file) = &self.0 else { return (pages > 0).then_some(0) };
+        let mut entries = vec![0; Self::CHUNK.min(pages) * Self::ENTRY];
+        let mut done = 0;
+        while done < pages {
+            let part = (pages - done).min(Self::CHUNK);
+            let part = &mut entries[..part * Self::ENTRY];
+            let offset = (address / PAGE_BYTES as usize + done) * Self::ENTRY;
+            if file.read_exact_at(part, offset as u64).is_err() {
+                // Better to look at a page in vain than to lose it.
+                return Some(done);
+            }
+            let populated = |entry: &[u8]| {
+                let value = entry.try_into().map_or(u64::MAX, u64::from_ne_bytes);
+                value & Self::POPULATED != 0
+            };
+            if let Some(index) = part.chunks_exact(Self::ENTRY).position(populated) {
+                return Some(done + index);
+            }
+            done += part.len() / Self::ENTRY;
+        }
+        None
+    }
+}
+
 impl Memory {
-    /// The first run of pages at or after `from` that may hold something: it begins with a page that the memfd has, and ends
+    /// The first run of pages at or after `from` that may hold something: it begins with a page that has memory, and ends
     /// with the granule.
     ///
-    /// Not by looking for the next hole: `SEEK_HOLE` walks all pages up to it, 7 to 14 ms for 512 MiB, and a kernel without
-    /// preemption lets no vCPU run on that processor meanwhile.
+    /// # Errors
+    ///
+    /// None on this kind of memory.
     pub fn next_populated(&self, from: u64) -> Result<Option<Range<u64>>, MemoryError> {
-        if from >= self.pages() {
-            return Ok(None);
+        let mut base = 0;
+        for (address, bytes) in self.mapped() {
+            let pages = bytes as u64 / PAGE_BYTES;
+            let skip = from.saturating_sub(base).min(pages);
+            let start = address + (skip * PAGE_BYTES) as usize;
+            if let Some(found) = self.page_map.first(start, (pages - skip) as usize) {
+                let page = skip + found as u64;
+                let end = ((page / GRANULE_PAGES + 1) * GRANULE_PAGES).min(pages);
+                return Ok(Some(base + page..base + end));
+            }
+            base += pages;
         }
-        let Some(start) = self.seek(from, libc::SEEK_DATA)? else { return Ok(None) };
-        let end = ((start / GRANULE_PAGES + 1) * GRANULE_PAGES).min(self.pages());
-        self.note_resident(start..end)?;
-        Ok(Some(start..end))
+        Ok(None)
     }
 
-    /// Notes which pages are in memory: they hold data and can be read through the mapping. Of the others nothing is known,
-    /// since a page may be swapped out; they are read through the file, which neither allocates nor forgets one.
-    fn note_resident(&self, pages: Range<u64>) -> Result<(), MemoryError> {
-        if (pages.start..pages.end).all(|page| self.is_filled(page)) {
-            return Ok(());
-        }
-        let mut resident = [0u8; GRANULE_PAGES as usize];
-        let bytes = ((pages.end - pages.start) * PAGE_BYTES) as usize;
-        self.each_piece(pages.start, bytes, |pointer, piece, first| {
-            // SAFETY: `each_piece` hands out a live mapping that begins on a page boundary, and the table has a byte for each
-            // page of a granule.
-            let result = unsafe { libc::mincore(pointer.cast(), piece.len(), resident.as_mut_ptr()) };
-            if result != 0 {
-                return Err(io_error("mincore", first)(io::Error::last_os_error()));
-            }
-            for (page, _) in
-                (first..).zip(&resident[..piece.len() / PAGE_BYTES as usize]).filter(|(_, flags)| **flags & 1 != 0)
-            {
-                self.filled.set_addr_range((page * PAGE_BYTES) as usize, PAGE_BYTES as usize);
-            }
-            Ok(())
-        })
-    }
-
-    /// Copies pages `first..` into `buffer`. Pages without backing read as zeroes and stay without.
+    /// Copies pages `first..` into `buffer`. Pages without memory read as zeroes and stay without.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::OutOfRange`].
     pub fn read_pages(&self, first: u64, buffer: &mut [u8]) -> Result<(), MemoryError> {
-        let end = first + (buffer.len() as u64).div_ceil(PAGE_BYTES);
-        self.check(first, end)?;
-        if !(first..end).all(|page| self.is_filled(page)) {
-            return self.file.read_exact_at(buffer, first * PAGE_BYTES).map_err(io_error("pread", first));
-        }
+        self.check(first, first + (buffer.len() as u64).div_ceil(PAGE_BYTES))?;
         self.each_piece(first, buffer.len(), |pointer, piece, _| {
             let target = &mut buffer[piece];
             // SAFETY: `each_piece` hands out `piece.len()` bytes inside a live mapping; the guest may write to them
@@ -87,60 +103,42 @@ impl Memory {
     }
 
     /// Stores pages `first..`. Not recorded as a write of the machine.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::OutOfRange`].
     pub fn write_pages(&self, first: u64, data: &[u8]) -> Result<(), MemoryError> {
-        let end = first + (data.len() as u64).div_ceil(PAGE_BYTES);
-        self.check(first, end)?;
-        let mut page = first;
-        while page < end {
-            let known = self.is_filled(page);
-            let mut run = page + 1;
-            while run < end && self.is_filled(run) == known {
-                run += 1;
-            }
-            let at = |page: u64| (((page - first) * PAGE_BYTES) as usize).min(data.len());
-            let part = &data[at(page)..at(run)];
-            if known {
-                self.copy_in(page, part)?;
-            } else {
-                self.write_through_file(page, part)?;
-            }
-            page = run;
-        }
-        Ok(())
-    }
-
-    /// Makes the pages read as zeroes and gives their memory back.
-    pub fn zero_pages(&self, pages: Range<u64>) -> Result<(), MemoryError> {
-        self.check(pages.start, pages.end)?;
-        // From the first page that is there to the end: to look for the holes between costs more than to punch them again.
-        let Some(start) = self.seek(pages.start, libc::SEEK_DATA)?.filter(|&start| start < pages.end) else {
-            return Ok(());
-        };
-        let mode = nix::fcntl::FallocateFlags::FALLOC_FL_PUNCH_HOLE | nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let (offset, length) = (start * PAGE_BYTES, (pages.end - start) * PAGE_BYTES);
-        nix::fcntl::fallocate(&*self.file, mode, offset.cast_signed(), length.cast_signed())
-            .map_err(|error| io_error("fallocate(PUNCH_HOLE)", start)(error.into()))?;
-        self.filled.reset_addr_range(offset as usize, length as usize);
-        Ok(())
-    }
-
-    fn write_through_file(&self, page: u64, data: &[u8]) -> Result<(), MemoryError> {
-        let offset = page * PAGE_BYTES;
-        self.file.write_all_at(data, offset).map_err(io_error("pwrite", page))?;
-        self.filled.set_addr_range(offset as usize, data.len());
-        Ok(())
-    }
-
-    fn copy_in(&self, page: u64, data: &[u8]) -> Result<(), MemoryError> {
-        self.each_piece(page, data.len(), |pointer, piece, _| {
+        self.check(first, first + (data.len() as u64).div_ceil(PAGE_BYTES))?;
+        self.each_piece(first, data.len(), |pointer, piece, _| {
             let source = &data[piece];
-            // SAFETY: the range lies inside a live shared mapping (`each_piece`); populating changes no contents. A kernel
-            // without the advice answers EINVAL, and the copy below faults the pages in instead.
-            unsafe { libc::madvise(pointer.cast(), source.len(), MADV_POPULATE_WRITE) };
-            // SAFETY: as above, `source.len()` bytes are mapped and writable; nothing runs in this machine yet, and no
+            self.choose_page_size(pointer as usize);
+            if source.len() >= POPULATE_FROM {
+                populate(pointer as usize, source.len());
+            }
+            // SAFETY: `each_piece` hands out `piece.len()` bytes inside a live mapping that is writable; nothing runs in this machine yet, and no
             // Rust reference to guest memory exists.
             unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), pointer, source.len()) };
             Ok(())
+        })
+    }
+
+    /// Makes the pages read as zeroes and gives their memory back.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`] if they do not exist, or the kernel refuses.
+    pub fn zero_pages(&self, pages: Range<u64>) -> Result<(), MemoryError> {
+        self.check(pages.start, pages.end)?;
+        let bytes = ((pages.end - pages.start) * PAGE_BYTES) as usize;
+        self.each_piece(pages.start, bytes, |pointer, piece, first| {
+            // SAFETY: the range lies inside a live private mapping; nothing runs in this machine yet, and no Rust reference to
+            // guest memory exists whose contents would change under it.
+            let result = unsafe { libc::madvise(pointer.cast(), piece.len(), libc::MADV_DONTNEED) };
+            if result == 0 {
+                Ok(())
+            } else {
+                Err(io_error("madvise(MADV_DONTNEED)", first)(io::Error::last_os_error()))
+            }
         })
     }
 
@@ -167,26 +165,9 @@ impl Memory {
         Ok(())
     }
 
-    fn is_filled(&self, page: u64) -> bool {
-        self.filled.dirty_at((page * PAGE_BYTES) as usize)
-    }
-
     fn check(&self, first: u64, end: u64) -> Result<(), MemoryError> {
         let pages = self.pages();
         if first <= end && end <= pages { Ok(()) } else { Err(MemoryError::OutOfRange { first, end, pages }) }
-    }
-
-    fn seek(&self, page: u64, whence: i32) -> Result<Option<u64>, MemoryError> {
-        let offset = (page * PAGE_BYTES).cast_signed();
-        // SAFETY: plain system call on an open descriptor; nobody relies on the file position.
-        let found = unsafe { libc::lseek(self.file.as_raw_fd(), offset, whence) };
-        if found >= 0 {
-            return Ok(Some(found.cast_unsigned() / PAGE_BYTES));
-        }
-        match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-            error => Err(io_error("lseek", page)(error)),
-        }
     }
 }
 
@@ -196,47 +177,47 @@ fn io_error(call: &'static str, page: u64) -> impl FnOnce(io::Error) -> MemoryEr
 
 #[cfg(test)]
 mod tests {
+    use super::super::resident::Usage;
     use super::*;
 
     const PAGE: usize = PAGE_BYTES as usize;
 
     #[test]
     fn pages_are_found_read_and_given_back() {
-        let memory = Memory::new(16).unwrap();
-        assert_eq!(memory.pages(), 4096);
+        let memory = Memory::new(64).unwrap();
+        assert_eq!(memory.pages(), 16384);
         assert_eq!(memory.next_populated(0).unwrap(), None);
         let data: Vec<u8> = (0..3 * PAGE).map(|index| (index / PAGE + 1) as u8).collect();
-        memory.write_pages(100, &data).unwrap();
-        assert_eq!(memory.next_populated(0).unwrap(), Some(100..512));
-        memory.write_pages(101, &data).unwrap();
+        memory.write_pages(600, &data).unwrap();
+        memory.write_pages(601, &data).unwrap();
+        let run = memory.next_populated(0).unwrap().unwrap();
+        // On huge pages all of a granule is there, on small ones what was written.
+        assert!((512..=600).contains(&run.start) && run.end == 1024, "{run:?}");
         let mut read = vec![9; 6 * PAGE];
-        memory.read_pages(99, &mut read).unwrap();
+        memory.read_pages(599, &mut read).unwrap();
         let firsts: Vec<u8> = read.chunks(PAGE).map(|page| page[PAGE - 1]).collect();
         assert_eq!(firsts, [0, 1, 1, 2, 3, 0]);
-        assert_eq!(memory.next_populated(103).unwrap(), Some(103..512));
-        assert_eq!(memory.next_populated(104).unwrap(), None);
-        memory.write_pages(1000, &data[..PAGE]).unwrap();
-        assert_eq!(memory.next_populated(104).unwrap(), Some(1000..1024));
-        memory.zero_pages(1000..1001).unwrap();
-        assert_eq!(memory.resident_bytes(), 4 * PAGE_BYTES);
-        memory.zero_pages(0..103).unwrap();
-        assert_eq!(memory.next_populated(0).unwrap(), Some(103..512));
-        memory.write_pages(102, &data[..PAGE]).unwrap();
-        assert_eq!(memory.next_populated(0).unwrap(), Some(102..512));
+        assert_eq!(memory.next_populated(1024).unwrap(), None);
+        memory.write_pages(12000, &data[..PAGE]).unwrap();
+        let run = memory.next_populated(1024).unwrap().unwrap();
+        assert!(run.contains(&12000), "{run:?}");
+        memory.zero_pages(1024..16384).unwrap();
+        assert_eq!(memory.next_populated(1024).unwrap(), None);
+        memory.zero_pages(512..602).unwrap();
+        assert_eq!(memory.next_populated(0).unwrap(), Some(602..1024));
+        memory.read_pages(599, &mut read).unwrap();
+        let firsts: Vec<u8> = read.chunks(PAGE).map(|page| page[PAGE - 1]).collect();
+        assert_eq!(firsts, [0, 0, 0, 2, 3, 0]);
+        memory.zero_pages(0..16384).unwrap();
+        assert_eq!(Usage::now(Some(&memory)).ram_bytes, 0);
     }
 
     #[test]
-    fn reading_what_may_be_populated_allocates_nothing() {
-        let memory = Memory::new(16).unwrap();
-        let value = vm_memory::GuestAddress(700 * PAGE_BYTES);
-        vm_memory::Bytes::write_obj(memory.ram(), 7u8, value).unwrap();
-        let run = memory.next_populated(0).unwrap().unwrap();
-        assert_eq!(run, 700..1024);
-        assert!(memory.is_filled(700) && !memory.is_filled(701));
-        let mut read = vec![9; (run.end - run.start) as usize * PAGE];
-        memory.read_pages(run.start, &mut read).unwrap();
-        assert_eq!((read[0], read[PAGE]), (7, 0));
-        assert_eq!(memory.resident_bytes(), PAGE_BYTES);
+    fn without_the_page_map_everything_may_be_populated() {
+        assert_eq!(PageMap(None).first(0, 10), Some(0));
+        assert_eq!(PageMap(None).first(0, 0), None);
+        // Past the end of user space nothing can be read.
+        assert_eq!(PageMap::open().first(usize::MAX - 64 * PAGE, 10), Some(0));
     }
 
     #[test]
@@ -246,9 +227,13 @@ mod tests {
             migration::guest::MemoryRegion { gpa: 1 << 32, bytes: 2 * PAGE_BYTES },
         ])
         .unwrap();
+        assert_eq!(memory.next_populated(0).unwrap(), None);
         for _ in 0..2 {
             memory.write_pages(1, &[7; 2 * PAGE]).unwrap();
         }
+        assert_eq!(memory.next_populated(0).unwrap(), Some(1..2));
+        assert_eq!(memory.next_populated(2).unwrap(), Some(2..4));
+        assert_eq!(memory.next_populated(3).unwrap(), None);
         let value: u8 = vm_memory::Bytes::read_obj(memory.ram(), vm_memory::GuestAddress(1 << 32)).unwrap();
         assert_eq!(value, 7);
         let mut read = [0; 2 * PAGE];
@@ -256,5 +241,7 @@ mod tests {
         assert_eq!((read[0], read[PAGE]), (7, 0));
         assert!(matches!(memory.read_pages(3, &mut read), Err(MemoryError::OutOfRange { end: 5, pages: 4, .. })));
         assert!(memory.write_pages(4, &read).is_err() && memory.zero_pages(0..5).is_err());
+        memory.zero_pages(0..4).unwrap();
+        assert_eq!(memory.next_populated(0).unwrap(), None);
     }
 }

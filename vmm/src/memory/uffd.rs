@@ -1,7 +1,7 @@
 //! Pages that arrive after the guest has begun to run (post-copy), on userfaultfd.
 //!
-//! Guest RAM is a shared memfd: a page is missing where its page cache has none. So pages that will come again are punched
-//! out, and the mapping is registered for missing faults (userfaultfd(2), `UFFDIO_REGISTER_MODE_MISSING`). From then on every
+//! Guest RAM is anonymous: a page is missing where the page table has nothing. So pages that will come again are given back,
+//! and the mapping is registered for missing faults (userfaultfd(2), `UFFDIO_REGISTER_MODE_MISSING`). From then on every
 //! first touch of a hole, by a vCPU, by a device thread, or by the kernel on their behalf, waits until `UFFDIO_COPY` has put
 //! a page there. The copy is atomic: a page that is there already is refused with EEXIST and stays as it is.
 //!
@@ -16,7 +16,7 @@ use std::sync::{Mutex, PoisonError};
 
 use migration::guest::{GuestError, GuestResult, Missing, PAGE_BYTES};
 use migration::page::Bitmap;
-use userfaultfd::{Event, EventBuffer, FeatureFlags, Uffd, UffdBuilder};
+use userfaultfd::{Event, EventBuffer, Uffd, UffdBuilder};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{Memory, MemoryError};
@@ -46,7 +46,7 @@ pub enum UffdError {
         #[source]
         source: userfaultfd::Error,
     },
-    /// The pages could not be punched out.
+    /// The pages could not be given back.
     #[error(transparent)]
     Memory(#[from] MemoryError),
 }
@@ -63,7 +63,6 @@ fn open() -> Result<Uffd, UffdError> {
         .non_blocking(true)
         // KVM and the kernel's side of devices touch guest memory too.
         .user_mode_only(false)
-        .require_features(FeatureFlags::MISSING_SHMEM)
         .create()
         .map_err(UffdError::Unavailable)
 }
@@ -151,7 +150,6 @@ impl LatePages {
                 Ok(_) | Err(userfaultfd::Error::PartiallyCopied(_)) => 0,
                 Err(source) => return Err(UffdError::Request { action: "storing a page", page, source }),
             };
-            self.memory.filled.set_addr_range((page * PAGE_BYTES) as usize, done);
             page += (done / PAGE) as u64;
             data = &data[done..];
         }

@@ -137,7 +137,9 @@ impl DestinationGuest for Arrival {
     }
 
     fn stop_dirty_tracking(&self) -> GuestResult<()> {
-        self.machine()?.tracker().stop().map_err(explain)
+        let machine = self.machine()?;
+        machine.memory().arrived();
+        machine.tracker().stop().map_err(explain)
     }
 
     fn read_pages(&self, first: u64, buffer: &mut [u8]) -> GuestResult<()> {

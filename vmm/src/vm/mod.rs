@@ -325,11 +325,13 @@ impl Machine {
         self.devices().nets.iter().for_each(Net::announce);
     }
 
-    /// Counters of vCPUs and devices; the process's own are left at zero.
+    /// Counters of vCPUs and devices, and the memory of the process; its other counters are left at zero.
     pub fn metrics(&self) -> Metrics {
+        let memory = self.parts.memory.usage();
         let mut metrics = Metrics {
             vcpu_us: self.parts.vcpus.processor_time().as_micros() as u64,
-            memory_resident_bytes: self.parts.memory.resident_bytes(),
+            memory_resident_bytes: memory.ram_bytes,
+            overhead_bytes: memory.other_bytes,
             exits: self.parts.vcpus.exits(),
             ..Metrics::default()
         };

@@ -34,7 +34,7 @@ pub struct Board {
 
 impl Board {
     pub fn new(queues: usize) -> Self {
-        let ram = GuestRam::from_ranges(&[(GuestAddress(0), RAM_BYTES)]).unwrap();
+        let ram = crate::memory::Memory::new(RAM_BYTES as u64 >> 20).unwrap().ram().clone();
         Self::with_ram(ram, queues)
     }
 

@@ -118,7 +118,8 @@ impl World {
     ) -> Result<T, ClientError> {
         let client = self.host(host).client();
         self.runtime.block_on(async {
-            tokio::time::timeout(DEADLINE, ask(client)).await.expect("an answer of the daemon before the deadline")
+            let answer = tokio::time::timeout(DEADLINE, ask(client)).await;
+            answer.unwrap_or_else(|_| panic!("no answer of {host} before the deadline\n{}", self.logs()))
         })
     }
 

@@ -3,6 +3,9 @@
 //! The block device asks before it starts a request; a request that touches a missing block is kept until the block is
 //! there. So reads, writes and discards alike find the block in place, and nothing that arrives late can overwrite what the
 //! guest has written.
+//!
+//! Storing a block must never wait for a page: the thread that stores it may be the one that brings pages. The device sees to
+//! it that its requests have their pages before the kernel takes a lock of the file for them.
 
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -75,9 +78,14 @@ impl LateBlocks {
         self.arrived.as_raw_fd()
     }
 
+    /// Whether blocks may still be stored from outside the guest.
+    pub fn is_open(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
     /// Whether `length` bytes at `offset` touch a missing block. With `ask`, those blocks are asked for.
     pub fn lacks(&self, offset: u64, length: u64, ask: bool) -> bool {
-        if length == 0 || !self.any.load(Ordering::Acquire) {
+        if length == 0 || !self.is_open() {
             return false;
         }
         let mut state = self.state();

@@ -114,6 +114,23 @@ impl Transfer {
         }
     }
 
+    /// Waits until every page of the request's data is in memory, by reading a byte of each (post-copy). Otherwise the kernel
+    /// would wait for them in the middle of the request, holding the file's lock, while a block that has arrived waits for that
+    /// lock, in the thread that would have brought the page.
+    pub fn touch(&self) {
+        const PAGE: usize = migration::guest::PAGE_BYTES as usize;
+        for segment in &self.data {
+            let mut at = 0;
+            while at < segment.bytes {
+                // SAFETY: `at` is inside of the segment, which lies in mapped guest RAM; the value is not used.
+                let byte = unsafe { segment.host.as_ptr().add(at) };
+                // SAFETY: as above.
+                unsafe { byte.read_volatile() };
+                at += PAGE - byte as usize % PAGE;
+            }
+        }
+    }
+
     /// Bytes (read, written) by the finished request.
     pub fn volume(&self) -> (u64, u64) {
         match self.work {

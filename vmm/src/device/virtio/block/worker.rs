@@ -160,6 +160,9 @@ impl BlockWorker {
                 // The first of the two marks; see `disk::Tracker`.
                 let tracker = self.disk.tracker();
                 transfer.for_each_change(|offset, length| tracker.mark(offset, length));
+                if self.disk.late().is_some_and(|late| late.is_open()) {
+                    transfer.touch();
+                }
                 if self.lacks(slot, true) {
                     self.held.push(slot);
                 } else {

@@ -5,6 +5,9 @@ use std::time::Instant;
 use migration::guest::Missing;
 
 use super::*;
+use crate::device::virtio::testing::RAM_BYTES;
+use crate::memory::Memory;
+use crate::memory::uffd::LatePages;
 
 /// A disk that lacks its first block.
 fn lacking() -> (Rig, Arc<dyn Missing>) {
@@ -76,4 +79,52 @@ fn a_reset_forgets_what_was_held() {
     for _ in 0..60 {
         rig.driver.wait_used(0);
     }
+}
+
+#[test]
+fn a_block_is_stored_while_a_request_waits_for_its_page() {
+    let directory = TempDir::new().unwrap();
+    let path = image(&directory);
+    let disk = disk(&path, false);
+    let mut blocks = Bitmap::new(DISK_BYTES / BLOCK_BYTES);
+    blocks.insert_range(0..1);
+    let late_blocks = DestinationDisk::expect_blocks(&*disk, &blocks).unwrap();
+    let memory = Memory::new(RAM_BYTES as u64 >> 20).unwrap();
+    let board = Board::with_ram(memory.ram().clone(), 1);
+    let block = Block::new(disk, board.wiring()).unwrap();
+    let mut driver = Driver::new(board, block.transport(), QUEUE_SIZE);
+    driver.start(ALL);
+    let mut rig = Rig { _directory: directory, path, block, driver };
+
+    // The guest writes to a block that is here, from a page that is not.
+    rig.queue(0, 1, BLOCK_BYTES / 512, &[(BUFFER, 4096, false)]);
+    let mut pages = Bitmap::new(memory.pages());
+    pages.insert_range(BUFFER / 4096..BUFFER / 4096 + 1);
+    memory.forget_pages(&pages).unwrap();
+    let Ok(late_pages) = LatePages::new(&memory, &pages) else {
+        println!("SKIPPED: no userfaultfd here");
+        return;
+    };
+    rig.driver.kick(0);
+    let (deadline, mut wanted) = (Instant::now() + Duration::from_secs(10), Vec::new());
+    while wanted.is_empty() {
+        assert!(Instant::now() < deadline, "nobody waits for the page");
+        Missing::wanted(&late_pages, &mut wanted).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (stored, done) = std::sync::mpsc::channel();
+    let storing = std::thread::spawn(move || {
+        late_blocks.fill(0, &pattern(BLOCK_BYTES as usize, 7)).unwrap();
+        stored.send(()).unwrap();
+    });
+    let stored = done.recv_timeout(Duration::from_secs(10));
+    // Whatever came of it, nobody is left waiting.
+    late_pages.fill(BUFFER / 4096, &pattern(4096, 3)).unwrap();
+    rig.driver.wait_used(0);
+    storing.join().unwrap();
+    late_pages.finish().unwrap();
+    stored.expect("a block waited for a page");
+    let image = std::fs::read(&rig.path).unwrap();
+    assert!(image[BLOCK_BYTES as usize..][..4096] == pattern(4096, 3)[..]);
+    assert!(image[..BLOCK_BYTES as usize] == pattern(BLOCK_BYTES as usize, 7)[..]);
 }

@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Shared;
 use crate::config::HostConfig;
@@ -73,14 +73,8 @@ fn set_owner(config: &HostConfig, path: &Path) -> io::Result<()> {
 
 /// Serves operators until told to stop.
 pub async fn serve_unix(listener: UnixListener, router: Router, daemon: Shared, mut stop: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stopped(&mut stop) => return,
-        };
-        let Some((stream, _)) = accepted_or_wait(accepted).await else { continue };
+    let places = Places::default();
+    while let Some((place, (stream, _))) = places.next(|| listener.accept(), &mut stop).await {
         let Ok(actor) = user(&stream, &daemon.config) else { continue };
         let (router, stop) = (router.clone(), stop.clone());
         tokio::spawn(async move {
@@ -92,19 +86,42 @@ pub async fn serve_unix(listener: UnixListener, router: Router, daemon: Shared, 
 
 /// Serves peers until told to stop.
 pub async fn serve_peers(listener: TcpListener, router: Router, daemon: Shared, mut stop: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stopped(&mut stop) => return,
-        };
-        let Some((stream, from)) = accepted_or_wait(accepted).await else { continue };
+    let places = Places::default();
+    while let Some((place, (stream, from))) = places.next(|| listener.accept(), &mut stop).await {
         let (router, daemon, stop) = (router.clone(), Shared::clone(&daemon), stop.clone());
         tokio::spawn(async move {
             serve_peer(stream, from, router, &daemon, stop).await;
             drop(place);
         });
+    }
+}
+
+/// Room for connections to one listener.
+struct Places(Arc<Semaphore>);
+
+impl Default for Places {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(CONNECTIONS_MAX)))
+    }
+}
+
+impl Places {
+    /// The next connection, once there is room for it; `None` when it is time to stop.
+    async fn next<C, F: Future<Output = io::Result<C>>>(
+        &self,
+        mut accept: impl FnMut() -> F,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<(OwnedSemaphorePermit, C)> {
+        let place = Arc::clone(&self.0).acquire_owned().await.ok()?;
+        loop {
+            let accepted = tokio::select! {
+                accepted = accept() => accepted,
+                () = stopped(stop) => return None,
+            };
+            if let Some(connection) = accepted_or_wait(accepted).await {
+                return Some((place, connection));
+            }
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 
 use crate::api::types::{
-    AuditRecord, CreateMachine, Event, HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan,
-    PoolView, Problem,
+    AuditRecord, ChangedLimits, CreateMachine, Drain, DrainRequest, Event, HostBandwidth, HostView, Machine,
+    MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolView, Problem,
 };
 
 /// Largest answer that is read, in bytes.
@@ -152,6 +152,46 @@ impl Client {
     /// Cancels a migration; it has ended once its stage says so.
     pub async fn cancel_migration(&self, id: &str) -> Result<Migration> {
         self.call(Method::DELETE, &format!("/v1/migrations/{}", escape(id)), None::<&()>).await
+    }
+
+    /// Gives up a post-copy whose link is lost.
+    pub async fn abandon_migration(&self, id: &str) -> Result<Migration> {
+        self.call(Method::POST, &format!("/v1/migrations/{}/abandon", escape(id)), None::<&()>).await
+    }
+
+    /// Lets a migration switch over that was held back.
+    pub async fn continue_migration(&self, id: &str) -> Result<Migration> {
+        self.call(Method::POST, &format!("/v1/migrations/{}/continue", escape(id)), None::<&()>).await
+    }
+
+    /// Changes limits of a migration while it runs.
+    pub async fn change_limits(&self, id: &str, limits: &ChangedLimits) -> Result<Migration> {
+        self.call(Method::PUT, &format!("/v1/migrations/{}/limits", escape(id)), Some(limits)).await
+    }
+
+    /// Changes the bandwidth that all migrations from this host share.
+    pub async fn set_bandwidth(&self, bandwidth: &HostBandwidth) -> Result<HostBandwidth> {
+        self.call(Method::PUT, "/v1/host/bandwidth", Some(bandwidth)).await
+    }
+
+    /// How far the drain of this host is.
+    pub async fn drain(&self) -> Result<Drain> {
+        self.get("/v1/host/drain").await
+    }
+
+    /// Closes this host and moves its machines away, or goes on with that.
+    pub async fn start_drain(&self, request: &DrainRequest) -> Result<Drain> {
+        self.call(Method::POST, "/v1/host/drain", Some(request)).await
+    }
+
+    /// Has no further machine moved; the host stays closed.
+    pub async fn pause_drain(&self) -> Result<Drain> {
+        self.call(Method::POST, "/v1/host/drain/pause", None::<&()>).await
+    }
+
+    /// Opens this host again.
+    pub async fn end_drain(&self) -> Result<Drain> {
+        self.call(Method::DELETE, "/v1/host/drain", None::<&()>).await
     }
 
     /// Scheduled events.

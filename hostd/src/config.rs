@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use vmm::config::MigrationLimits;
 
+use crate::api::types::OnFailedProbe;
 use crate::security::access::AccessRule;
 
 mod validate;
@@ -68,6 +69,9 @@ pub struct HostConfig {
     /// Planner.
     #[serde(default)]
     pub planner: PlannerConfig,
+    /// What migrations may cost this host, and what becomes of those that fail.
+    #[serde(default)]
+    pub migration: MigrationConfig,
     /// Migrations from and to this host at the same time; more wait.
     #[serde(default = "default_concurrency")]
     pub concurrent_migrations: usize,
@@ -82,6 +86,32 @@ fn default_interval() -> u64 {
 
 fn default_concurrency() -> usize {
     2
+}
+
+/// Migrations: their budget, and what becomes of those that fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MigrationConfig {
+    /// Bytes per second over all migrations that leave this host, shared among them; without it there is no limit.
+    pub bandwidth_bytes_per_second: Option<u64>,
+    /// If the link is lost in post-copy to this host: how long the machine waits for its source before it is given up, 1 to
+    /// 604,800.
+    pub recover_s: u64,
+    /// How often a migration that failed for a reason that may be gone soon is tried again, unless its request says so.
+    pub retries: u32,
+    /// What a failed probe means, unless the request says so.
+    pub on_failed_probe: OnFailedProbe,
+}
+
+impl Default for MigrationConfig {
+    fn default() -> Self {
+        Self {
+            bandwidth_bytes_per_second: None,
+            recover_s: vmm::config::ReceiveConfig::RECOVER_S,
+            retries: 0,
+            on_failed_probe: OnFailedProbe::default(),
+        }
+    }
 }
 
 /// Files with this host's identity.

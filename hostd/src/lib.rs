@@ -12,6 +12,7 @@ pub mod config;
 pub mod daemon;
 pub mod demo;
 pub mod digest;
+pub mod drain;
 pub mod executor;
 pub mod lab;
 pub mod machine;

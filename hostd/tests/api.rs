@@ -160,7 +160,7 @@ async fn destinations_must_be_declared_peers() {
         assert_eq!(problem.status, 400);
         assert!(problem.detail.contains(words), "{problem:?}");
     }
-    let request = MigrateRequest { destination: "b1".into(), limits: None, trigger: Default::default() };
+    let request = MigrateRequest { destination: "b1".into(), ..MigrateRequest::default() };
     let error = host.client.migrate("vm1", &request).await.unwrap_err();
     assert_eq!(error.status(), Some(404), "{error}");
 }

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use hostd::api::control;
 use hostd::api::types::{
-    AuditRecord, CreateMachine, Event, HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan,
-    PoolView, Problem,
+    AuditRecord, ChangedLimits, CreateMachine, Drain, DrainRequest, Event, HostBandwidth, HostView, Machine,
+    MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolView, Problem,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -128,8 +128,18 @@ fn describe(value: &Value) -> Value {
 fn schemas() -> BTreeMap<&'static str, Value> {
     BTreeMap::from([
         ("AuditRecord", schema::<AuditRecord>(audit_record())),
+        ("ChangedLimits", schema::<ChangedLimits>(json!({"bandwidth_bytes_per_second": 1_048_576, "downtime_ms": 50}))),
         ("CreateMachine", schema::<CreateMachine>(create_machine())),
+        (
+            "Drain",
+            schema::<Drain>(
+                json!({"state": "moving", "started_unix_ms": 1, "to": ["b1"], "machines": [{"machine": "vm1",
+                "step": "moving", "destination": "b1", "migration": "mig-1", "reason": "x"}]}),
+            ),
+        ),
+        ("DrainRequest", schema::<DrainRequest>(json!({"to": ["b1"]}))),
         ("Event", schema::<Event>(event())),
+        ("HostBandwidth", schema::<HostBandwidth>(json!({"bandwidth_bytes_per_second": 1_048_576}))),
         ("HostView", schema::<HostView>(host_view())),
         ("Machine", schema::<Machine>(machine())),
         (
@@ -138,7 +148,8 @@ fn schemas() -> BTreeMap<&'static str, Value> {
         ),
         (
             "MigrateRequest",
-            schema::<MigrateRequest>(json!({"destination": "b1", "limits": limits(), "trigger": trigger()})),
+            schema::<MigrateRequest>(json!({"destination": "b1", "limits": limits(), "trigger": trigger(),
+                "pause_before_switchover": true, "retries": 3, "on_failed_probe": "return"})),
         ),
         ("Migration", schema::<Migration>(migration())),
         ("NewEvent", schema::<NewEvent>(new_event())),
@@ -188,13 +199,13 @@ fn machine() -> Value {
 fn host_view() -> Value {
     json!({"host": "a1", "pool": "a", "version": "x", "pid": 1, "started_unix_ms": 1, "capacity": capacity(), "usage": usage(),
         "system": usage(), "pressure": {"cpu_percent": 1.0, "memory_percent": 1.0, "io_percent": 1.0}, "machines": 1,
-        "migrations": 1, "peers": [{"host": "b1", "pool": "b", "address": "x", "live": true, "last_seen_unix_ms": 1, "error": "x"}]})
+        "migrations": 1, "migration_bandwidth_bytes_per_second": 1, "drain": "open", "peers": [{"host": "b1", "pool": "b", "address": "x", "live": true, "last_seen_unix_ms": 1, "error": "x"}]})
 }
 
 fn pool_view() -> Value {
     let machine = json!({"name": "vm1", "status": "running", "vcpus": 1, "memory_mib": 64, "disk_bytes": 1, "disk_allocated_bytes": 1, "limits": limits(),
         "usage": usage()});
-    json!({"pool": "a", "leader": "a1", "hosts": [{"host": "a1", "live": true, "capacity": capacity(), "usage": usage(),
+    json!({"pool": "a", "leader": "a1", "hosts": [{"host": "a1", "live": true, "draining": false, "capacity": capacity(), "usage": usage(),
             "machines": [machine], "sampled_unix_ms": 1}],
         "capacity": capacity(), "usage": usage(), "forecasts": [forecast()],
         "scores": [{"resource": "cpu", "probability": 0.5, "load": 1.0, "capacity": 1.0, "limit": 1.0}], "score": 0.5,
@@ -228,6 +239,8 @@ fn audit_record() -> Value {
 fn migration() -> Value {
     json!({"id": "mig-1", "machine": "vm1", "source": "a1", "destination": "b1", "side": "source", "stage": "transferring",
         "trigger": trigger(), "started_unix_ms": 1, "ended_unix_ms": 2, "error": "x", "warning": "x", "report": report(),
+        "limits": limits(), "pause_before_switchover": true, "on_failed_probe": "alarm", "attempt": 1, "retries_left": 1,
+        "retry_at_unix_ms": 1, "failures": [{"at_unix_ms": 1, "error": "x"}], "alarm": "x", "returned_by": "mig-2",
         "progress": {"id": "mig-1", "phase": "precopy", "committed": false, "round": 1, "bytes_done": 1, "bytes_remaining": 1,
             "bytes_per_second": 1.0, "dirty_bytes_per_second": 1.0, "waiting": true, "lost": true, "bandwidth_bytes_per_second": 1, "expected_remaining_ms": 1.0, "report": report(), "error": "x"}})
 }

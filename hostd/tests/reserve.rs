@@ -36,6 +36,8 @@ fn record() -> MachineRecord {
         process: None,
         migration: None,
         arrived: false,
+        why_stopped: None,
+        incomplete: false,
     }
 }
 
@@ -46,6 +48,7 @@ fn request(change: impl FnOnce(&mut ReserveRequest)) -> ReserveRequest {
         usage: None,
         cpu: CpuFeatures::of_this_host(),
         trigger: Default::default(),
+        on_failed_probe: Default::default(),
         deadline_s: 60,
     };
     change(&mut request);

@@ -196,7 +196,7 @@ impl World {
         to: &str,
         limits: Option<MigrationLimits>,
     ) -> Result<Migration, ClientError> {
-        let request = MigrateRequest { destination: to.to_owned(), limits, trigger: Default::default() };
+        let request = MigrateRequest { destination: to.to_owned(), limits, ..MigrateRequest::default() };
         self.ask(from, async |client| client.migrate(machine, &request).await)
     }
 

@@ -8,28 +8,16 @@ use axum::{Extension, Json};
 
 use super::body::{Answer, Body, Limit, Segment};
 use super::problem::Failure;
-use super::types::{
-    AuditRecord, CreateMachine, Event, HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan,
-    PoolView,
-};
-use super::{Route, Shared};
+use super::types::{AuditRecord, CreateMachine, Event, Machine, MachineForecast, NewEvent, Plan, PoolView};
+use super::{Route, Shared, host, migration, route};
+use crate::executor::ExecutorError;
 use crate::security::access::{Action, Actor, Object};
 
 type From = Extension<Actor>;
 
 /// All routes. Several methods of one path are several routes here.
 pub fn routes() -> Vec<Route> {
-    let route = |method, path, summary, request, response, status, handler| Route {
-        method,
-        path,
-        summary,
-        request,
-        response,
-        status,
-        handler,
-    };
-    vec![
-        route("GET", "/v1/host", "This host", None, Some("HostView"), 200, get(host)),
+    let own = vec![
         route("GET", "/v1/pools", "All pools as seen from this host", None, Some("[PoolView]"), 200, get(pools)),
         route(
             "GET",
@@ -61,26 +49,6 @@ pub fn routes() -> Vec<Route> {
             200,
             post(start_machine),
         ),
-        route(
-            "POST",
-            "/v1/machines/{name}/migrate",
-            "Start to move a machine to another host",
-            Some("MigrateRequest"),
-            Some("Migration"),
-            202,
-            post(migrate),
-        ),
-        route(
-            "GET",
-            "/v1/migrations",
-            "Migrations from and to this host, the newest first",
-            None,
-            Some("[Migration]"),
-            200,
-            get(migrations),
-        ),
-        route("GET", "/v1/migrations/{id}", "One migration", None, Some("Migration"), 200, get(migration)),
-        route("DELETE", "/v1/migrations/{id}", "Cancel a migration", None, Some("Migration"), 202, delete(cancel)),
         route("GET", "/v1/events", "Scheduled events", None, Some("[Event]"), 200, get(events)),
         route("POST", "/v1/events", "Declare an event", Some("NewEvent"), Some("Event"), 201, post(add_event)),
         route("DELETE", "/v1/events/{id}", "Remove an event", None, None, 204, delete(remove_event)),
@@ -94,12 +62,8 @@ pub fn routes() -> Vec<Route> {
             200,
             get(audit),
         ),
-    ]
-}
-
-async fn host(State(daemon): State<Shared>, Extension(actor): From) -> Answer<HostView> {
-    daemon.permit(&actor, Action::View, "host", Object::default())?;
-    Ok(Json(daemon.host_view()))
+    ];
+    host::routes().into_iter().chain(own).chain(migration::routes()).collect()
 }
 
 async fn pools(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<PoolView>> {
@@ -123,6 +87,9 @@ async fn create_machine(
     Body(new): Body<CreateMachine>,
 ) -> Result<Response, Failure> {
     daemon.permit(&actor, Action::Create, &object("machine", &new.name), about(&new.name))?;
+    if daemon.gate.closed() {
+        return Err(ExecutorError::Draining(daemon.config.host.clone()).into());
+    }
     if let Some(host) = daemon.host_of(&new.name) {
         let detail = format!("a machine `{}` is on host `{host}` already: choose another name", new.name);
         return Err(Failure::new(409, "machine-exists", detail));
@@ -162,39 +129,6 @@ async fn delete_machine(
     let shared = Shared::clone(&daemon);
     spawned(async move { shared.machines.delete(&name).await }).await??;
     Ok(StatusCode::NO_CONTENT)
-}
-
-async fn migrate(
-    State(daemon): State<Shared>,
-    Extension(actor): From,
-    Segment(name): Segment,
-    Body(request): Body<MigrateRequest>,
-) -> Result<Response, Failure> {
-    let pool = daemon.config.peer(&request.destination).map(|peer| peer.pool.clone());
-    let about = Object { machine: Some(&name), pool: pool.as_deref() };
-    daemon.permit(&actor, Action::Migrate, &object("machine", &name), about)?;
-    let migration = daemon.executor.start(&name, &request)?;
-    Ok((StatusCode::ACCEPTED, Json(migration)).into_response())
-}
-
-async fn migrations(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<Migration>> {
-    daemon.permit(&actor, Action::View, "migrations", Object::default())?;
-    Ok(Json(daemon.executor.all()?))
-}
-
-async fn migration(State(daemon): State<Shared>, Extension(actor): From, Segment(id): Segment) -> Answer<Migration> {
-    daemon.permit(&actor, Action::View, &object("migration", &id), Object::default())?;
-    Ok(Json(daemon.executor.get(&id)?))
-}
-
-async fn cancel(
-    State(daemon): State<Shared>,
-    Extension(actor): From,
-    Segment(id): Segment,
-) -> Result<Response, Failure> {
-    let machine = daemon.executor.get(&id)?.machine;
-    daemon.permit(&actor, Action::Cancel, &object("migration", &id), about(&machine))?;
-    Ok((StatusCode::ACCEPTED, Json(daemon.executor.cancel(&id)?)).into_response())
 }
 
 async fn events(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<Event>> {
@@ -237,7 +171,7 @@ pub(super) fn object(kind: &str, name: &str) -> String {
     format!("{kind}:{}", name.escape_debug())
 }
 
-fn about(machine: &str) -> Object<'_> {
+pub(super) fn about(machine: &str) -> Object<'_> {
     Object { machine: Some(machine), pool: None }
 }
 

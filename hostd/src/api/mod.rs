@@ -5,6 +5,8 @@
 
 pub mod body;
 pub mod control;
+mod host;
+mod migration;
 pub mod peer;
 pub mod problem;
 pub mod serve;
@@ -37,6 +39,19 @@ pub struct Route {
     pub status: u16,
     /// Handler.
     pub handler: MethodRouter<Shared>,
+}
+
+/// One route of the control API.
+fn route(
+    method: &'static str,
+    path: &'static str,
+    summary: &'static str,
+    request: Option<&'static str>,
+    response: Option<&'static str>,
+    status: u16,
+    handler: MethodRouter<Shared>,
+) -> Route {
+    Route { method, path, summary, request, response, status, handler }
 }
 
 /// A router of `routes` whose errors are problem documents.

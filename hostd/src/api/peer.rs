@@ -9,7 +9,7 @@ use axum::{Extension, Json};
 use super::body::{Answer, Body, Segment};
 use super::control::object;
 use super::problem::Failure;
-use super::types::{MigrateRequest, Migration};
+use super::types::{MigrateRequest, Migration, OnFailedProbe};
 use super::{Route, Shared};
 use crate::pool::wire::{MigrateOrder, PeerSummary, Reservation, ReserveRequest, Settlement, Verified};
 use crate::security::access::{Action, Actor, Object};
@@ -59,6 +59,10 @@ async fn reserve(
     let what = object("machine", &request.machine.name);
     let about = Object { machine: Some(&request.machine.name), pool: Some(pool) };
     daemon.permit(&actor, Action::Receive, &what, about)?;
+    if request.on_failed_probe == OnFailedProbe::Return {
+        // The machine would be moved away from here at the source's wish.
+        daemon.permit(&actor, Action::Migrate, &what, about)?;
+    }
     let (host, executor) = (host.to_owned(), daemon.executor.clone());
     // In a task of its own: a source that hangs up does not leave half a machine.
     let work = tokio::spawn(async move { executor.reserve(&host, request).await });
@@ -104,7 +108,12 @@ async fn migrate(
     let to_pool = daemon.config.peer(&order.destination).map(|peer| peer.pool.clone());
     let about = Object { machine: Some(&order.machine), pool: to_pool.as_deref() };
     daemon.permit(&actor, Action::Migrate, &object("machine", &order.machine), about)?;
-    let request = MigrateRequest { destination: order.destination, limits: order.limits, trigger: order.trigger };
+    let request = MigrateRequest {
+        destination: order.destination,
+        limits: order.limits,
+        trigger: order.trigger,
+        ..MigrateRequest::default()
+    };
     let migration = daemon.executor.start(&order.machine, &request)?;
     Ok((StatusCode::ACCEPTED, Json(migration)).into_response())
 }

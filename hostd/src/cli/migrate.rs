@@ -1,17 +1,15 @@
 //! `headroom migrate` and `headroom migration`.
 
-use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use migration::policy::MigrationMode;
-use migration::report::{Report, Trigger};
 
 use super::Failure;
-use super::output::{Output, Table, bytes, duration, or_dash, word};
-use crate::api::types::{MigrateRequest, Migration, MigrationLimits, MigrationStage};
+use super::migration_text::{details, failed_checks, progress, table};
+use super::output::{Output, bytes, word};
+use crate::api::types::{ChangedLimits, MigrateRequest, Migration, MigrationLimits, MigrationStage, OnFailedProbe};
 use crate::client::Client;
-use crate::clock::utc;
 
 /// How long `headroom migrate` without `--watch` waits for what the destination says.
 const REPLY_PATIENCE: Duration = Duration::from_secs(3);
@@ -31,6 +29,48 @@ pub(super) enum Command {
         /// Migration.
         id: String,
     },
+    /// Let a migration switch over that was started with --pause-before-switchover.
+    Continue {
+        /// Migration.
+        id: String,
+    },
+    /// Change what a migration may cost while it runs.
+    Limit(Limit),
+    /// Give up a post-copy whose link is lost: the machine is stopped for good, and what only the other host has of its memory
+    /// is lost. Its disks stay at the source as they were at the switchover.
+    Abandon {
+        /// Migration.
+        id: String,
+    },
+}
+
+/// Other limits for a migration that is under way; what is not given stays as it is.
+#[derive(Debug, Args)]
+pub(super) struct Limit {
+    /// Migration.
+    id: String,
+    /// Bandwidth limit in MiB per second; `none` lifts it (the host's own limit still holds).
+    #[arg(long, value_name = "MIB/S", value_parser = rate, required_unless_present = "downtime")]
+    bandwidth: Option<Rate>,
+    /// Longest downtime that the switchover may be expected to take.
+    #[arg(long, value_name = "MS")]
+    downtime: Option<u64>,
+}
+
+/// A bandwidth: a number of MiB per second, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rate(pub(super) Option<u64>);
+
+/// Reads a bandwidth in MiB per second.
+pub(super) fn rate(text: &str) -> Result<Rate, String> {
+    if text == "none" {
+        return Ok(Rate(None));
+    }
+    let mib: u64 = text.parse().map_err(|_| "give MiB per second as a whole number, or `none`".to_owned())?;
+    mib.checked_mul(1 << 20)
+        .filter(|rate| *rate > 0)
+        .map(|rate| Rate(Some(rate)))
+        .ok_or_else(|| "1 and more are possible".to_owned())
 }
 
 /// Which machine goes where, and what that may cost.
@@ -65,6 +105,15 @@ pub(super) struct Start {
     /// If it does not converge, accept a longer downtime instead of giving up.
     #[arg(long)]
     force: bool,
+    /// When it is ready, keep the guest running and wait for `headroom migration continue`.
+    #[arg(long)]
+    pause_before_switchover: bool,
+    /// Try again up to so often after a failure that may be gone the next time: a lost link, a busy or restarted host.
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
+    /// If a declared probe fails at the destination: `alarm`, or `return` to move the machine back as well, once.
+    #[arg(long, value_name = "WHAT", value_parser = on_failed_probe)]
+    on_failed_probe: Option<OnFailedProbe>,
     /// Test mode: compare full images of both stopped machines before Commit.
     #[arg(long)]
     compare_full: bool,
@@ -72,6 +121,10 @@ pub(super) struct Start {
 
 fn mode(text: &str) -> Result<MigrationMode, String> {
     serde_json::from_value(text.into()).map_err(|_| "precopy, postcopy and hybrid are possible".to_owned())
+}
+
+fn on_failed_probe(text: &str) -> Result<OnFailedProbe, String> {
+    serde_json::from_value(text.into()).map_err(|_| "alarm and return are possible".to_owned())
 }
 
 impl Start {
@@ -93,8 +146,14 @@ impl Start {
 
 pub(super) async fn start(client: &Client, output: &Output, start: Start) -> Result<(), Failure> {
     let own = client.machine(&start.machine).await?.limits;
-    let request =
-        MigrateRequest { destination: start.to.clone(), limits: start.limits(&own), trigger: Trigger::default() };
+    let request = MigrateRequest {
+        destination: start.to.clone(),
+        limits: start.limits(&own),
+        pause_before_switchover: start.pause_before_switchover,
+        retries: start.retries,
+        on_failed_probe: start.on_failed_probe,
+        ..MigrateRequest::default()
+    };
     let migration = client.migrate(&start.machine, &request).await?;
     if !start.watch {
         let begun = begun(client, migration).await?;
@@ -112,13 +171,12 @@ pub(super) async fn start(client: &Client, output: &Output, start: Start) -> Res
     let live = output.live();
     let ended = client.wait_migration(&migration.id, Duration::from_secs(u64::from(u32::MAX)), |one| {
         if live {
-            eprint!("\r\x1b[2K{}", progress(one));
-            let _ = std::io::stderr().flush();
+            output.redraw(&progress(one));
         }
     });
     let ended = ended.await;
     if live {
-        eprint!("\r\x1b[2K");
+        output.redraw("");
     }
     let ended = ended?;
     output.print(&ended, details)?;
@@ -127,10 +185,14 @@ pub(super) async fn start(client: &Client, output: &Output, start: Start) -> Res
         if failed.is_empty() {
             return Ok(());
         }
-        let text = format!("{} runs on {}, but: {}", ended.machine, ended.destination, failed.join("; "));
+        let back = ended.returned_by.as_ref().map(|id| format!("; {id} moves it back")).unwrap_or_default();
+        let text = format!("{} runs on {}, but: {}{back}", ended.machine, ended.destination, failed.join("; "));
         return Err(Failure::Probe(text));
     }
     let why = ended.error.unwrap_or_else(|| word(ended.stage));
+    if ended.stage == MigrationStage::Lost {
+        return Err(Failure::NotMoved(format!("{}: {why}", start.machine)));
+    }
     Err(Failure::NotMoved(format!("{} was not moved: {why}", start.machine)))
 }
 
@@ -156,133 +218,32 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
                 format!("{} is asked to stop; {} stays on {}", one.id, one.machine, one.source)
             })?;
         }
-    }
-    Ok(())
-}
-
-/// What was checked after the arrival and is not as it should be.
-fn failed_checks(migration: &Migration) -> Vec<String> {
-    let Some(report) = &migration.report else { return migration.error.clone().into_iter().collect() };
-    let checked = &report.verification;
-    let digest = |ok: Option<bool>, what: &str| (ok == Some(false)).then(|| format!("the digests of {what} differ"));
-    let probes =
-        checked.probes.iter().filter(|probe| !probe.ok).map(|probe| format!("{}: {}", probe.name, probe.detail));
-    let digests = [digest(checked.memory_digest_ok, "memory"), digest(checked.disk_digest_ok, "the disks")];
-    digests.into_iter().flatten().chain(probes).chain(migration.error.clone()).collect()
-}
-
-/// One line: phase, how much, how fast, how long.
-fn progress(migration: &Migration) -> String {
-    let mut line =
-        format!("{} {} -> {}  {}", migration.machine, migration.source, migration.destination, word(migration.stage));
-    if let Some(progress) = &migration.progress {
-        line.push_str(&format!(
-            "  {} round {}  {} sent, {} left, {}/s, dirtied {}/s",
-            word(progress.phase),
-            progress.round,
-            bytes(progress.bytes_done as f64),
-            bytes(progress.bytes_remaining as f64),
-            bytes(progress.bytes_per_second),
-            bytes(progress.dirty_bytes_per_second),
-        ));
-        if let Some(remaining) = progress.expected_remaining_ms {
-            line.push_str(&format!(", about {}", duration(remaining)));
+        Command::Continue { id } => {
+            let migration = client.continue_migration(&id).await?;
+            output
+                .print(&migration, |one| format!("{} goes on; {} moves to {}", one.id, one.machine, one.destination))?;
+        }
+        Command::Limit(Limit { id, bandwidth, downtime }) => {
+            let limits =
+                ChangedLimits { bandwidth_bytes_per_second: bandwidth.map(|Rate(rate)| rate), downtime_ms: downtime };
+            let migration = client.change_limits(&id, &limits).await?;
+            output.print(&migration, |one| {
+                let limit = one.limits.bandwidth_bytes_per_second;
+                let limit = limit.map_or("no bandwidth limit".to_owned(), |rate| format!("{}/s", bytes(rate as f64)));
+                format!("{} may take {limit} and stop the guest for {} ms", one.id, one.limits.downtime_ms)
+            })?;
+        }
+        Command::Abandon { id } => {
+            let migration = client.abandon_migration(&id).await?;
+            output.print(&migration, |one| {
+                format!(
+                    "{} is given up: {} is stopped on {} and on {}",
+                    one.id, one.machine, one.source, one.destination
+                )
+            })?;
         }
     }
-    line
-}
-
-fn table(migrations: &[Migration]) -> String {
-    let mut table = Table::new(&["ID", "MACHINE", "FROM", "TO", "STAGE", "STARTED", "TOTAL", "DOWNTIME"]);
-    for one in migrations {
-        let report = one.report.as_ref();
-        table.row(vec![
-            one.id.clone(),
-            one.machine.clone(),
-            one.source.clone(),
-            one.destination.clone(),
-            word(one.stage),
-            utc(one.started_unix_ms),
-            or_dash(report.map(|report| duration(report.total_ms))),
-            or_dash(report.map(|report| format!("{:.1} ms", report.downtime_ms.total))),
-        ]);
-    }
-    table.text("no migrations yet; `headroom migrate MACHINE --to HOST` starts one")
-}
-
-fn details(one: &Migration) -> String {
-    let mut text = format!(
-        "migration {}\nmachine   {} from {} to {}\nstage     {}\nstarted   {} UTC\n",
-        one.id,
-        one.machine,
-        one.source,
-        one.destination,
-        word(one.stage),
-        utc(one.started_unix_ms)
-    );
-    if let Some(error) = &one.error {
-        text.push_str(&format!("error     {error}\n"));
-    }
-    if let Some(warning) = &one.warning {
-        text.push_str(&format!("warning   {warning}\n"));
-    }
-    if one.progress.is_some() {
-        text.push_str(&format!("progress  {}\n", progress(one)));
-    }
-    if let Some(report) = &one.report {
-        text.push_str(&report_lines(report));
-    }
-    text
-}
-
-fn report_lines(report: &Report) -> String {
-    let downtime = &report.downtime_ms;
-    let ok = |checked: Option<bool>| match checked {
-        Some(true) => "equal",
-        Some(false) => "DIFFERENT",
-        None => "not compared",
-    };
-    let mut text = format!(
-        "outcome   {}{}\ntotal     {}\ndowntime  {:.1} ms (pause {:.1}, pages {:.1}, blocks {:.1}, state {:.1}, commit {:.1}, resume {:.1})\n",
-        word(report.outcome),
-        if report.reason.is_empty() { String::new() } else { format!(": {}", report.reason) },
-        duration(report.total_ms),
-        downtime.total,
-        downtime.pause,
-        downtime.final_pages,
-        downtime.final_blocks,
-        downtime.state,
-        downtime.commit,
-        downtime.resume,
-    );
-    text.push_str(&format!(
-        "memory    {} sent in {} rounds, {} of {} pages zero, {}/s\ndisk      {} sent, {} skipped\n",
-        bytes(report.memory.bytes_sent as f64),
-        report.rounds.len(),
-        report.memory.pages_zero,
-        report.memory.pages_total,
-        bytes(report.memory.throughput_bytes_per_second),
-        bytes(report.disk.bytes_sent as f64),
-        bytes(report.disk.bytes_skipped as f64),
-    ));
-    text.push_str(&format!(
-        "digests   memory {} ({} pages), disk {} ({} blocks)\ntls       {} {}\n",
-        ok(report.verification.memory_digest_ok),
-        report.verification.pages_checked,
-        ok(report.verification.disk_digest_ok),
-        report.verification.blocks_checked,
-        report.tls.version,
-        report.tls.cipher,
-    ));
-    for probe in &report.verification.probes {
-        text.push_str(&format!(
-            "probe     {} {}: {}\n",
-            if probe.ok { "ok  " } else { "FAIL" },
-            probe.name,
-            probe.detail
-        ));
-    }
-    text
+    Ok(())
 }
 
 #[cfg(test)]
@@ -302,6 +263,9 @@ mod tests {
             timeout: None,
             mode: None,
             force: false,
+            pause_before_switchover: false,
+            retries: None,
+            on_failed_probe: None,
             compare_full: false,
         };
         assert_eq!(start.limits(&own), None);

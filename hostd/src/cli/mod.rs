@@ -4,8 +4,10 @@
 //! migration that was waited for did not complete; 5 it did, and a check afterwards failed.
 
 mod forecast;
+mod host;
 mod machine;
 mod migrate;
+mod migration_text;
 mod output;
 mod plan;
 mod run;
@@ -44,6 +46,7 @@ Examples:
   headroom run --memory 128                                         one machine in this terminal, without a daemon
   headroom machine create web-1 --memory 256 --disk 1024 --network  a machine with a disk of 1 GiB and a network card
   headroom migrate web-1 --to b1 --watch                            move it and see how it goes
+  headroom host drain                                               move all machines away, for maintenance
   headroom pool                                                     capacity, load, forecast and score of all pools
   headroom event add 'nightly batch' --machine web-1 --in 600 --for 1800 --cpu 1.5
   headroom plan                                                     what the planner decided, and why
@@ -53,7 +56,7 @@ Exit codes:
   1  refused or failed; the message says why and what to do
   2  wrong arguments
   3  hostd cannot be reached
-  4  a migration that was waited for did not complete; the machine runs at its source
+  4  a migration that was waited for did not complete, and the message says where the machine is; or a host is not empty
   5  a migration that was waited for completed, and a digest or a declared probe failed";
 
 #[derive(Debug, Subcommand)]
@@ -63,7 +66,7 @@ enum Command {
     Machine(machine::Command),
     /// Move a machine to another host.
     Migrate(migrate::Start),
-    /// List, show and cancel migrations.
+    /// List, show and steer migrations: cancel, continue, limit, abandon.
     #[command(subcommand)]
     Migration(migrate::Command),
     /// Show all pools: capacity, load, forecast, contention score and trigger.
@@ -78,8 +81,8 @@ enum Command {
     Plan(plan::Arguments),
     /// Show the audit log.
     Audit(view::AuditArguments),
-    /// Show this host and its peers.
-    Host,
+    /// Show this host and its peers; empty it for maintenance; limit its bandwidth.
+    Host(host::Arguments),
     /// Two pools, three hosts and six machines on this computer: load grows, a machine moves in time, every promise is
     /// checked. Needs root and /dev/kvm; leaves nothing behind.
     Demo(DemoArguments),
@@ -175,7 +178,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Event(command) => view::event(&client, &output, command).await?,
         Command::Plan(arguments) => plan::run(&client, &output, arguments).await?,
         Command::Audit(arguments) => view::audit(&client, &output, &arguments).await?,
-        Command::Host => view::host(&client, &output).await?,
+        Command::Host(arguments) => return host::run(&client, &output, arguments).await,
         // Blocks, and has been served before the runtime was made.
         Command::Demo(_) => {}
         Command::Run(arguments) => return run::run(arguments).await,

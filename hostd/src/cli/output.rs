@@ -20,6 +20,14 @@ impl Output {
         !self.json && io::stderr().is_terminal()
     }
 
+    /// Writes one line in place of the one before, cut to the width of the terminal: a longer one could not be taken back.
+    pub(super) fn redraw(self, line: &str) {
+        let columns = terminal_columns().unwrap_or(80).saturating_sub(1);
+        let line: String = line.chars().take(columns).collect();
+        eprint!("\r\x1b[2K{line}");
+        let _ = io::stderr().flush();
+    }
+
     /// Prints `value` as JSON, or what `people` makes of it.
     pub(super) fn print<T: Serialize + ?Sized>(self, value: &T, people: impl FnOnce(&T) -> String) -> io::Result<()> {
         let mut text = if self.json { serde_json::to_string_pretty(value)? } else { people(value) };
@@ -30,6 +38,15 @@ impl Output {
         out.write_all(text.as_bytes())?;
         out.flush()
     }
+}
+
+/// Width of the terminal at standard error.
+fn terminal_columns() -> Option<usize> {
+    nix::ioctl_read_bad!(window_size, libc::TIOCGWINSZ, libc::winsize);
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ fills the structure that it is given, which lives on the stack for the call.
+    unsafe { window_size(libc::STDERR_FILENO, &raw mut size) }.ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
 /// Lines with aligned columns. The first line is the head.

@@ -117,6 +117,7 @@ pub(super) fn init(output: &Output, arguments: Init) -> Result<(), Failure> {
         sample_interval_ms: 1000,
         planner: PlannerConfig::default(),
         concurrent_migrations: 2,
+        migration: Default::default(),
         access: Vec::new(),
     };
     config.tls.certificate = pki_folder.join(format!("{}.pem", config.host));

@@ -5,8 +5,8 @@ use clap::{Args, Subcommand};
 use super::Failure;
 use super::output::{Output, Table, bytes, duration, or_dash, word};
 use crate::api::types::{
-    AuditRecord, Event, EventTarget, HostView, MachineForecast, NewEvent, Plan, PlanOutcome, PoolView, Resource,
-    ResourceForecast, TriggerState, TriggerView, Usage,
+    AuditRecord, DrainState, Event, EventTarget, HostView, MachineForecast, NewEvent, Plan, PlanOutcome, PoolView,
+    Resource, ResourceForecast, TriggerState, TriggerView, Usage,
 };
 use crate::client::Client;
 use crate::clock::{unix_ms, utc};
@@ -120,6 +120,12 @@ fn host_text(host: &HostView) -> String {
             share(pressure.memory_percent),
             share(pressure.io_percent)
         ));
+    }
+    let budget = host.migration_bandwidth_bytes_per_second;
+    let budget = budget.map_or("no limit".to_owned(), |rate| format!("{}/s shared", bytes(rate as f64)));
+    text.push_str(&format!("migrations {} under way, {budget}\n", host.migrations));
+    if host.drain != DrainState::Open {
+        text.push_str(&format!("drain     {}: takes no machines (`headroom host drain --status`)\n", word(host.drain)));
     }
     let mut table = Table::new(&["PEER", "POOL", "ADDRESS", "LIVE", "LAST SEEN", "PROBLEM"]);
     for peer in &host.peers {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::{HostConfig, PlannerConfig};
+use crate::executor::retry::RETRIES_MAX;
 use crate::security::access;
 
 /// Longest path of a unix socket, in bytes (`sun_path` in unix(7), with its closing zero).
@@ -198,6 +199,18 @@ fn capacity(config: &HostConfig, findings: &mut Findings) {
     }
     findings.check((50..=60_000).contains(&config.sample_interval_ms), "sample_interval_ms", || {
         format!("{} is out of range: use 50 to 60000", config.sample_interval_ms)
+    });
+    let migration = &config.migration;
+    findings.check(
+        migration.bandwidth_bytes_per_second.is_none_or(|rate| rate >= 1 << 20),
+        "migration.bandwidth_bytes_per_second",
+        || "allow at least 1048576 (1 MiB/s), or leave it out".to_owned(),
+    );
+    findings.check((1..=604_800).contains(&migration.recover_s), "migration.recover_s", || {
+        format!("{} is out of range: use 1 to 604800", migration.recover_s)
+    });
+    findings.check(migration.retries <= RETRIES_MAX, "migration.retries", || {
+        format!("{} is out of range: use 0 to {RETRIES_MAX}", migration.retries)
     });
     findings.check((1..=64).contains(&config.concurrent_migrations), "concurrent_migrations", || {
         format!("{} is out of range: use 1 to 64", config.concurrent_migrations)

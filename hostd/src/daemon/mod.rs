@@ -13,6 +13,7 @@ use crate::api::types::{Event, HostSummary, HostView, MachineSummary, NewEvent, 
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
 use crate::digest::new_id;
+use crate::drain::{Drainer, Gate};
 use crate::executor::{Executor, Parts};
 use crate::machine::Machines;
 use crate::metrics::sampler::Round;
@@ -49,6 +50,9 @@ pub struct Daemon {
     pub peers: Peers,
     /// Migrations.
     pub executor: Executor,
+    /// Whether machines may come here.
+    pub gate: Gate,
+    pub(crate) drainer: Drainer,
     access: Access,
     planner: Arc<Mutex<Planner>>,
     round: Mutex<Round>,
@@ -96,6 +100,8 @@ impl Daemon {
         planner.remember(&earlier_plans(&store)?);
         planner.recall(History::load(&store, &config, unix_ms())?);
         let planner = Arc::new(Mutex::new(planner));
+        let gate = Gate::default();
+        let drainer = Drainer::load(&store, gate.clone())?;
         let executor = Executor::new(Parts {
             config: Arc::clone(&config),
             store: store.clone(),
@@ -104,6 +110,7 @@ impl Daemon {
             identity: identity.clone(),
             audit: audit.clone(),
             planner: Arc::clone(&planner),
+            gate: gate.clone(),
         });
         Ok(Self {
             access: Access::new(config.access.clone()),
@@ -117,6 +124,8 @@ impl Daemon {
             machines,
             peers,
             executor,
+            gate,
+            drainer,
         })
     }
 
@@ -150,7 +159,8 @@ impl Daemon {
     }
 
     /// This host.
-    pub fn host_view(&self) -> HostView {
+    pub async fn host_view(&self) -> HostView {
+        let migration_bandwidth_bytes_per_second = self.executor.bandwidth().await;
         let round = self.round().clone();
         HostView {
             host: self.config.host.clone(),
@@ -164,6 +174,8 @@ impl Daemon {
             pressure: round.pressure,
             machines: self.machines.all().len(),
             migrations: self.executor.running(),
+            migration_bandwidth_bytes_per_second,
+            drain: self.drain().state,
             peers: self.peers.views(),
         }
     }
@@ -174,6 +186,7 @@ impl Daemon {
         HostSummary {
             host: self.config.host.clone(),
             live: true,
+            draining: self.gate.closed(),
             capacity: self.machines.capacity(),
             usage: round.host,
             machines,

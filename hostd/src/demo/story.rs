@@ -107,10 +107,12 @@ fn stage_in_words(migration: &crate::api::types::Migration) -> Option<String> {
             let (total, down) = (report.total_ms / 1e3, report.downtime_ms.total);
             Some(format!("{machine} runs on {} after {total:.2} s, {down:.1} ms of it stopped", migration.destination))
         }
-        MigrationStage::Failed | MigrationStage::Cancelled => {
+        MigrationStage::Failed | MigrationStage::Cancelled | MigrationStage::Lost => {
             let why = migration.error.clone().unwrap_or_else(|| "no reason was given".to_owned());
             Some(format!("{machine} stays on {}: {why}", migration.source))
         }
-        MigrationStage::Queued | MigrationStage::Reserving | MigrationStage::Verifying => None,
+        MigrationStage::Queued | MigrationStage::Reserving | MigrationStage::Retrying | MigrationStage::Verifying => {
+            None
+        }
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use vmm::api::{MigrationStatus, Phase};
 use vmm::config::ReceiveConfig;
 
-use super::{Active, Executor, ExecutorError, Result, probe};
+use super::{Active, Executor, ExecutorError, Result};
 use crate::api::types::{MachineStatus, Migration, MigrationSide, MigrationStage, Usage};
 use crate::clock::unix_ms;
 use crate::digest::{hex, random};
@@ -18,7 +18,7 @@ use crate::machine::entry::Entry;
 use crate::machine::registry::call;
 use crate::machine::{MachineRecord, chain, name, spec};
 use crate::metrics::sampler::sum;
-use crate::pool::wire::{Reservation, ReserveRequest, Settlement, Verified};
+use crate::pool::wire::{Reservation, ReserveRequest, Settlement};
 use crate::store::embedded::Kind;
 
 /// A machine that uses less than this is let in whatever the load is.
@@ -44,6 +44,9 @@ impl Executor {
         if !name::id_ok(&request.id) || inner.store.get::<Migration>(Kind::Migration, &request.id)?.is_some() {
             return Err(ExecutorError::Used(request.id.escape_debug().to_string()));
         }
+        if inner.gate.closed() {
+            return Err(ExecutorError::Draining(inner.config.host.clone()));
+        }
         spec::check_arrival(&request.machine)?;
         let missing = inner.cpu.missing_for(&request.cpu);
         if !missing.is_empty() {
@@ -52,6 +55,7 @@ impl Executor {
         // It may have left for there a moment ago, and what is left of it here still has its name.
         let left_for = |earlier: &Migration| earlier.side == MigrationSide::Source && earlier.destination == source;
         self.overlap(&request.machine.name, left_for).await?;
+        self.supersede(source, &request.machine.name).await?;
         self.check_load(request.usage.as_ref())?;
         let warning = self.check_forecast(&request)?;
         let slot = Arc::clone(&inner.slots).try_acquire_owned().map_err(|_| ExecutorError::Busy {
@@ -76,6 +80,23 @@ impl Executor {
                 Err(error)
             }
         }
+    }
+
+    /// An earlier attempt of the same source has not noticed yet that it has failed: the source's word is enough to end it, and
+    /// where it has committed the machine is here.
+    async fn supersede(&self, source: &str, machine: &str) -> Result<()> {
+        let earlier = |migration: &Migration| {
+            migration.side == MigrationSide::Destination
+                && migration.source == source
+                && migration.stage == MigrationStage::Transferring
+        };
+        for active in self.active().values() {
+            let migration = active.state.borrow();
+            if migration.machine == machine && earlier(&migration) {
+                active.cancelled.send_replace(true);
+            }
+        }
+        self.overlap(machine, earlier).await
     }
 
     /// Processor time is shared and not promised; but a host that is full already helps nobody.
@@ -123,7 +144,7 @@ impl Executor {
             destination_host: migration.destination.clone(),
             tls: self.inner.identity.pem().clone(),
             deadline_s: deadline_s.clamp(1, DEADLINE_MAX_S),
-            recover_s: ReceiveConfig::RECOVER_S,
+            recover_s: self.inner.config.migration.recover_s,
             mark: Some(self.mark(&migration.machine)),
         };
         let active = self.enter(migration.clone())?;
@@ -140,19 +161,25 @@ impl Executor {
         }
     }
 
-    /// Watches the VMM until the machine is here, or will not come.
+    /// Watches the VMM until the machine is here and complete, or will not come.
     pub(super) async fn run_destination(&self, active: &Active, entry: &Arc<Entry>, slot: OwnedSemaphorePermit) {
-        let id = active.get().id;
+        let start = active.get();
+        let id = start.id;
         let mut cancelled = active.cancelled.subscribe();
-        let mut arrived = active.get().stage == MigrationStage::Verifying;
-        let mut told = false;
-        let failure = loop {
+        let mut arrived = start.stage == MigrationStage::Verifying;
+        entry.state().verifying = arrived;
+        let mut phase = start.progress.map(|progress| progress.phase);
+        let (mut told, mut gave_up) = (false, false);
+        let (failure, lost) = loop {
             if *cancelled.borrow_and_update() && !told && !arrived {
                 told = true;
                 // Refused once committed; the next answer then says so.
                 if let Err(error) = call(entry, |client| client.cancel_migration()).await {
                     tracing::info!(id, error = chain(&error), "the incoming migration was not cancelled");
                 }
+            }
+            if *active.abandoned.borrow() && !gave_up && phase == Some(Phase::Postcopy) {
+                gave_up = call(entry, |client| client.abandon_migration()).await.is_ok();
             }
             match call(entry, |client| client.migration()).await {
                 Ok(Some(status)) if status.id == id => {
@@ -162,30 +189,36 @@ impl Executor {
                         self.arrived(active, entry, Some(&status));
                     }
                     if status.phase == Phase::Ended {
-                        break status.error;
+                        break (status.error, status.lost);
                     }
-                    Self::progress(active, status);
+                    if arrived && phase != Some(status.phase) {
+                        // Stored: whether all of it is here must be known after a restart as well.
+                        self.update(active, |migration| migration.progress = Some(status.clone()));
+                    }
+                    phase = Some(status.phase);
+                    self.show(active, status);
                 }
-                Ok(_) => break Some("the VMM knows nothing of this migration".to_owned()),
+                Ok(_) => break (Some("the VMM knows nothing of this migration".to_owned()), false),
                 Err(error) if entry.process().is_none() => {
                     if !arrived && self.has_run(&active.get().machine) {
                         arrived = true;
                         self.arrived(active, entry, None);
                     }
-                    break Some(format!("the VMM ended: {}", chain(&error)));
+                    let how = format!("the VMM ended: {}", chain(&error));
+                    break (Some(how), phase == Some(Phase::Postcopy));
                 }
                 Err(error) => tracing::warn!(id, error = chain(&error), "no progress from the incoming VMM"),
             }
             tokio::time::sleep(POLL).await;
         };
         entry.state().verifying = false;
-        if arrived {
-            self.update(active, |migration| {
+        match (arrived, lost) {
+            (true, true) => self.lost_here(active, entry, failure.as_deref().unwrap_or("its VMM gave no reason")).await,
+            (true, false) => self.update(active, |migration| {
                 migration.stage = MigrationStage::Completed;
                 migration.error = failure;
-            });
-        } else {
-            self.did_not_come(active, entry, failure).await;
+            }),
+            (false, _) => self.did_not_come(active, entry, failure).await,
         }
         drop(slot);
     }
@@ -211,8 +244,7 @@ impl Executor {
             migration.stage = MigrationStage::Verifying;
             migration.progress = status.cloned();
         });
-        let object = format!("machine:{} migration:{}", migration.machine, migration.id);
-        self.inner.audit.noted("arrived", &object, &format!("from host {}", migration.source));
+        self.inner.audit.noted("arrived", &migration.object(), &format!("from host {}", migration.source));
     }
 
     async fn did_not_come(&self, active: &Active, entry: &Arc<Entry>, failure: Option<String>) {
@@ -225,8 +257,9 @@ impl Executor {
         });
     }
 
-    /// Decides for good whether a machine runs here. A migration that has not committed is ended first; one that was
-    /// never heard of is remembered as failed, so that it cannot begin later.
+    /// Decides for good whether a machine runs here; the source's part of the migration has ended. A migration that has not
+    /// committed is ended first; in post-copy nothing that is missing can come any more; one that was never heard of is
+    /// remembered as failed, so that it cannot begin later.
     ///
     /// # Errors
     ///
@@ -239,10 +272,11 @@ impl Executor {
         }
         let mut state = active.state.subscribe();
         active.cancelled.send_replace(true);
+        active.abandoned.send_replace(true);
         let waited = tokio::time::timeout(SETTLE_PATIENCE, state.wait_for(decided)).await;
         match waited {
             Ok(Ok(migration)) => Ok(settlement(&migration)),
-            _ => Err(ExecutorError::NotCancellable {
+            _ => Err(ExecutorError::Undecided {
                 id: id.to_owned(),
                 why: "the incoming VMM has not decided yet; ask again".to_owned(),
             }),
@@ -260,66 +294,36 @@ impl Executor {
             return Ok(settlement(&migration));
         }
         let never = Migration {
-            id: id.to_owned(),
-            machine: String::new(),
-            source: source.to_owned(),
-            destination: self.inner.config.host.clone(),
-            side: MigrationSide::Destination,
             stage: MigrationStage::Failed,
-            trigger: migration::report::Trigger::default(),
-            started_unix_ms: unix_ms(),
             ended_unix_ms: Some(unix_ms()),
-            progress: None,
             error: Some("its source asked for the outcome of a migration that never reached this host".to_owned()),
-            warning: None,
-            report: None,
+            ..Migration::new(id, "", MigrationSide::Destination, source, &self.inner.config.host)
         };
         self.inner.store.put(Kind::Migration, id, &never)?;
         self.forget_oldest();
         Ok(Settlement::Never)
     }
-
-    /// Asks the declared probes of a machine that has arrived.
-    ///
-    /// # Errors
-    ///
-    /// If it is not here.
-    pub async fn verify(&self, source: &str, id: &str) -> Result<Verified> {
-        let migration = self.get(id)?;
-        if migration.side != MigrationSide::Destination || migration.source != source {
-            return Err(ExecutorError::Unknown(id.to_owned()));
-        }
-        let probes = self.inner.machines.get(&migration.machine)?.record().probes;
-        Ok(Verified { probes: probe::ask_all(probes).await })
-    }
 }
 
-/// Whether it is known, for good, where the machine runs.
+/// Whether it is known, for good, where the machine runs. In post-copy it is not before all of it is here.
 fn decided(migration: &Migration) -> bool {
-    migration.stage.ended() || migration.stage == MigrationStage::Verifying
+    let complete = |progress: &MigrationStatus| matches!(progress.phase, Phase::Verify | Phase::Ended);
+    let verifying = migration.stage == MigrationStage::Verifying;
+    migration.stage.ended() || verifying && migration.progress.as_ref().is_some_and(complete)
 }
 
 fn settlement(migration: &Migration) -> Settlement {
     match migration.stage {
         MigrationStage::Completed | MigrationStage::Verifying => Settlement::Runs,
+        MigrationStage::Lost => Settlement::Lost,
         _ => Settlement::Never,
     }
 }
 
 fn arriving(source: &str, destination: &str, request: &ReserveRequest) -> Migration {
     Migration {
-        id: request.id.clone(),
-        machine: request.machine.name.clone(),
-        source: source.to_owned(),
-        destination: destination.to_owned(),
-        side: MigrationSide::Destination,
-        stage: MigrationStage::Transferring,
         trigger: request.trigger.clone(),
-        started_unix_ms: unix_ms(),
-        ended_unix_ms: None,
-        progress: None,
-        error: None,
-        warning: None,
-        report: None,
+        on_failed_probe: request.on_failed_probe,
+        ..Migration::new(&request.id, &request.machine.name, MigrationSide::Destination, source, destination)
     }
 }

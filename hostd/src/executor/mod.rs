@@ -13,8 +13,16 @@
 //!
 //!  on failure  POST …/settle ──────────────────────► clears away, says `never`; the machine goes on at the source
 //!  in doubt    Settling: POST …/settle, again and    cancels its VMM: refused once committed, so it knows, and says
-//!              again, until there is an answer       `runs` or `never` for good
+//!              again, until there is an answer       `runs`, `never` or `lost` for good
+//!
+//!  post-copy   Transferring: its VMM sends what is   Verifying: the machine is Running here, and lacks some of itself
+//!              missing, however long that takes
+//!  lost link   both VMMs wait for each other. Given up by an operator at either host, after recover_s at the destination, or
+//!              when one of the processes is gone: both say Lost, the machine is Stopped here with its disks and there
 //! ```
+//!
+//! An attempt that failed before Commit for a reason that may be gone soon is followed by another one ([`retry`]); the
+//! migrations that leave at the same time share one bandwidth ([`budget`]).
 //!
 //! A machine may be sent on, or back, as soon as it runs: the new migration then waits for what is left of the one before
 //! it (verification at the destination, probes and clearing away at the source).
@@ -23,22 +31,27 @@
 //! unfinished migration goes on where it was: the source asks its VMM how far it is and the destination where the machine
 //! runs.
 
+mod arrived;
+pub mod budget;
 pub mod destination;
 pub mod probe;
 mod recover;
+pub mod retry;
+mod settle;
 mod source;
+mod steer;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use migration::report::Trigger;
 use tokio::sync::{Semaphore, watch};
 
 use crate::api::types::{MigrateRequest, Migration, MigrationSide, MigrationStage};
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
 use crate::digest::{NoRandom, new_id};
+use crate::drain::Gate;
 use crate::machine::{MachineError, Machines, spec};
 use crate::metrics::cpu::CpuFeatures;
 use crate::planner::Planner;
@@ -73,9 +86,22 @@ pub enum ExecutorError {
     /// The id was used before.
     #[error("migration `{0}` was settled before: start another one")]
     Used(String),
-    /// Too late, or already over.
-    #[error("migration `{id}` cannot be cancelled: {why}")]
-    NotCancellable {
+    /// Too late, too early, or not to be steered from here.
+    #[error("migration `{id}` cannot be {what}: {why}")]
+    NotNow {
+        /// Migration.
+        id: String,
+        /// What was asked for, as a participle.
+        what: &'static str,
+        /// Why not.
+        why: String,
+    },
+    /// The host takes no machines.
+    #[error("host `{0}` is being drained and takes no machines: choose another one, or `headroom host undrain` there")]
+    Draining(String),
+    /// It cannot be decided where the machine runs.
+    #[error("migration `{id}` cannot be settled: {why}")]
+    Undecided {
         /// Migration.
         id: String,
         /// Why not.
@@ -140,11 +166,14 @@ type Result<T> = std::result::Result<T, ExecutorError>;
 pub struct Active {
     state: watch::Sender<Migration>,
     cancelled: watch::Sender<bool>,
+    /// At the destination: nothing more will come, whatever is missing.
+    abandoned: watch::Sender<bool>,
 }
 
 impl Active {
     fn new(migration: Migration) -> Self {
-        Self { state: watch::Sender::new(migration), cancelled: watch::Sender::new(false) }
+        let no = || watch::Sender::new(false);
+        Self { state: watch::Sender::new(migration), cancelled: no(), abandoned: no() }
     }
 
     /// As it is now.
@@ -170,6 +199,8 @@ struct Inner {
     planner: Arc<Mutex<Planner>>,
     cpu: CpuFeatures,
     slots: Arc<Semaphore>,
+    budget: budget::Budget,
+    gate: Gate,
     active: Mutex<BTreeMap<String, Arc<Active>>>,
 }
 
@@ -190,16 +221,21 @@ pub struct Parts {
     pub audit: Audit,
     /// Forecasts of this host.
     pub planner: Arc<Mutex<Planner>>,
+    /// Whether machines may come here.
+    pub gate: Gate,
 }
 
 impl Executor {
     /// An executor without migrations; [`Executor::recover`] finds those of an earlier hostd.
     pub fn new(parts: Parts) -> Self {
-        let Parts { config, store, machines, peers, identity, audit, planner } = parts;
+        let Parts { config, store, machines, peers, identity, audit, planner, gate } = parts;
         let slots = Arc::new(Semaphore::new(config.concurrent_migrations));
         let cpu = CpuFeatures::of_this_host();
+        let budget = budget::Budget::new(config.migration.bandwidth_bytes_per_second);
         let active = Mutex::default();
-        Self { inner: Arc::new(Inner { config, store, machines, peers, identity, audit, planner, cpu, slots, active }) }
+        let inner =
+            Inner { config, store, machines, peers, identity, audit, planner, cpu, slots, budget, gate, active };
+        Self { inner: Arc::new(inner) }
     }
 
     fn active(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Active>>> {
@@ -227,30 +263,26 @@ impl Executor {
             None => inner.machines.get(machine)?.record().limits,
         };
         spec::limits(&limits)?;
-        let migration = self.new_migration(machine, &request.destination, &request.trigger)?;
+        let defaults = &inner.config.migration;
+        let retries_left = request.retries.unwrap_or(defaults.retries);
+        if retries_left > retry::RETRIES_MAX {
+            let text = format!("{retries_left} retries are asked for: at most {} are possible", retry::RETRIES_MAX);
+            return Err(MachineError::Invalid(text).into());
+        }
+        let id = new_id("mig")?;
+        let migration = Migration {
+            trigger: request.trigger.clone(),
+            limits,
+            pause_before_switchover: request.pause_before_switchover,
+            on_failed_probe: request.on_failed_probe.unwrap_or(defaults.on_failed_probe),
+            retries_left,
+            ..Migration::new(&id, machine, MigrationSide::Source, &inner.config.host, &request.destination)
+        };
         let entry = inner.machines.begin_migration(machine, &migration.id)?;
         let active = self.enter(migration.clone())?;
         let executor = self.clone();
-        tokio::spawn(async move { executor.run_source(&active, &entry, limits).await });
+        tokio::spawn(async move { executor.run_source(&active, &entry).await });
         Ok(migration)
-    }
-
-    fn new_migration(&self, machine: &str, destination: &str, trigger: &Trigger) -> Result<Migration> {
-        Ok(Migration {
-            id: new_id("mig")?,
-            machine: machine.to_owned(),
-            source: self.inner.config.host.clone(),
-            destination: destination.to_owned(),
-            side: MigrationSide::Source,
-            stage: MigrationStage::Queued,
-            trigger: trigger.clone(),
-            started_unix_ms: unix_ms(),
-            ended_unix_ms: None,
-            progress: None,
-            error: None,
-            warning: None,
-            report: None,
-        })
     }
 
     /// Remembers a new migration.
@@ -279,8 +311,7 @@ impl Executor {
                 (Some(error), stage) => format!("{stage:?}: {error}"),
                 (None, stage) => format!("{stage:?}: {} to {}", migration.source, migration.destination),
             };
-            let object = format!("machine:{} migration:{}", migration.machine, migration.id);
-            self.inner.audit.noted("migration-ended", &object, &detail);
+            self.inner.audit.noted("migration-ended", &migration.object(), &detail);
             self.forget_oldest();
         }
     }
@@ -288,7 +319,8 @@ impl Executor {
     fn forget_oldest(&self) {
         let since = unix_ms().saturating_sub(ARRIVALS_REMEMBERED.as_millis() as u64);
         let age = |one: &Migration| {
-            let came = one.side == MigrationSide::Destination && one.stage == MigrationStage::Completed;
+            let came = one.side == MigrationSide::Destination
+                && matches!(one.stage, MigrationStage::Completed | MigrationStage::Lost);
             let kept = !one.stage.ended() || (came && one.started_unix_ms > since);
             (!kept).then_some(one.started_unix_ms)
         };
@@ -355,31 +387,5 @@ impl Executor {
     /// How many have not ended.
     pub fn running(&self) -> usize {
         self.active().values().filter(|active| !active.state.borrow().stage.ended()).count()
-    }
-
-    /// Asks a migration to stop. It has stopped once its stage says so.
-    ///
-    /// # Errors
-    ///
-    /// [`ExecutorError::NotCancellable`] if it is over, past the point of no return, or another host's to cancel.
-    pub fn cancel(&self, id: &str) -> Result<Migration> {
-        let active = self.active().get(id).cloned();
-        let migration = match &active {
-            Some(active) => active.get(),
-            None => self.get(id)?,
-        };
-        let refuse = |why: &str| Err(ExecutorError::NotCancellable { id: id.to_owned(), why: why.to_owned() });
-        if migration.side == MigrationSide::Destination {
-            return refuse(&format!("cancel it at its source, host `{}`", migration.source));
-        }
-        let Some(active) = active.filter(|_| !migration.stage.ended()) else {
-            return refuse("it has ended");
-        };
-        let committed = migration.progress.as_ref().is_some_and(|progress| progress.committed);
-        if committed || matches!(migration.stage, MigrationStage::Settling | MigrationStage::Verifying) {
-            return refuse("it is past Commit, the point of no return; move the machine back instead");
-        }
-        active.cancelled.send_replace(true);
-        Ok(active.get())
     }
 }

@@ -32,6 +32,11 @@ pub async fn ask_all(probes: Vec<ProbeSpec>) -> Vec<Probe> {
     answers
 }
 
+/// Those that were not answered as declared, in words.
+pub fn failed(probes: &[Probe]) -> impl Iterator<Item = String> + '_ {
+    probes.iter().filter(|probe| !probe.ok).map(|probe| format!("probe {}: {}", probe.name, probe.detail))
+}
+
 fn ask(probe: &ProbeSpec) -> Probe {
     let name = match probe {
         ProbeSpec::Ping(address) => format!("ping {address}"),

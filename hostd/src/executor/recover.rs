@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::retry::Failure;
 use super::{Active, Executor, Result};
 use crate::api::types::{MachineStatus, Migration, MigrationSide, MigrationStage};
 use crate::machine::chain;
@@ -41,13 +42,28 @@ impl Executor {
 
     async fn resume_source(&self, active: &Arc<Active>, entry: &Arc<Entry>) {
         let migration = active.get();
+        if migration.stage == MigrationStage::Retrying {
+            if self.wait_for_its_time(active, entry).await {
+                self.run_source(active, entry).await;
+            }
+            return;
+        }
+        if let Err(failure) = self.take_up(active, entry).await
+            && self.wait_for_another(active, entry, failure).await
+        {
+            self.run_source(active, entry).await;
+        }
+    }
+
+    async fn take_up(&self, active: &Arc<Active>, entry: &Arc<Entry>) -> std::result::Result<(), Failure> {
+        let migration = active.get();
         if entry.process().is_none() {
             let how = "the machine's VMM ended while hostd was not running".to_owned();
             active.state.send_modify(|migration| migration.error = Some(how));
             return self.settle(active, entry, migration.report).await;
         }
         let sends = match call(entry, |client| client.migration()).await {
-            Ok(status) => status.is_some_and(|status| status.id == migration.id),
+            Ok(status) => status.is_some_and(|status| status.id == migration.attempt_id()),
             // It lives and does not answer yet; following it asks again.
             Err(error) => {
                 tracing::warn!(error = chain(&error), "the VMM does not answer yet");
@@ -58,8 +74,7 @@ impl Executor {
             return self.follow(active, entry).await;
         }
         self.give_back(&migration).await;
-        let why = "hostd was restarted before the transfer had begun".to_owned();
-        self.stay(active, entry, MigrationStage::Failed, Some(why)).await;
+        Err(Failure { error: "hostd was restarted before the transfer had begun".to_owned(), transient: true })
     }
 
     async fn resume_destination(&self, active: &Arc<Active>, entry: &Arc<Entry>) {

@@ -131,6 +131,7 @@ impl LabHost {
             sample_interval_ms: 1000,
             planner: crate::config::PlannerConfig::default(),
             concurrent_migrations: 2,
+            migration: Default::default(),
             access: Vec::new(),
         }
     }

@@ -46,6 +46,12 @@ pub struct MachineRecord {
     /// It came by migration: the paths of its kernel are those of the host where it was created.
     #[serde(default)]
     pub arrived: bool,
+    /// Why it is stopped, if it is.
+    #[serde(default)]
+    pub why_stopped: Option<String>,
+    /// Its disks lack blocks that never arrived: it must not be started from them.
+    #[serde(default)]
+    pub incomplete: bool,
 }
 
 impl MachineRecord {
@@ -74,6 +80,15 @@ pub struct State {
     pub first_instruction_us: Option<u64>,
 }
 
+impl State {
+    /// It has ended, and why.
+    pub(super) fn stopped(&mut self, why: String) {
+        self.record.status = MachineStatus::Stopped;
+        self.record.why_stopped = Some(why.clone());
+        self.reason = Some(why);
+    }
+}
+
 /// One machine.
 #[derive(Debug)]
 pub struct Entry {
@@ -86,8 +101,8 @@ impl Entry {
     pub fn new(config: &HostConfig, record: MachineRecord) -> Self {
         let api_socket = config.machine_run_dir(&record.name).join("api.sock");
         let state = State {
+            reason: record.why_stopped.clone(),
             record,
-            reason: None,
             process: None,
             usage: None,
             verifying: false,

@@ -102,6 +102,8 @@ impl Machines {
             process: None,
             migration: None,
             arrived: false,
+            why_stopped: None,
+            incomplete: false,
         };
         let entry = self.build(record, false).await?;
         entry.state().record.status = MachineStatus::Running;
@@ -204,19 +206,20 @@ impl Machines {
         {
             let mut state = entry.state();
             state.usage = None;
-            // Who deletes it, or waits for it to arrive, deals with this himself.
+            // Who deletes it, or waits for it to arrive, deals with this himself; why it was stopped before is known.
             if matches!(
                 state.record.status,
-                MachineStatus::Deleting | MachineStatus::Creating | MachineStatus::Incoming
+                MachineStatus::Deleting | MachineStatus::Creating | MachineStatus::Incoming | MachineStatus::Stopped
             ) {
                 return;
             }
-            state.reason = Some(format!("its VMM {how}; it said: {words}"));
+            let why = format!("its VMM {how}; it said: {words}");
             // It may run at its destination: only the executor, once it has asked there, says that it is stopped.
             if matches!(state.record.status, MachineStatus::Migrating | MachineStatus::InDoubt) {
+                state.reason = Some(why);
                 return;
             }
-            state.record.status = MachineStatus::Stopped;
+            state.stopped(why);
         }
         tracing::warn!(machine = name, how, words, "a VMM ended");
         if let Err(error) = self.save(entry) {
@@ -235,10 +238,11 @@ impl Machines {
                 (MachineStatus::Paused, MachineState::Running) => MachineStatus::Running,
                 (status, _) => status,
             };
-            if next == MachineStatus::Stopped {
-                state.reason.clone_from(&info.reason);
+            let changed = std::mem::replace(&mut state.record.status, next) != next;
+            if changed && next == MachineStatus::Stopped {
+                state.stopped(info.reason.clone().unwrap_or_else(|| "its guest has ended".to_owned()));
             }
-            std::mem::replace(&mut state.record.status, next) != next
+            changed
         };
         if changed && let Err(error) = self.save(entry) {
             tracing::error!(error = &error as &dyn std::error::Error, "cannot store a machine's state");
@@ -283,8 +287,12 @@ impl Machines {
             state.record.migration = migration.map(str::to_owned);
             // A process that ended meanwhile stays ended.
             let gone = state.process.as_ref().is_none_or(|process| process.ended().is_some());
-            state.record.status =
-                if gone && status == MachineStatus::Running { MachineStatus::Stopped } else { status };
+            if gone && status == MachineStatus::Running {
+                let why = state.reason.clone().unwrap_or_else(|| "its VMM has ended".to_owned());
+                state.stopped(why);
+            } else {
+                state.record.status = status;
+            }
         }
         self.save(entry)
     }

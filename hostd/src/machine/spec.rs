@@ -89,9 +89,19 @@ pub fn limits(limits: &MigrationLimits) -> Result<(), MachineError> {
     ensure(limits.downtime_ms >= 1, || "limits.downtime_ms 0: allow at least 1 ms".to_owned())?;
     ensure(limits.timeout_s >= 1, || "limits.timeout_s 0: allow at least 1 s".to_owned())?;
     ensure(limits.max_rounds >= 1, || "limits.max_rounds 0: allow at least 1 round".to_owned())?;
-    ensure(limits.bandwidth_bytes_per_second.is_none_or(|bandwidth| bandwidth >= 1 << 20), || {
-        "limits.bandwidth_bytes_per_second: allow at least 1 MiB/s, or leave it out".to_owned()
-    })
+    bandwidth(limits.bandwidth_bytes_per_second).map_err(|text| MachineError::Invalid(format!("limits.{text}")))
+}
+
+/// Whether a limit of bytes per second can be worked with.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn bandwidth(limit: Option<u64>) -> Result<(), &'static str> {
+    match limit {
+        Some(..0x10_0000) => Err("bandwidth_bytes_per_second: allow at least 1 MiB/s, or leave it out"),
+        _ => Ok(()),
+    }
 }
 
 fn disks(disks: &[NewDisk]) -> Result<(), MachineError> {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::api::types::Capacity;
+use crate::api::types::{Capacity, Disk, MachineStatus};
 use crate::machine::{MachineError, MachineRecord};
 
 /// What this host can promise.
@@ -53,7 +53,7 @@ impl Room {
         let (free, capacity) = match self.disk_space_mib {
             Some(limit) => (limit - present.iter().map(owned).sum::<f64>(), limit),
             None => match file_system_mib(&self.images) {
-                Some(measured) => measured,
+                Some((free, capacity)) => (free - present.iter().map(promised_mib).sum::<f64>(), capacity),
                 None => return Ok(()),
             },
         };
@@ -70,6 +70,21 @@ impl Room {
     }
 }
 
+/// What a machine that is arriving, or being made, will still fill of its images: they are sparse, and the file system counts what
+/// is not written yet as free.
+fn promised_mib(record: &MachineRecord) -> f64 {
+    use std::os::unix::fs::MetadataExt;
+    if !matches!(record.status, MachineStatus::Incoming | MachineStatus::Creating) {
+        return 0.0;
+    }
+    let unwritten = |disk: &Disk| {
+        // In blocks of 512 bytes, whatever the file system's are (stat(2)).
+        let written = disk.path.metadata().map_or(0, |metadata| metadata.blocks().saturating_mul(512));
+        disk.bytes.saturating_sub(written)
+    };
+    record.disks.iter().filter(|disk| disk.owned).map(unwritten).sum::<u64>() as f64 / f64::from(1 << 20)
+}
+
 /// What the file system of `folder`, or of what is there of its path, has free and has in all.
 fn file_system_mib(folder: &Path) -> Option<(f64, f64)> {
     let status = folder.ancestors().find_map(|folder| nix::sys::statvfs::statvfs(folder).ok())?;
@@ -80,7 +95,7 @@ fn file_system_mib(folder: &Path) -> Option<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{Disk, KernelChoice, MachineStatus, MigrationLimits};
+    use crate::api::types::{KernelChoice, MigrationLimits};
 
     fn record(memory_mib: u64, disk_mib: u64) -> MachineRecord {
         MachineRecord {
@@ -105,6 +120,8 @@ mod tests {
             process: None,
             migration: None,
             arrived: false,
+            why_stopped: None,
+            incomplete: false,
         }
     }
 
@@ -118,5 +135,23 @@ mod tests {
         assert_eq!(memory, "no room on host `a1`: memory needs 401 MiB, and 400 of 1000 MiB are free");
         let disk = room.check("a1", &record(1, 41), &present).unwrap_err().to_string();
         assert_eq!(disk, "no room on host `a1`: disk space needs 41 MiB, and 40 of 100 MiB are free");
+    }
+
+    #[test]
+    fn what_an_arriving_machine_will_fill_is_not_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let (free, _) = file_system_mib(folder.path()).unwrap();
+        let share = (free * 0.6) as u64;
+        let room = Room::new(Capacity { memory_mib: 1000.0, ..Capacity::default() }, None, folder.path().into());
+        let mut arriving = record(1, share);
+        arriving.disks[0].path = folder.path().join("d.raw");
+        arriving.status = MachineStatus::Incoming;
+        let second = record(1, share);
+        let refused = room.check("a1", &second, std::slice::from_ref(&arriving)).unwrap_err().to_string();
+        assert!(refused.starts_with("no room on host `a1`: disk space needs"), "its image is not made yet: {refused}");
+        std::fs::File::create(&arriving.disks[0].path).unwrap().set_len(share << 20).unwrap();
+        assert!(room.check("a1", &second, std::slice::from_ref(&arriving)).is_err(), "it is sparse");
+        arriving.status = MachineStatus::Running;
+        room.check("a1", &second, &[arriving]).unwrap();
     }
 }

@@ -82,6 +82,7 @@ impl Planner {
             destination: best.to_host.clone(),
             limits: self.config.planner.limits.clone(),
             trigger: why,
+            ..MigrateRequest::default()
         };
         let shape = machines.iter().find(|machine| machine.name == best.machine).map(|m| m.shape).unwrap_or_default();
         self.trigger.acted(now_s);
@@ -173,7 +174,9 @@ impl Planner {
             let contention = self.contentions.get(&state.pool)?.clone();
             Some(PoolView { name: state.pool.clone(), contention })
         });
-        let hosts = others().flat_map(|state| state.hosts.iter().map(move |host| self.target(state, host)));
+        let hosts = others().flat_map(|state| {
+            state.hosts.iter().filter(|host| !host.draining).map(move |host| self.target(state, host))
+        });
         (pools.collect(), hosts.collect())
     }
 

@@ -34,6 +34,7 @@ fn host(name: &str, cpu_cores: f64, machines: Vec<MachineSummary>) -> HostSummar
     HostSummary {
         host: name.into(),
         live: true,
+        draining: false,
         capacity,
         usage: Some(sum(usages.iter())),
         machines,

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use migration::report::{Probe, Trigger};
 use serde::{Deserialize, Serialize};
 
-use crate::api::types::{Event, HostSummary, MigrationLimits, PoolView, Usage};
+use crate::api::types::{Event, HostSummary, MigrationLimits, OnFailedProbe, PoolView, Usage};
 use crate::machine::MachineRecord;
 use crate::metrics::cpu::CpuFeatures;
 
@@ -46,6 +46,9 @@ pub struct ReserveRequest {
     pub trigger: Trigger,
     /// The destination gives up if nothing has been committed after so many seconds.
     pub deadline_s: u64,
+    /// What a failed probe means: the destination is the one that can move the machine back.
+    #[serde(default)]
+    pub on_failed_probe: OnFailedProbe,
 }
 
 /// "Yes: send it there."
@@ -66,7 +69,7 @@ impl std::fmt::Debug for Reservation {
     }
 }
 
-/// Where a machine runs after a migration whose Commit was not answered. Both answers are final: a destination that has
+/// Where a machine runs after a migration whose Commit was not answered. All answers are final: a destination that has
 /// said `never` has made sure of it first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -75,6 +78,8 @@ pub enum Settlement {
     Runs,
     /// The destination never ran it and never will.
     Never,
+    /// The destination ran it in post-copy, a part of it never arrived, and it is stopped there for good.
+    Lost,
 }
 
 /// What the declared probes found.
@@ -82,6 +87,9 @@ pub enum Settlement {
 pub struct Verified {
     /// In the order of their declaration.
     pub probes: Vec<Probe>,
+    /// The migration that brings the machine back because one failed.
+    #[serde(default)]
+    pub returned_by: Option<String>,
 }
 
 /// The planner of a pool to the host of a machine: "move it".

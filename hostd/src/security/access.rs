@@ -35,6 +35,8 @@ pub enum Action {
     Event,
     /// Read the audit log.
     Audit,
+    /// Drain this host and open it again, and change its bandwidth for migrations.
+    Host,
 }
 
 impl Action {
@@ -50,6 +52,7 @@ impl Action {
             Self::Settle => "settle",
             Self::Event => "event",
             Self::Audit => "audit",
+            Self::Host => "host",
         }
     }
 }

@@ -19,6 +19,7 @@ const MACHINES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("machine
 const MIGRATIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("migrations");
 const PLANS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("plans");
 const EVENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("events");
+const HOST: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("host");
 const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit");
 
 /// Hash before the first audit record.
@@ -73,6 +74,8 @@ pub enum Kind {
     Plan,
     /// Scheduled events, by id.
     Event,
+    /// What was asked of this host, by what it is.
+    Host,
 }
 
 impl Kind {
@@ -82,6 +85,7 @@ impl Kind {
             Self::Migration => MIGRATIONS,
             Self::Plan => PLANS,
             Self::Event => EVENTS,
+            Self::Host => HOST,
         }
     }
 
@@ -91,6 +95,7 @@ impl Kind {
             Self::Migration => "migration",
             Self::Plan => "plan",
             Self::Event => "event",
+            Self::Host => "host",
         }
     }
 }
@@ -117,7 +122,7 @@ impl Store {
         let database = Database::create(path)
             .map_err(|error| StoreError::Open { path: path.to_owned(), source: Box::new(error.into()) })?;
         let write = database.begin_write()?;
-        for kind in [Kind::Machine, Kind::Migration, Kind::Plan, Kind::Event] {
+        for kind in [Kind::Machine, Kind::Migration, Kind::Plan, Kind::Event, Kind::Host] {
             write.open_table(kind.table())?;
         }
         write.open_table(AUDIT)?;

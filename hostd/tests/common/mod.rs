@@ -60,6 +60,7 @@ pub fn config(folder: &Path, host: &str, tls: TlsPaths, peers: Vec<PeerConfig>) 
         sample_interval_ms: 1000,
         planner: PlannerConfig::default(),
         concurrent_migrations: 2,
+        migration: Default::default(),
         access: Vec::new(),
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Capacity, Usage};
+use super::{Capacity, DrainState, Usage};
 
 /// Pressure stall information: share of the last ten seconds in which some task waited, in percent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,14 @@ pub struct PeerView {
     pub error: Option<String>,
 }
 
+/// `PUT /v1/host/bandwidth`, until the daemon is restarted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostBandwidth {
+    /// Bytes per second over all migrations that leave this host, at least 1 MiB; `null` is no limit.
+    pub bandwidth_bytes_per_second: Option<u64>,
+}
+
 /// `GET /v1/host`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostView {
@@ -57,6 +65,12 @@ pub struct HostView {
     pub machines: usize,
     /// Migrations that are under way from or to here.
     pub migrations: usize,
+    /// Bytes per second over all migrations that leave this host; `null` is no limit.
+    #[serde(default)]
+    pub migration_bandwidth_bytes_per_second: Option<u64>,
+    /// Whether it takes machines, or is being emptied.
+    #[serde(default)]
+    pub drain: DrainState,
     /// Configured peers.
     pub peers: Vec<PeerView>,
 }

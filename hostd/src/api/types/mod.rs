@@ -5,15 +5,17 @@
 //! a limit that silently is not there.
 
 mod audit;
+mod drain;
 mod host;
 mod machine;
 mod migration;
 mod plan;
 mod pool;
 
-pub use self::migration::{MigrateRequest, Migration, MigrationSide, MigrationStage};
+pub use self::migration::{FailedAttempt, MigrateRequest, Migration, MigrationSide, MigrationStage, OnFailedProbe};
 pub use audit::{AuditRecord, Decision};
-pub use host::{HostView, PeerView, Pressure};
+pub use drain::{Drain, DrainRequest, DrainState, DrainStep, Drained};
+pub use host::{HostBandwidth, HostView, PeerView, Pressure};
 pub use machine::{
     CreateMachine, Disk, KernelChoice, Machine, MachineStatus, Network, NewDisk, NewNetwork, ProbeSpec, Usage,
 };
@@ -24,5 +26,5 @@ pub use pool::{
 };
 
 pub use ::migration::report::Report;
-pub use vmm::api::{MigrationStatus, Phase, Problem};
+pub use vmm::api::{ChangedLimits, MigrationStatus, Phase, Problem};
 pub use vmm::config::MigrationLimits;

@@ -138,6 +138,9 @@ pub struct HostSummary {
     pub host: String,
     /// Whether it answered within the last few intervals.
     pub live: bool,
+    /// It takes no machines: it is being drained.
+    #[serde(default)]
+    pub draining: bool,
     /// What it can give.
     pub capacity: Capacity,
     /// What its machines use.

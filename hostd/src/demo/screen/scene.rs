@@ -243,7 +243,7 @@ fn trigger_word(state: TriggerState) -> &'static str {
 fn stage_style(stage: MigrationStage) -> Style {
     match stage {
         MigrationStage::Completed => Style::Good,
-        MigrationStage::Failed | MigrationStage::Cancelled => Style::Bad,
+        MigrationStage::Failed | MigrationStage::Cancelled | MigrationStage::Lost => Style::Bad,
         _ => Style::Accent,
     }
 }
@@ -255,6 +255,8 @@ fn progress_in_words(migration: &Migration) -> String {
         MigrationStage::Settling => "asks which side runs it",
         MigrationStage::Verifying => "arrived, not yet verified,",
         MigrationStage::Completed => "arrived and verified",
+        MigrationStage::Retrying => "failed, is tried again",
+        MigrationStage::Lost => "lost in post-copy",
         MigrationStage::Failed => "failed",
         MigrationStage::Cancelled => "cancelled",
         MigrationStage::Transferring => return transfer_in_words(migration),
@@ -314,6 +316,7 @@ mod tests {
         let host = HostSummary {
             host: "a1".into(),
             live: true,
+            draining: false,
             capacity,
             usage: Some(usage),
             machines: (0..machines).map(machine).collect(),

@@ -25,6 +25,9 @@ impl Machines {
             let mut state = entry.state();
             let (status, elsewhere) = (state.record.status, state.record.arrived && !state.record.kernel.is_bundled());
             let remedy = match status {
+                MachineStatus::Stopped if state.record.incomplete => {
+                    "its disks lack blocks that never arrived; delete it, and start it from its disks on the host that it came from, or from a backup"
+                }
                 MachineStatus::Stopped if elsewhere => {
                     "it came from another host, and its kernel is a file of that host; delete it and create it anew with its disks"
                 }
@@ -52,7 +55,7 @@ impl Machines {
         {
             let mut state = entry.state();
             state.record.status = MachineStatus::Running;
-            state.reason = None;
+            (state.reason, state.record.why_stopped) = (None, None);
         }
         self.save(&entry)?;
         Ok(entry.view(&self.inner.config))
@@ -81,6 +84,21 @@ impl Machines {
         }
         self.save(&entry)?;
         self.discard(&entry).await
+    }
+
+    /// A machine that was lost on its way: its process ends, its record and disks stay. `incomplete` if the disks lack blocks.
+    pub async fn lose(&self, entry: &Arc<Entry>, why: &str, incomplete: bool) {
+        {
+            let mut state = entry.state();
+            state.stopped(why.to_owned());
+            (state.record.migration, state.record.incomplete, state.usage) = (None, incomplete, None);
+        }
+        if let Err(error) = self.save(entry) {
+            tracing::error!(error = chain(&error), "cannot store that a machine is lost");
+        }
+        if let Some(process) = entry.process() {
+            stop(entry, &process).await;
+        }
     }
 
     /// Ends a machine's process and removes everything that hostd made for it, whatever state it is in.

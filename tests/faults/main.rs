@@ -7,6 +7,7 @@ mod boundaries;
 mod during;
 mod processor;
 mod relay;
+mod retry;
 mod storage;
 
 use hostd::api::types::MigrationStage;

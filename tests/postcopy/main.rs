@@ -4,6 +4,8 @@
 
 mod cable;
 mod falls_over;
+mod lost;
+mod restart;
 
 use hostd::api::types::{Migration, MigrationLimits, Phase};
 use migration::policy::MigrationMode;

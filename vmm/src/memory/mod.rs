@@ -107,7 +107,7 @@ impl Memory {
         Self::with_regions(regions(mib))
     }
 
-    fn with_regions(regions: Vec<MemoryRegion>) -> Result<Self, MemoryError> {
+    pub(crate) fn with_regions(regions: Vec<MemoryRegion>) -> Result<Self, MemoryError> {
         let mib = regions.iter().map(|region| region.bytes).sum::<u64>() >> 20;
         let allocate = |source| MemoryError::Allocate { mib, source };
         let mapped: io::Result<Vec<_>> =

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::sync::Arc;
 
-use migration::guest::StatePayload;
+use migration::guest::{MemoryRegion, StatePayload};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -13,7 +13,7 @@ use super::{Chain, Interrupt, QueueStateV1, Segment, VirtQueue, Wiring};
 use crate::config::{DiskConfig, DiskSource};
 use crate::device::{Device, Line};
 use crate::disk::RawDisk;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Memory};
 
 const RAM_BYTES: usize = 64 << 10;
 const DISK_BYTES: u64 = 1 << 20;
@@ -38,8 +38,9 @@ impl Rig {
     fn new() -> Option<Self> {
         // Two regions with a hole between them: chains may span them, or miss.
         let half = RAM_BYTES / 2;
-        let ranges = [(GuestAddress(0), half), (GuestAddress(half as u64 + 0x1000), half)];
-        let ram = GuestRam::from_ranges(&ranges).ok()?;
+        let region = |gpa| MemoryRegion { gpa, bytes: half as u64 };
+        let memory = Memory::with_regions(vec![region(0), region(half as u64 + 0x1000)]).ok()?;
+        let ram = memory.ram().clone();
         let interrupt = Arc::new(Interrupt::new(Arc::new(Deaf)));
         Some(Self { ram, interrupt })
     }

@@ -6,6 +6,7 @@ use crate::bank::{Bank, BankConfig, BankError, cycles};
 use crate::replay::pool::{Said, replay_pool};
 use crate::replay::summary::{MachineSummary, PoolSummary, machines, pools};
 use crate::replay::{Protocol, replay_machine};
+use crate::sample::plausible;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use thiserror::Error;
@@ -72,7 +73,7 @@ pub fn bank_config(period_s: f64, protocol: &Protocol) -> BankConfig {
 
 fn long_enough(trace: &Trace, protocol: &Protocol) -> Result<(), EvaluateError> {
     let (steps, from) = (trace.steps(), protocol.test_from);
-    if steps <= from + 1 { Err(EvaluateError::Short { steps, from }) } else { Ok(()) }
+    if steps <= from.saturating_add(1) { Err(EvaluateError::Short { steps, from }) } else { Ok(()) }
 }
 
 /// Forecasts each machine of a trace and scores what was said.
@@ -136,7 +137,7 @@ pub fn sum(columns: &[&Series]) -> Series {
     (0..steps)
         .map(|t| {
             for (last, column) in last.iter_mut().zip(columns) {
-                *last = column[t].or(*last);
+                *last = plausible(column[t]).or(*last);
             }
             last.iter().flatten().copied().reduce(|a, b| a + b)
         })
@@ -244,6 +245,39 @@ mod tests {
         assert!(refused.is_err_and(|error| error.to_string().contains("nobody")));
         let protocol = Protocol::new(trace.period_s, trace.steps(), &[], None);
         assert!(matches!(evaluate_machines(&trace, &protocol), Err(EvaluateError::Bank(BankError::Horizons(_)))));
+    }
+
+    #[test]
+    fn what_no_meter_gives_changes_no_score() {
+        let mut trace = trace();
+        let protocol = Protocol::new(trace.period_s, trace.steps(), &[5.0, 60.0], None);
+        // Origins are an hour apart: all of these are outcomes, and some of them origins.
+        let places: Vec<usize> = (protocol.test_from..trace.steps()).step_by(37).collect();
+        places.iter().for_each(|place| trace.columns[0][*place] = None);
+        let with_gaps = evaluate_machines(&trace, &protocol).expect("sound");
+        for (place, bad) in places.iter().zip([f64::INFINITY, -1.0, f64::NAN, 1e300].iter().cycle()) {
+            trace.columns[0][*place] = Some(*bad);
+        }
+        assert_eq!(evaluate_machines(&trace, &protocol).expect("sound"), with_gaps);
+        assert_eq!(sum(&[&vec![Some(1.0), Some(f64::INFINITY)], &vec![Some(2.0), Some(-7.0)]]), [Some(3.0); 2]);
+        let far = Protocol::new(1e-300, trace.steps(), &[5.0], Some(f64::INFINITY));
+        assert!(matches!(evaluate_machines(&trace, &far), Err(EvaluateError::Short { .. })));
+    }
+
+    /// What is said at an origin must not depend on anything after it: the days before are scored alike when those after change.
+    #[test]
+    fn what_comes_later_changes_nothing_that_was_said_before() {
+        let mut trace = trace();
+        let mut protocol = Protocol::new(trace.period_s, trace.steps(), &[5.0, 60.0], None);
+        protocol.test_until = protocol.test_from + 5 * 288;
+        let members = vec![vec!["a".to_owned(), "b".to_owned(), "c".to_owned()]];
+        let machines = evaluate_machines(&trace, &protocol).expect("sound");
+        let pools = evaluate_pools(&trace, &members, &protocol).expect("sound");
+        for column in &mut trace.columns {
+            column[protocol.test_until + 12..].fill(Some(1e6));
+        }
+        assert_eq!(evaluate_machines(&trace, &protocol).expect("sound"), machines);
+        assert_eq!(evaluate_pools(&trace, &members, &protocol).expect("sound"), pools);
     }
 
     #[test]

@@ -114,6 +114,8 @@ impl Maxima {
                     outcomes.calibration.learn(&watched[1..], highest > watched[0]);
                 }
             }
+            // What was said is compared with one outcome, also if nobody watches any more: a window later it would be another's.
+            outcomes.watched[(self.clock % outcomes.steps as u64) as usize * WATCHED] = f32::NAN;
             let (point, scale) = base(&self.bank, outcomes.steps).unwrap_or((f64::NAN, f64::NAN));
             outcomes.pending[slot] = point as f32;
             outcomes.pending[slot + 1] = scale as f32;
@@ -216,5 +218,31 @@ impl Outcomes {
             self.shape = Distribution::from_values(self.scores.iter().map(|score| f64::from(*score)).collect());
             self.fresh = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_of_a_limit_is_learned_from_once() {
+        let mut maxima = Maxima::new(&BankConfig::default()).expect("sound");
+        let value = |t: u32| Some(f64::from(t * 7919 % 101));
+        for t in 0..600 {
+            maxima.update(value(t));
+            maxima.watch(95.0);
+        }
+        let learned =
+            |maxima: &Maxima| maxima.windows.iter().map(|window| window.calibration.clone()).collect::<Vec<_>>();
+        // Nobody watches from here on: what is open is learned within the longest window, and then nothing more.
+        for t in 600..612 {
+            maxima.update(value(t));
+        }
+        let known = learned(&maxima);
+        for t in 612..700 {
+            maxima.update(Some(if t % 5 == 0 { 100.0 } else { 1.0 }));
+        }
+        assert_eq!(learned(&maxima), known);
     }
 }

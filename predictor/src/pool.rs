@@ -11,7 +11,7 @@ use crate::maximum::Maxima;
 use crate::sample::{PerResource, Resource, Sample, plausible};
 use crate::window::Window;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Starts of declared events that are told apart in the course of contention.
 const STARTS: usize = 8;
@@ -102,6 +102,15 @@ impl Series {
     }
 }
 
+/// The believed effect of events now on the scope that `concerned` tells.
+fn effect_now(events: &EventBook, concerned: impl Fn(&Scope) -> bool, resource: Resource, baseline: f64) -> f64 {
+    events
+        .now()
+        .filter(|effect| concerned(&effect.event.scope))
+        .filter_map(|effect| Some(effect.probability * effect.size * effect.event.change[resource]?.amount(baseline)))
+        .sum()
+}
+
 fn each<T>(mut make: impl FnMut() -> Result<T, BankError>) -> Result<PerResource<T>, BankError> {
     Ok(PerResource { cpu: make()?, memory: make()?, io: make()?, network: make()? })
 }
@@ -178,7 +187,9 @@ impl PoolForecaster {
     /// The machines named in `samples` are the members from now on; the sums are made anew if that changed.
     fn follow_membership(&mut self, samples: &[Sample]) -> Result<(), BankError> {
         let before = self.machines.len();
-        self.machines.retain(|name, _| samples.iter().any(|sample| sample.machine == *name));
+        // Found by hash: every machine is looked for among all samples, thousands of each.
+        let named: HashSet<&str> = samples.iter().map(|sample| sample.machine.as_str()).collect();
+        self.machines.retain(|name, _| named.contains(name.as_str()));
         let mut changed = self.machines.len() != before;
         for sample in samples {
             if !self.machines.contains_key(&sample.machine) {
@@ -197,6 +208,7 @@ impl PoolForecaster {
     fn rebuild(&mut self, samples: &[Sample]) -> Result<(), BankError> {
         let longest = self.machines.values().map(MachineHistory::len).max().unwrap_or(0);
         let before = std::mem::replace(&mut self.sums, each(|| Series::new(&self.bank_config))?);
+        let named: HashMap<&str, &Sample> = samples.iter().map(|sample| (sample.machine.as_str(), sample)).collect();
         for resource in Resource::ALL {
             self.sums[resource].maxima.inherit(&before[resource].maxima);
             let firsts: Vec<(f64, &Window)> = self
@@ -204,7 +216,7 @@ impl PoolForecaster {
                 .iter()
                 .filter_map(|(name, history)| {
                     let window = &history.windows[resource];
-                    let now = samples.iter().find(|sample| sample.machine == *name)?.values[resource];
+                    let now = named.get(name.as_str())?.values[resource];
                     let first = window.iter().flatten().next().or(plausible(now))?;
                     Some((first, window))
                 })
@@ -257,37 +269,28 @@ impl PoolForecaster {
         });
     }
 
-    /// The believed effect of events now on `scope`.
-    fn effect_now(&self, scope: &Scope, resource: Resource, baseline: f64) -> f64 {
-        self.events
-            .now()
-            .filter(|effect| effect.event.scope == *scope)
-            .filter_map(|effect| {
-                Some(effect.probability * effect.size * effect.event.change[resource]?.amount(baseline))
-            })
-            .sum()
-    }
-
     /// Takes the believed effect of events out of the samples and learns from what is left.
     fn learn(&mut self, samples: &[Sample]) {
-        for resource in Resource::ALL {
-            let mut machine_effects = 0.0;
-            for sample in samples {
-                let Some(history) = self.machines.get(&sample.machine) else { continue };
+        let Self { machines, events, .. } = self;
+        let mut machine_effects = PerResource::<f64>::default();
+        for sample in samples {
+            let Some(history) = machines.get_mut(&sample.machine) else { continue };
+            let own = |scope: &Scope| matches!(scope, Scope::Machine(name) if *name == sample.machine);
+            for resource in Resource::ALL {
                 let value = plausible(sample.values[resource]);
                 let expected = history.banks[resource].forecast(1).map_or(value.unwrap_or(0.0), |f| f.point);
-                let effect = self.effect_now(&Scope::Machine(sample.machine.clone()), resource, expected);
+                let effect = effect_now(events, own, resource, expected);
                 let without = value.map(|value| (value - effect).max(0.0));
-                machine_effects += value.zip(without).map_or(0.0, |(value, without)| value - without);
-                if let Some(history) = self.machines.get_mut(&sample.machine) {
-                    history.take(resource, without);
-                }
+                machine_effects[resource] += value.zip(without).map_or(0.0, |(value, without)| value - without);
+                history.take(resource, without);
             }
+        }
+        for resource in Resource::ALL {
             let measured = self.measured[resource];
             let expected = self.sums[resource].bank.forecast(1).map_or(measured.unwrap_or(0.0), |f| f.point);
-            let effect = self.effect_now(&Scope::Pool, resource, expected);
-            let without = measured.map(|sum| (sum - machine_effects - effect).max(0.0));
-            let taken_out = measured.zip(without).map(|(sum, without)| sum - machine_effects - without);
+            let effect = effect_now(&self.events, |scope| *scope == Scope::Pool, resource, expected);
+            let without = measured.map(|sum| (sum - machine_effects[resource] - effect).max(0.0));
+            let taken_out = measured.zip(without).map(|(sum, without)| sum - machine_effects[resource] - without);
             self.taken_out[resource].push(taken_out);
             self.sums[resource].update(without);
         }

@@ -11,6 +11,10 @@ pub struct Season {
     profile: Vec<u16>,
     /// Weight of the newest cycle.
     rate: f32,
+    /// Sum and number of the deviations in the part that the newest sample lies in. A part learns when it is left: what is said
+    /// of its later steps must not know its earlier ones, since a forecast of them from further away does not.
+    #[serde(default)]
+    open: (f32, u16),
     /// The recent mean that deviations are from: a cycle's memory.
     mean: f32,
     /// Place in the cycle of the step after the newest sample.
@@ -26,7 +30,16 @@ impl Season {
     pub fn new(length: usize, parts: usize, rate: f64) -> Self {
         let length = length.clamp(2, 1 << 20);
         let profile = vec![0; parts.clamp(1, length)];
-        Self { length: length as u32, profile, rate: rate as f32, mean: 0.0, place: 0, cycles: 0, seen: 0 }
+        Self {
+            length: length as u32,
+            profile,
+            rate: rate as f32,
+            open: (0.0, 0),
+            mean: 0.0,
+            place: 0,
+            cycles: 0,
+            seen: 0,
+        }
     }
 
     /// How many parts it tells apart.
@@ -62,16 +75,27 @@ impl Season {
             let length = self.length as f32;
             self.seen = self.seen.saturating_add(1);
             self.mean += (value - self.mean) * (1.0 / self.seen as f32).max(2.0 / (length + 1.0));
-            let steps_a_part = length / self.profile.len() as f32;
-            let rate = self.rate.max(1.0 / (self.cycles as f32 + 2.0)) / steps_a_part;
-            let part = self.part_at(self.place);
-            let deviation = whole(self.profile[part]);
-            self.profile[part] = half(deviation + (value - self.mean - deviation) * rate);
+            self.open = (self.open.0 + value - self.mean, self.open.1.saturating_add(1));
         }
+        let part = self.part_at(self.place);
         self.place += 1;
+        if self.place == self.length || self.part_at(self.place) != part {
+            self.close(part);
+        }
         if self.place == self.length {
             self.place = 0;
             self.cycles = self.cycles.saturating_add(1);
+        }
+    }
+
+    /// A part learns from its visit; as much less as samples were missing.
+    fn close(&mut self, part: usize) {
+        let (sum, count) = std::mem::take(&mut self.open);
+        if count > 0 {
+            let share = (f32::from(count) * self.profile.len() as f32 / self.length as f32).min(1.0);
+            let rate = self.rate.max(1.0 / (self.cycles as f32 + 2.0)) * share;
+            let deviation = whole(self.profile[part]);
+            self.profile[part] = half(deviation + (sum / f32::from(count) - deviation) * rate);
         }
     }
 
@@ -100,6 +124,20 @@ mod tests {
         for value in [0.0, 1.0, -3.75, 1234.5, -1e12, 3e-7] {
             assert!((whole(half(value)) - value).abs() <= 0.004 * value.abs(), "{value}");
         }
+    }
+
+    #[test]
+    fn a_part_does_not_know_its_own_visit_before_it_is_over() {
+        let mut season = Season::new(40, 4, 0.1);
+        for t in 0..200 {
+            season.update(Some(if t % 40 < 10 { 9.0 } else { 1.0 }));
+        }
+        let before = season.deviation(1);
+        // Half of the first part, far from what it was: at its sixth step the profile still says what it said before its first.
+        (0..5).for_each(|_| season.update(Some(500.0)));
+        assert_eq!(season.deviation(1), before);
+        (0..5).for_each(|_| season.update(Some(500.0)));
+        assert!(season.deviation(0) > before + 10.0, "and then it knows: {}", season.deviation(0));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod pool;
 pub mod summary;
 
 use crate::bank::{Bank, BankConfig, BankError};
+use crate::sample::plausible;
 use serde::{Deserialize, Serialize};
 
 /// When to score. All in steps of the series' period.
@@ -53,7 +54,7 @@ impl Protocol {
         let usual = in_days(TEST_FROM_DAY);
         let test_from = match test_from_day {
             Some(days) => in_days(days),
-            None if steps > usual + day => usual,
+            None if steps > usual.saturating_add(day) => usual,
             None => steps / 2,
         };
         let calibration = in_days(CALIBRATION_DAYS).min(test_from / 2);
@@ -177,6 +178,9 @@ pub fn replay_machine(
     config: &BankConfig,
 ) -> Result<Option<MachineScore>, BankError> {
     let mut bank = Bank::new(config.clone())?;
+    // The bank takes what no meter can give for a gap: it must be none of the outcomes either.
+    let values: Vec<Option<f64>> = values.iter().map(|value| plausible(*value)).collect();
+    let values = values.as_slice();
     let baselines = Baselines::new(values, protocol);
     let mut sums = vec![HorizonSums::default(); protocol.horizons.len()];
     for (t, value) in values.iter().enumerate() {
@@ -186,7 +190,7 @@ pub fn replay_machine(
             && (t - protocol.test_from).is_multiple_of(protocol.origin_every);
         let Some(said) = Some(t).filter(|_| origin).and_then(|t| baselines.at(t)) else { continue };
         for (index, (sums, ahead)) in sums.iter_mut().zip(&protocol.horizons).enumerate() {
-            let Some(outcome) = values.get(t + ahead).copied().flatten() else { continue };
+            let Some(outcome) = values.get(t.saturating_add(*ahead)).copied().flatten() else { continue };
             let Some(forecast) = bank.forecast(*ahead) else { continue };
             sums.count += 1.0;
             let mut all = [(forecast.point, forecast.quantile(0.95)); Method::ALL.len()];

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use predictor::evaluate::{Series, Trace};
+use predictor::sample::plausible;
 
 use super::super::Failure;
 use super::trace::{MOST_CELLS, line, open, wrong};
@@ -17,6 +18,9 @@ const CPU_MHZ: &str = "cpu usage [mhz]";
 const MEMORY_KB: &str = "memory usage [kb]";
 const MEMORY_OF_KB: &str = "memory capacity provisioned [kb]";
 const WANTED: [&str; 5] = [TIME, CPU_PERCENT, CPU_MHZ, MEMORY_KB, MEMORY_OF_KB];
+
+/// The latest time in seconds that is taken for one: what is later would overflow differences.
+const LATEST_S: f64 = 1e13;
 
 /// What a folder of machines gives.
 pub(super) struct Machines {
@@ -46,24 +50,22 @@ pub(super) fn folder(path: &Path) -> Result<Machines, Failure> {
         return Err(wrong(path, &"it has no .csv file: give the folder with one file a machine"));
     }
     let mut machines = Vec::new();
-    let mut cells = 0;
+    let mut left = MOST_CELLS;
     for file in &files {
-        let rows = machine(file)?;
-        cells += rows.len();
-        if cells > MOST_CELLS {
-            return Err(wrong(path, &format!("it has more than {MOST_CELLS} rows: use a part of it")));
-        }
+        let rows = machine(file, left)?;
+        left -= rows.len();
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         machines.push((format!("vm{}", name.split('.').next().unwrap_or_default()), rows));
     }
     join(machines).map_err(|what| wrong(path, &what))
 }
 
-fn machine(path: &Path) -> Result<Rows, Failure> {
-    parse(&mut *open(path)?).map_err(|what| wrong(path, &what))
+fn machine(path: &Path, most: usize) -> Result<Rows, Failure> {
+    parse(&mut *open(path)?, most).map_err(|what| wrong(path, &what))
 }
 
-fn parse(reader: &mut dyn std::io::BufRead) -> Result<Rows, String> {
+/// `most` rows are read at most, over all files of a folder: a small gzip file can hold rows without end.
+fn parse(reader: &mut dyn std::io::BufRead, most: usize) -> Result<Rows, String> {
     let cells = |line: &str| -> Vec<String> { line.split(';').map(|cell| cell.trim().to_lowercase()).collect() };
     let header = cells(&line(reader)?.ok_or("it is empty")?);
     let mut places = [0; WANTED.len()];
@@ -80,12 +82,17 @@ fn parse(reader: &mut dyn std::io::BufRead) -> Result<Rows, String> {
             |place: usize| cells.get(place).and_then(|cell| cell.parse::<f64>().ok()).filter(|value| value.is_finite());
         let [time, percent, mhz, used, of] = places.map(value);
         // The header says milliseconds, the files have seconds.
-        let Some(time) = time.map(|time| if time > 1e11 { time / 1_000.0 } else { time }) else { continue };
+        let time = time.map(|time| if time > 1e11 { time / 1_000.0 } else { time });
+        let Some(time) = time.filter(|time| (0.0..=LATEST_S).contains(time)) else { continue };
+        if rows.len() >= most {
+            return Err(format!("the folder has more than {MOST_CELLS} rows: use a part of it"));
+        }
         let memory = match (used, of) {
             (Some(used), Some(of)) if of > 0.0 => Some(100.0 * used / of),
             _ => None,
         };
-        rows.insert(time as i64, [percent, mhz, memory].map(|value| value.map_or(f32::NAN, |value| value as f32)));
+        let values = [percent, mhz, memory].map(|value| plausible(value).map_or(f32::NAN, |value| value as f32));
+        rows.insert(time as i64, values);
     }
     Ok(rows)
 }
@@ -149,6 +156,12 @@ mod tests {
         assert_eq!(machines.cpu.columns[0], [Some(10.0), Some(20.0), None]);
         assert_eq!(machines.memory.columns[0], [Some(25.0), Some(50.0), None]);
         assert_eq!(machines.cpu_mhz.columns[1], [None, None, Some(80.0)]);
+        write("2.csv", format!("{HEADER}-1e300;\t4;\t8000;\t80;\t1;\t2000;\t200;\t0\n1e300;\t4;\t8000;\t80;\t1\n"));
+        assert_eq!(super::folder(folder.path()).unwrap().cpu.columns[1], [None, None], "no times at all");
+        let rows: String = (0..4).map(|t| format!("{t};\t4;\t8000;\t80;\t-1;\t2000;\t200;\t0\n")).collect();
+        let parsed = |most| super::parse(&mut format!("{HEADER}{rows}").as_bytes(), most);
+        assert!(parsed(4).unwrap()[&0][0].is_nan(), "less than nothing was not measured");
+        assert!(parsed(3).is_err_and(|error| error.contains("use a part")));
         write("3.csv", "a,b\n1,2\n".into());
         assert!(super::folder(folder.path()).is_err_and(|error| error.to_string().contains("Bitbrains format")));
     }

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use predictor::evaluate::{Series, Trace};
+use predictor::sample::plausible;
 use serde::Deserialize;
 
 use super::super::Failure;
@@ -14,6 +15,10 @@ use crate::machine::chain;
 pub(super) const MOST_CELLS: usize = 60_000_000;
 /// The longest line: 500,000 machines or so.
 const LONGEST_LINE: u64 = 8 << 20;
+/// The largest trace in bytes, unpacked: a small gzip file can hold empty lines without end.
+const LONGEST_TRACE: u64 = 8 << 30;
+/// Seconds between samples that are taken for a trace and not for a slip.
+const PERIODS_S: std::ops::RangeInclusive<f64> = 1e-3..=1e8;
 /// The largest list of pools in bytes.
 const LONGEST_LIST: u64 = 64 << 20;
 
@@ -29,9 +34,9 @@ pub(super) fn open(path: &Path) -> Result<Box<dyn BufRead>, Failure> {
     (&mut file).take(2).read_to_end(&mut magic).map_err(|error| told(&error))?;
     file.seek(SeekFrom::Start(0)).map_err(|error| told(&error))?;
     Ok(if magic == [0x1f, 0x8b] {
-        Box::new(BufReader::new(flate2::read::MultiGzDecoder::new(file)))
+        Box::new(BufReader::new(flate2::read::MultiGzDecoder::new(file).take(LONGEST_TRACE)))
     } else {
-        Box::new(BufReader::new(file))
+        Box::new(BufReader::new(file.take(LONGEST_TRACE)))
     })
 }
 
@@ -90,9 +95,8 @@ fn on_a_grid(names: Vec<String>, rows: &[(f64, Vec<f32>)]) -> Result<Trace, Stri
     for (time, values) in rows {
         let place = ((time - times[0]) / period_s).round() as usize;
         for (column, value) in columns.iter_mut().zip(values) {
-            if !value.is_nan() {
-                column[place] = Some(f64::from(*value));
-            }
+            // A trace of resources: what no meter can give (infinite, negative) is a gap too.
+            column[place] = plausible(Some(f64::from(*value)));
         }
     }
     Ok(Trace { period_s, names, columns })
@@ -106,6 +110,9 @@ pub(super) fn grid(times: &[f64], columns: usize) -> Result<(f64, usize), String
     let mut steps: Vec<f64> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
     steps.sort_by(f64::total_cmp);
     let period_s = *steps.get(steps.len() / 2).ok_or("it has fewer than two rows")?;
+    if !PERIODS_S.contains(&period_s) {
+        return Err(format!("its rows are {period_s} seconds apart: give the first column in seconds"));
+    }
     let covered = (times[times.len() - 1] - times[0]) / period_s + 1.0;
     if covered.round() * columns as f64 > MOST_CELLS as f64 {
         return Err(format!("with its gaps it has more than {MOST_CELLS} cells: split it"));
@@ -147,6 +154,12 @@ mod tests {
     }
 
     #[test]
+    fn what_no_meter_gives_is_a_gap() {
+        let trace = read("t,a\n0,1\n1,inf\n2,-3\n3,NaN\n4,1e39\n5,2\n").unwrap();
+        assert_eq!(trace.columns[0], [Some(1.0), None, None, None, None, Some(2.0)]);
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_line() {
         for (text, expected) in [
             ("", "empty"),
@@ -156,6 +169,8 @@ mod tests {
             ("t,a\n5,1\n5,1\n6,1\n", "do not grow"),
             ("t,a\n0,1\n", "fewer than two"),
             ("t,a\n0,1\n1,1\n2,1\n1e12,1\n", "gaps"),
+            ("t,a\n-1e308,1\n1e308,1\n", "seconds apart"),
+            ("t,a\n0,1\n5e-324,1\n", "seconds apart"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(expected), "{text:?}: {error}");

@@ -48,7 +48,7 @@ pub(crate) fn features(probability: f64, known: Circumstances) -> [f32; FEATURES
     [1.0, z, quiet, quiet * z, ago, quiet * ago]
 }
 
-fn logit(probability: f64) -> f64 {
+pub(crate) fn logit(probability: f64) -> f64 {
     let p = probability.clamp(1e-4, 1.0 - 1e-4);
     (p / (1.0 - p)).ln()
 }

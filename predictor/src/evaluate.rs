@@ -3,9 +3,9 @@
 //! Pure: the trace is given, the report is returned; who measures the cost brings the clock.
 
 use crate::bank::{Bank, BankConfig, BankError, cycles};
-use crate::replay::pool::{Said, replay_pool};
+use crate::replay::pool::replay_pools;
 use crate::replay::summary::{MachineSummary, PoolSummary, machines, pools};
-use crate::replay::{Protocol, replay_machine};
+use crate::replay::{Protocol, replay_machines};
 use crate::sample::plausible;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -83,11 +83,7 @@ fn long_enough(trace: &Trace, protocol: &Protocol) -> Result<(), EvaluateError> 
 pub fn evaluate_machines(trace: &Trace, protocol: &Protocol) -> Result<MachineSummary, EvaluateError> {
     long_enough(trace, protocol)?;
     let config = bank_config(trace.period_s, protocol);
-    let mut scores = Vec::new();
-    for column in &trace.columns {
-        scores.extend(replay_machine(column, protocol, &config)?);
-    }
-    Ok(machines(&scores, protocol, trace.period_s))
+    Ok(machines(&replay_machines(&trace.columns, protocol, &config)?, protocol, trace.period_s))
 }
 
 /// Forecasts the sum of each pool's members, and scores the probabilities that it exceeds the pool's capacity.
@@ -101,12 +97,8 @@ pub fn evaluate_pools(
 ) -> Result<PoolSummary, EvaluateError> {
     long_enough(trace, protocol)?;
     let config = bank_config(trace.period_s, protocol);
-    let mut said: Vec<Vec<Said>> = vec![Vec::new(); protocol.horizons.len()];
-    for columns in pool_columns(trace, members)? {
-        for (all, one) in said.iter_mut().zip(replay_pool(&sum(&columns), protocol, &config)?) {
-            all.extend(one);
-        }
-    }
+    let sums: Vec<Series> = pool_columns(trace, members)?.iter().map(|columns| sum(columns)).collect();
+    let said = replay_pools(&sums, protocol, &config)?;
     Ok(pools(&said, members.len(), protocol, trace.period_s))
 }
 

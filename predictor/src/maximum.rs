@@ -4,7 +4,7 @@
 //! errors of their time, since a probability of exceeding a capacity needs more than a few quantiles.
 
 use crate::bank::{Bank, BankConfig, BankError, LONGEST_HORIZON, Target};
-use crate::calibration::{Calibration, Circumstances, Correction, FEATURES, features};
+use crate::calibration::{Calibration, Circumstances, Correction, FEATURES, features, logit};
 use crate::forecast::{Distribution, Forecast};
 use crate::window::gaps;
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,13 @@ pub struct Maxima {
     /// Steps of the longest cycle, 0 without one.
     cycle: usize,
     clock: u64,
+    /// What is added to the log-odds of each window by who knows more: [`crate::insight::Insight`].
+    #[serde(default)]
+    shifts: Vec<f64>,
 }
+
+/// Cycles that are remembered.
+pub(crate) const CYCLES: usize = 7;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Outcomes {
@@ -63,7 +69,7 @@ impl Maxima {
     /// [`BankError`] names the setting that cannot be used.
     pub fn new(config: &BankConfig) -> Result<Self, BankError> {
         let bank = Bank::new(BankConfig { target: Target::Maximum, ..config.clone() })?;
-        let windows = config
+        let windows: Vec<Outcomes> = config
             .horizons
             .iter()
             .map(|steps| Outcomes {
@@ -80,7 +86,9 @@ impl Maxima {
             .collect();
         let longest = config.horizons.last().copied().unwrap_or(1);
         let cycle = config.seasons.iter().copied().max().filter(|steps| *steps <= LONGEST_HORIZON).unwrap_or(0);
-        Ok(Self { bank, windows, recent: vec![f32::NAN; (longest + 1).max(cycle)], cycle, clock: 0 })
+        let kept = (24 * longest).max(CYCLES * cycle + longest);
+        let shifts = vec![0.0; windows.len()];
+        Ok(Self { bank, windows, recent: vec![f32::NAN; kept], cycle, clock: 0, shifts })
     }
 
     /// Takes over what another one of the same windows has learned about its probabilities.
@@ -179,10 +187,55 @@ impl Maxima {
     /// The correction of raw probabilities of exceeding about `limit` within `steps` steps.
     #[must_use]
     pub fn correction(&self, steps: usize, limit: f64) -> Correction {
-        let outcomes = self.windows.iter().find(|outcomes| outcomes.steps >= steps).or(self.windows.last());
-        outcomes.map_or(Correction::NONE, |outcomes| {
-            outcomes.calibration.correction(self.circumstances(outcomes.steps, limit))
-        })
+        let last = self.windows.len().saturating_sub(1);
+        let index = self.windows.iter().position(|outcomes| outcomes.steps >= steps).unwrap_or(last);
+        let Some(learned) = self.learned(index, limit) else { return Correction::NONE };
+        Correction { shift: learned.shift + self.shifts.get(index).copied().unwrap_or(0.0), ..learned }
+    }
+
+    /// The correction without what others know.
+    fn learned(&self, index: usize, limit: f64) -> Option<Correction> {
+        let outcomes = self.windows.get(index)?;
+        Some(outcomes.calibration.correction(self.circumstances(outcomes.steps, limit)))
+    }
+
+    /// Adds to the log-odds of one window until told otherwise.
+    pub(crate) fn shift(&mut self, window: usize, by: f64) {
+        if let Some(shift) = self.shifts.get_mut(window) {
+            *shift = by;
+        }
+    }
+
+    /// Length of a window.
+    pub(crate) fn steps(&self, window: usize) -> usize {
+        self.windows.get(window).map_or(1, |outcomes| outcomes.steps)
+    }
+
+    /// The highest of the newest samples, as many as a window is long.
+    pub(crate) fn highest(&self, window: usize) -> Option<f64> {
+        (0..self.steps(window)).filter_map(|age| self.back(age)).reduce(f64::max)
+    }
+
+    /// The newest samples first, as many as are remembered; missing ones are NaN.
+    pub(crate) fn past(&self) -> Vec<f32> {
+        let known = self.recent.len().min(usize::try_from(self.clock).unwrap_or(usize::MAX));
+        let place = (self.clock % self.recent.len() as u64) as usize;
+        let (newer, older) = self.recent.split_at(place);
+        newer.iter().rev().chain(older.iter().rev()).take(known).copied().collect()
+    }
+
+    /// Steps of the longest window and of the longest cycle (0 without one).
+    pub(crate) fn spans(&self) -> (usize, usize) {
+        (self.windows.last().map_or(1, |outcomes| outcomes.steps), self.cycle)
+    }
+
+    /// What is said of a window without what others know: log-odds before and after the correction, forecast of the maximum, its
+    /// usual error.
+    pub(crate) fn said(&self, window: usize, limit: f64) -> Option<[f64; 4]> {
+        let steps = self.windows.get(window)?.steps;
+        let raw = self.distribution(steps)?.exceedance(limit);
+        let (point, error) = base(&self.bank, steps)?;
+        Some([logit(self.learned(window, limit)?.apply(raw)), logit(raw), point, error])
     }
 
     /// The probability that the maximum over the next `steps` steps is above `limit`, corrected.

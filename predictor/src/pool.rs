@@ -6,8 +6,11 @@
 use crate::bank::{Bank, BankConfig, BankError};
 use crate::contention::{Contention, Onset, Outlook, ResourceContention, combine, describe};
 use crate::events::{Change, Event, EventBook, Evidence, Record, Scope};
+use crate::fleet::{Fleet, Member};
 use crate::forecast::Forecast;
+use crate::insight::{Insight, Waiting};
 use crate::maximum::Maxima;
+use crate::model::Budget;
 use crate::sample::{PerResource, Resource, Sample, plausible};
 use crate::window::Window;
 use serde::{Deserialize, Serialize};
@@ -15,6 +18,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Starts of declared events that are told apart in the course of contention.
 const STARTS: usize = 8;
+/// Machines of a pool that its trees learn from; what they learn holds for the others too.
+const STUDENTS: usize = 128;
 
 /// How a [`PoolForecaster`] works.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +37,8 @@ pub struct PoolConfig {
     pub thresholds: PerResource<f64>,
     /// How much each resource counts in the score, 0 to 1.
     pub weights: PerResource<f64>,
+    /// Outcomes kept of each resource, horizon and level for [`PoolForecaster::refit`]; 0 = trees are never fitted.
+    pub lessons: usize,
 }
 
 impl Default for PoolConfig {
@@ -43,6 +50,7 @@ impl Default for PoolConfig {
             stale_steps: 6,
             thresholds: PerResource { cpu: 0.95, memory: 0.9, io: 0.9, network: 0.9 },
             weights: PerResource { cpu: 1.0, memory: 1.0, io: 0.7, network: 0.7 },
+            lessons: 8_192,
         }
     }
 }
@@ -54,6 +62,9 @@ pub struct MachineHistory {
     banks: PerResource<Bank>,
     /// Steps since the last sample of each resource.
     silent: PerResource<usize>,
+    /// What it has said and is compared with what comes.
+    #[serde(default)]
+    members: PerResource<Member>,
 }
 
 /// One step's input. See [`PoolForecaster::tick`].
@@ -82,7 +93,17 @@ pub struct PoolForecaster {
     events: EventBook,
     /// Sum of the machines at the last tick, events included.
     measured: PerResource<Option<f64>>,
+    /// What trees make of all of it.
+    dear: PerResource<Dear>,
     now_s: f64,
+}
+
+/// Trees for one resource: over the pool's windows, and over its machines.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Dear {
+    insight: Insight,
+    waiting: Waiting,
+    fleet: Fleet,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -121,6 +142,7 @@ impl MachineHistory {
             windows: PerResource::from_fn(|_| Window::new(config.history_steps)),
             banks: each(|| Bank::new(bank.clone()))?,
             silent: PerResource::default(),
+            members: PerResource::default(),
         })
     }
 
@@ -159,6 +181,11 @@ impl PoolForecaster {
             sums: each(|| Series::new(&bank_config))?,
             events: EventBook::default(),
             measured: PerResource::default(),
+            dear: PerResource::from_fn(|_| Dear {
+                insight: Insight::new(bank_config.horizons.len(), config.lessons),
+                waiting: Waiting::default(),
+                fleet: Fleet::new(bank_config.horizons.len(), &bank_config.seasons, config.lessons),
+            }),
             now_s: 0.0,
             bank_config,
             config,
@@ -178,10 +205,37 @@ impl PoolForecaster {
         self.learn(tick.samples);
         for resource in Resource::ALL {
             if let Some(capacity) = plausible(tick.capacity[resource]) {
-                self.sums[resource].maxima.watch(capacity * self.config.thresholds[resource]);
+                let limit = capacity * self.config.thresholds[resource];
+                let time = self.step_number();
+                let (maxima, dear) = (&mut self.sums[resource].maxima, &mut self.dear[resource]);
+                maxima.watch(limit);
+                if self.config.lessons > 0 {
+                    dear.insight.follow(&mut dear.waiting, maxima, limit, time);
+                }
             }
         }
         Ok(self.contention(&tick.capacity))
+    }
+
+    /// The number of this step, counted from the caller's epoch.
+    fn step_number(&self) -> u64 {
+        (self.now_s / self.config.step_s).max(0.0).round() as u64
+    }
+
+    /// Fits the trees anew to what was lived through, as far as `budget` allows: call it off the hot path, about once a day, or often with
+    /// a small budget, since what was left over is fitted first the next time. Returns how many ensembles were fitted.
+    pub fn refit(&mut self, budget: &mut Budget) -> usize {
+        let fit = |resource| {
+            let dear: &mut Dear = &mut self.dear[resource];
+            dear.insight.refit(budget) + dear.fleet.refit(budget)
+        };
+        Resource::ALL.into_iter().map(fit).sum()
+    }
+
+    /// Bytes that the trees and what they learn from take.
+    #[must_use]
+    pub fn dear_bytes(&self) -> usize {
+        self.dear.iter().map(|(_, dear)| dear.insight.state_bytes() + dear.fleet.state_bytes()).sum()
     }
 
     /// The machines named in `samples` are the members from now on; the sums are made anew if that changed.
@@ -271,9 +325,10 @@ impl PoolForecaster {
 
     /// Takes the believed effect of events out of the samples and learns from what is left.
     fn learn(&mut self, samples: &[Sample]) {
-        let Self { machines, events, .. } = self;
+        let time = self.step_number();
+        let Self { machines, events, dear, config, .. } = self;
         let mut machine_effects = PerResource::<f64>::default();
-        for sample in samples {
+        for (number, sample) in samples.iter().enumerate() {
             let Some(history) = machines.get_mut(&sample.machine) else { continue };
             let own = |scope: &Scope| matches!(scope, Scope::Machine(name) if *name == sample.machine);
             for resource in Resource::ALL {
@@ -283,6 +338,10 @@ impl PoolForecaster {
                 let without = value.map(|value| (value - effect).max(0.0));
                 machine_effects[resource] += value.zip(without).map_or(0.0, |(value, without)| value - without);
                 history.take(resource, without);
+                if config.lessons > 0 && number < STUDENTS {
+                    let (member, bank) = (&mut history.members[resource], &history.banks[resource]);
+                    dear[resource].fleet.follow(member, bank, without, time, number as u64);
+                }
             }
         }
         for resource in Resource::ALL {
@@ -411,8 +470,12 @@ impl PoolForecaster {
     /// One machine's use `steps` ahead, events of its own included. `None` before its first sample.
     #[must_use]
     pub fn machine_forecast(&self, machine: &str, resource: Resource, steps: usize) -> Option<Forecast> {
-        let bank = &self.machines.get(machine)?.banks[resource];
-        let base = bank.forecast(steps)?;
+        let history = self.machines.get(machine)?;
+        let (bank, member, fleet) = (&history.banks[resource], &history.members[resource], &self.dear[resource].fleet);
+        let base = match self.bank_config.horizons.iter().position(|known| *known == steps) {
+            Some(horizon) => fleet.forecast(member, bank, horizon, self.step_number())?,
+            None => bank.forecast(steps)?,
+        };
         let (now_s, step_s) = (self.now_s, self.config.step_s);
         let expected: f64 = self
             .events

@@ -2,10 +2,14 @@
 //!
 //! A model only ever sees plausible values (see [`crate::sample::plausible`]); the [`crate::bank::Bank`] bounds what it says.
 
+pub mod boost;
 pub mod ewma;
 pub mod holt;
 pub mod naive;
 pub mod ridge;
+pub mod shared;
+
+use serde::{Deserialize, Serialize};
 
 /// What one forecaster does.
 pub trait Model {
@@ -18,4 +22,52 @@ pub trait Model {
     /// Forecasts for `horizons` (steps ahead, ascending) into `out`, which is as long. Untouched entries and NaN mean that the
     /// model has nothing to say yet.
     fn forecast(&self, horizons: &[usize], out: &mut [f32]);
+}
+
+/// What a model costs, and so where it may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CostClass {
+    /// Learns from every sample in well under a microsecond: for every machine and resource.
+    Online,
+    /// Fitted now and then in milliseconds, cheap between two fits.
+    Moderate,
+    /// Fitted now and then in seconds.
+    Dear,
+}
+
+/// How much work may be done off the hot path before the next tick. There is no clock here: work is counted in visits of a number
+/// (one multiplication and addition with what it takes to get there), of which a core does about a thousand million a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Budget {
+    left: u64,
+}
+
+impl Budget {
+    /// So many visits.
+    #[must_use]
+    pub fn new(visits: u64) -> Self {
+        Self { left: visits }
+    }
+
+    /// No bound: for replays.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self { left: u64::MAX }
+    }
+
+    /// Takes `visits` if they are left.
+    pub fn spend(&mut self, visits: u64) -> bool {
+        let enough = self.left >= visits;
+        if enough && self.left != u64::MAX {
+            self.left -= visits;
+        }
+        enough
+    }
+
+    /// What is left.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left
+    }
 }

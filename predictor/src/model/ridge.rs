@@ -127,7 +127,7 @@ impl Ridge {
         seasons + size_of_val(self.equations.as_slice()) + size_of_val(self.pending.as_slice())
     }
 
-    fn common(&self) -> [f32; COMMON] {
+    pub(crate) fn common(&self) -> [f32; COMMON] {
         let mut x = [0.0; COMMON];
         if self.scale <= 0.0 {
             return x;
@@ -141,6 +141,12 @@ impl Ridge {
             *x = relative(mean);
         }
         x
+    }
+
+    /// The deviations of the cycles now and `ahead` steps after the newest sample, in usual steps.
+    pub(crate) fn seasons(&self, ahead: usize) -> [[f32; MOST_SEASONS]; 2] {
+        let share = if self.scale > 0.0 { 1.0 / self.scale as f32 } else { 0.0 };
+        [0, ahead].map(|ahead| self.deviations(ahead).map(|deviation| deviation * share))
     }
 
     /// The deviations of the cycles `ahead` steps after the newest sample.

@@ -7,8 +7,13 @@ pub mod pool;
 pub mod summary;
 
 use crate::bank::{Bank, BankConfig, BankError};
+use crate::fleet::{Fleet, Member};
+use crate::model::Budget;
 use crate::sample::plausible;
 use serde::{Deserialize, Serialize};
+
+/// Lessons of all series together that are kept for each horizon.
+pub(crate) const LESSONS: usize = 150_000;
 
 /// When to score. All in steps of the series' period.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +34,8 @@ pub struct Protocol {
     pub pool_origin_every: usize,
     /// A pool is quiet after so many steps without exceedance.
     pub quiet: usize,
+    /// Steps between two fits of what is learned from all series together; 0 for never.
+    pub refit_every: usize,
     /// The capacity of a pool is this quantile of its sum before the test.
     pub capacity_quantile: f64,
 }
@@ -67,6 +74,7 @@ impl Protocol {
             origin_every: of(3_600.0),
             pool_origin_every: of(900.0),
             quiet: of(3_600.0),
+            refit_every: of(7.0 * 86_400.0),
             capacity_quantile: 0.975,
         }
     }
@@ -168,40 +176,76 @@ fn quantile(mut values: Vec<f64>, level: f64) -> Option<f64> {
     sorted_quantile(&values, level)
 }
 
-/// Replays one machine's series. `None` if it has nothing to score.
+/// Replays the series of machines, all of them step by step together, since they learn from each other. Machines with nothing to
+/// score are left out.
 ///
 /// # Errors
 /// [`BankError`] if `config` cannot be used.
-pub fn replay_machine(
-    values: &[Option<f64>],
+pub fn replay_machines(
+    columns: &[Vec<Option<f64>>],
     protocol: &Protocol,
     config: &BankConfig,
-) -> Result<Option<MachineScore>, BankError> {
-    let mut bank = Bank::new(config.clone())?;
+) -> Result<Vec<MachineScore>, BankError> {
     // The bank takes what no meter can give for a gap: it must be none of the outcomes either.
-    let values: Vec<Option<f64>> = values.iter().map(|value| plausible(*value)).collect();
-    let values = values.as_slice();
-    let baselines = Baselines::new(values, protocol);
-    let mut sums = vec![HorizonSums::default(); protocol.horizons.len()];
-    for (t, value) in values.iter().enumerate() {
-        bank.update(*value);
+    let columns: Vec<Vec<Option<f64>>> =
+        columns.iter().map(|column| column.iter().map(|value| plausible(*value)).collect()).collect();
+    let machine = |column| Replay::new(column, protocol, config);
+    let mut machines = columns.iter().map(machine).collect::<Result<Vec<_>, _>>()?;
+    let mut fleet = Fleet::new(config.horizons.len(), &config.seasons, LESSONS);
+    for t in 0..columns.iter().map(Vec::len).max().unwrap_or(0) {
+        for (number, machine) in machines.iter_mut().enumerate() {
+            machine.step(t, number as u64, protocol, &mut fleet);
+        }
+        if protocol.refit_every > 0 && (t + 1).is_multiple_of(protocol.refit_every) {
+            fleet.refit(&mut Budget::unlimited());
+        }
+    }
+    let scored = machines.into_iter().filter(|machine| machine.sums.iter().any(|sums| sums.count > 0.0));
+    let score = |machine: Replay<'_>| MachineScore {
+        scale: naive_scale(machine.baselines.values, protocol.test_from),
+        horizons: machine.sums,
+    };
+    Ok(scored.map(score).collect())
+}
+
+/// One machine of a replay.
+struct Replay<'a> {
+    bank: Bank,
+    member: Member,
+    baselines: Baselines<'a>,
+    sums: Vec<HorizonSums>,
+}
+
+impl<'a> Replay<'a> {
+    fn new(values: &'a Vec<Option<f64>>, protocol: &'a Protocol, config: &BankConfig) -> Result<Self, BankError> {
+        Ok(Self {
+            bank: Bank::new(config.clone())?,
+            member: Member::default(),
+            baselines: Baselines::new(values, protocol),
+            sums: vec![HorizonSums::default(); protocol.horizons.len()],
+        })
+    }
+
+    fn step(&mut self, t: usize, number: u64, protocol: &Protocol, fleet: &mut Fleet) {
+        let values = self.baselines.values;
+        let Some(value) = values.get(t) else { return };
+        self.bank.update(*value);
+        fleet.follow(&mut self.member, &self.bank, *value, t as u64, number);
         let origin = t >= protocol.test_from
             && t < protocol.test_until
             && (t - protocol.test_from).is_multiple_of(protocol.origin_every);
-        let Some(said) = Some(t).filter(|_| origin).and_then(|t| baselines.at(t)) else { continue };
-        for (index, (sums, ahead)) in sums.iter_mut().zip(&protocol.horizons).enumerate() {
+        let Some(said) = Some(t).filter(|_| origin).and_then(|t| self.baselines.at(t)) else { return };
+        for (index, (sums, ahead)) in self.sums.iter_mut().zip(&protocol.horizons).enumerate() {
             let Some(outcome) = values.get(t.saturating_add(*ahead)).copied().flatten() else { continue };
-            let Some(forecast) = bank.forecast(*ahead) else { continue };
+            let Some(forecast) = fleet.forecast(&self.member, &self.bank, index, t as u64) else { continue };
             sums.count += 1.0;
             let mut all = [(forecast.point, forecast.quantile(0.95)); Method::ALL.len()];
-            all[1..].copy_from_slice(&said.ahead(&baselines, index, *ahead));
+            all[1..].copy_from_slice(&said.ahead(&self.baselines, index, *ahead));
             for (sums, (point, q95)) in sums.methods.iter_mut().zip(all) {
                 sums.add(point, q95, outcome);
             }
         }
     }
-    let scored = sums.iter().any(|sums| sums.count > 0.0);
-    Ok(scored.then(|| MachineScore { scale: naive_scale(values, protocol.test_from), horizons: sums }))
 }
 
 /// What costs nothing, for one series.

@@ -1,8 +1,10 @@
 //! Probabilities that a pool exceeds its capacity within a window, replayed and scored.
 
-use super::{Protocol, fill_forward, sorted_quantile};
+use super::{LESSONS, Protocol, fill_forward, sorted_quantile};
 use crate::bank::{BankConfig, BankError};
+use crate::insight::{Insight, Waiting};
 use crate::maximum::Maxima;
+use crate::model::Budget;
 use serde::{Deserialize, Serialize};
 
 /// What was said and what came at one origin.
@@ -74,39 +76,71 @@ pub fn reliability(pairs: &[(f64, bool)]) -> Vec<Bin> {
     bins.into_iter().filter(|bin| bin.2 > 0).map(bin).collect()
 }
 
-/// Replays the sum of a pool. One list a window, in the order of the protocol's horizons.
+/// Replays the sums of pools, all of them step by step together, since they learn from each other. One list a window, in the
+/// order of the protocol's horizons.
 ///
 /// # Errors
 /// [`BankError`] if `config` cannot be used.
-pub fn replay_pool(
-    sums: &[Option<f64>],
+pub fn replay_pools(
+    sums: &[Vec<Option<f64>>],
     protocol: &Protocol,
     config: &BankConfig,
 ) -> Result<Vec<Vec<Said>>, BankError> {
-    let filled = fill_forward(sums);
-    let before = protocol.test_from.min(sums.len());
-    let mut known: Vec<f64> = sums[..before].iter().flatten().copied().collect();
-    known.sort_by(f64::total_cmp);
-    let Some(capacity) = sorted_quantile(&known, protocol.capacity_quantile) else {
-        return Ok(vec![Vec::new(); protocol.horizons.len()]);
-    };
-    let residuals: Vec<Vec<f64>> =
-        protocol.horizons.iter().map(|window| window_residuals(&filled, *window, protocol)).collect();
-    let mut maxima = Maxima::new(config)?;
+    let known = sums.iter().filter_map(|sums| Replay::new(sums, protocol, config).transpose());
+    let mut pools = known.collect::<Result<Vec<_>, _>>()?;
+    let mut insight = Insight::new(protocol.horizons.len(), LESSONS);
     let mut said = vec![Vec::new(); protocol.horizons.len()];
-    for (t, value) in sums.iter().enumerate() {
-        maxima.update(*value);
-        maxima.watch(capacity);
+    for t in 0..sums.iter().map(Vec::len).max().unwrap_or(0) {
+        for pool in &mut pools {
+            pool.step(t, protocol, &mut insight, &mut said);
+        }
+        if protocol.refit_every > 0 && (t + 1).is_multiple_of(protocol.refit_every) {
+            insight.refit(&mut Budget::unlimited());
+        }
+    }
+    Ok(said)
+}
+
+/// One pool of a replay.
+struct Replay<'a> {
+    sums: &'a [Option<f64>],
+    filled: Vec<Option<f64>>,
+    capacity: f64,
+    /// Sorted residuals of the naive forecast before the test, by window.
+    residuals: Vec<Vec<f64>>,
+    maxima: Maxima,
+    waiting: Waiting,
+}
+
+impl<'a> Replay<'a> {
+    /// `None` for a pool of which nothing was measured before the test.
+    fn new(sums: &'a [Option<f64>], protocol: &Protocol, config: &BankConfig) -> Result<Option<Self>, BankError> {
+        let before = protocol.test_from.min(sums.len());
+        let mut known: Vec<f64> = sums[..before].iter().flatten().copied().collect();
+        known.sort_by(f64::total_cmp);
+        let maxima = Maxima::new(config)?;
+        let Some(capacity) = sorted_quantile(&known, protocol.capacity_quantile) else { return Ok(None) };
+        let filled = fill_forward(sums);
+        let residuals = protocol.horizons.iter().map(|window| window_residuals(&filled, *window, protocol)).collect();
+        Ok(Some(Self { sums, filled, capacity, residuals, maxima, waiting: Waiting::default() }))
+    }
+
+    fn step(&mut self, t: usize, protocol: &Protocol, insight: &mut Insight, said: &mut [Vec<Said>]) {
+        let (sums, capacity) = (self.sums, self.capacity);
+        let Some(value) = sums.get(t) else { return };
+        self.maxima.update(*value);
+        self.maxima.watch(capacity);
+        insight.follow(&mut self.waiting, &mut self.maxima, capacity, t as u64);
         let origin = t >= protocol.test_from
             && t < protocol.test_until
             && (t - protocol.test_from).is_multiple_of(protocol.pool_origin_every);
-        let Some(last) = filled[t].filter(|_| origin) else { continue };
+        let Some(last) = self.filled[t].filter(|_| origin) else { return };
         let quiet = sums[(t + 1).saturating_sub(protocol.quiet)..=t].iter().flatten().all(|value| *value <= capacity);
-        let sigma = n_sigma(&filled[(t + 1).saturating_sub(protocol.day)..=t]);
-        for ((said, window), residuals) in said.iter_mut().zip(&protocol.horizons).zip(&residuals) {
+        let sigma = n_sigma(&self.filled[(t + 1).saturating_sub(protocol.day)..=t]);
+        for ((said, window), residuals) in said.iter_mut().zip(&protocol.horizons).zip(&self.residuals) {
             let Some(ahead) = sums.get(t + 1..=t + window) else { continue };
             let Some(highest) = ahead.iter().flatten().copied().reduce(f64::max) else { continue };
-            let Some(probability) = maxima.exceedance(*window, capacity) else { continue };
+            let Some(probability) = self.maxima.exceedance(*window, capacity) else { continue };
             let above = residuals.len() - residuals.partition_point(|residual| last + residual <= capacity);
             said.push(Said {
                 probability,
@@ -118,7 +152,6 @@ pub fn replay_pool(
             });
         }
     }
-    Ok(said)
 }
 
 /// Sorted (maximum over the next `window` steps - value) before the test.

@@ -1,0 +1,231 @@
+//! What machines have in common: trees over the state of many machines' banks correct the upper quantiles of each.
+//!
+//! A [`Bank`] has four kilobytes and a microsecond. What tells a machine that is about to jump from one that only did so once is learned here
+//! from all machines that are given to the same [`Fleet`], off the hot path, and asked for only where a forecast is
+//! looked at. A last correction of each machine, as in [`crate::conformal`], keeps the promise of each quantile.
+
+use crate::bank::{Bank, CIRCUMSTANCES};
+use crate::forecast::{Forecast, LEVELS};
+use crate::model::Budget;
+use crate::model::boost::{Growth, Loss};
+use crate::model::shared::Shared;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// Features of one forecast: the bank's and the time.
+const WIDTH: usize = CIRCUMSTANCES + 2;
+/// Levels that are corrected: all but the median.
+const FROM: usize = 1;
+/// How many.
+const CORRECTED: usize = LEVELS.len() - FROM;
+/// Of the forecasts of one machine one in so many is learned from; seven divides no cycle.
+const EVERY: u64 = 7;
+/// Step of a machine's own correction, in usual errors.
+const STEP: f32 = 0.02;
+/// Weight of the newest usual error in the long memory.
+const MEMORY: f32 = 0.002;
+/// Outcomes further away than so many usual errors teach no more than these.
+const FURTHEST: f32 = 50.0;
+
+/// What many machines' pasts say about each horizon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Fleet {
+    /// By horizon, then by level.
+    models: Vec<[Shared; CORRECTED]>,
+    /// Lengths in steps of the cycles that the time is told in.
+    cycles: Vec<usize>,
+}
+
+/// What one machine has said and waits for, and how its quantiles are corrected.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Member {
+    said: VecDeque<Noted>,
+    clock: u64,
+    corrections: Vec<[f32; CORRECTED]>,
+    /// Usual error in long memory, by horizon: what an error counts in.
+    usual: Vec<f32>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Noted {
+    due: u64,
+    horizon: usize,
+    row: Vec<f32>,
+    point: f32,
+    scale: f32,
+    /// Quantiles in usual errors from the point: of the bank, and with the trees.
+    bank: [f32; CORRECTED],
+    trees: [Option<f32>; CORRECTED],
+}
+
+impl Fleet {
+    /// For banks with so many horizons and those cycles, keeping so many lessons of each horizon and level.
+    #[must_use]
+    pub fn new(horizons: usize, cycles: &[usize], lessons: usize) -> Self {
+        let model = |level: usize| {
+            Shared::new(Loss::Pinball(LEVELS[level + FROM]), Growth::default(), WIDTH, lessons, 20_000.0)
+        };
+        Self { models: (0..horizons).map(|_| std::array::from_fn(model)).collect(), cycles: cycles.to_vec() }
+    }
+
+    /// After each sample that `bank` has taken: learns what came of what was said of the machine. `time` is the number of this step, counted
+    /// alike for all machines; `number` tells machines apart.
+    pub fn follow(&mut self, member: &mut Member, bank: &Bank, value: Option<f64>, time: u64, number: u64) {
+        member.clock += 1;
+        member.corrections.resize(self.models.len(), [0.0; CORRECTED]);
+        member.usual.resize(self.models.len(), 0.0);
+        while member.said.front().is_some_and(|noted| noted.due <= member.clock) {
+            let Some(noted) = member.said.pop_front() else { break };
+            if let Some(value) = value {
+                let weight = noted.scale / member.usual[noted.horizon];
+                self.learn(&noted, &mut member.corrections[noted.horizon], value as f32, weight);
+            }
+        }
+        if value.is_none() || !(member.clock + number).is_multiple_of(EVERY) {
+            return;
+        }
+        for horizon in 0..self.models.len() {
+            let Some(noted) = self.note(member, bank, horizon, time) else { continue };
+            let usual = &mut member.usual[horizon];
+            *usual += (noted.scale - *usual) * if *usual > 0.0 { MEMORY } else { 1.0 };
+            let place = member.said.partition_point(|other| other.due <= noted.due);
+            member.said.insert(place, noted);
+        }
+    }
+
+    fn learn(&mut self, noted: &Noted, corrections: &mut [f32; CORRECTED], value: f32, weight: f32) {
+        let outcome = ((value - noted.point) / noted.scale).clamp(-FURTHEST, FURTHEST);
+        let weight = weight.clamp(0.02, 20.0);
+        for (level, shared) in self.models[noted.horizon].iter_mut().enumerate() {
+            shared.learn(&noted.row, noted.bank[level], noted.trees[level], outcome, weight);
+            if let Some(said) = noted.trees[level] {
+                let share = LEVELS[level + FROM] as f32;
+                corrections[level] += STEP * if outcome > said { share } else { share - 1.0 };
+            }
+        }
+    }
+
+    fn note(&self, member: &Member, bank: &Bank, horizon: usize, time: u64) -> Option<Noted> {
+        let mut row = vec![0.0; WIDTH];
+        let (point, scale) = bank.circumstances(horizon, &mut row)?;
+        for (place, cycle) in row[CIRCUMSTANCES..].iter_mut().zip(&self.cycles) {
+            *place = (time % (*cycle).max(1) as u64) as f32 / (*cycle).max(1) as f32;
+        }
+        let quantiles = bank.quantiles(horizon)?;
+        let bank_horizons = &bank.config().horizons;
+        let bank: [f32; CORRECTED] = std::array::from_fn(|level| (quantiles[level + FROM] - point) / scale);
+        // A series that hardly ever moves has an error of almost nothing, and all is enormous in units of it.
+        if !bank.iter().all(|said| said.abs() <= FURTHEST) {
+            return None;
+        }
+        let correction = |level: usize| member.corrections.get(horizon).map_or(0.0, |all| all[level]);
+        let models = &self.models[horizon];
+        let said = |level: usize| Some(models[level].opinion(&row, bank[level])? + correction(level));
+        let trees = std::array::from_fn(said);
+        Some(Noted { due: member.clock + *bank_horizons.get(horizon)? as u64, horizon, row, point, scale, bank, trees })
+    }
+
+    /// The forecast of `bank` at its tracked horizon `index`, corrected where the trees have lately been better.
+    #[must_use]
+    pub fn forecast(&self, member: &Member, bank: &Bank, horizon: usize, time: u64) -> Option<Forecast> {
+        let steps = *bank.config().horizons.get(horizon)?;
+        let mut forecast = bank.forecast(steps)?;
+        let Some(noted) = self.note(member, bank, horizon, time) else { return Some(forecast) };
+        for level in 0..CORRECTED {
+            let trusted = self.models[horizon][level].trusted();
+            if let Some(said) = noted.trees[level].filter(|_| trusted) {
+                forecast.quantiles[level + FROM] = f64::from((noted.point + said * noted.scale).max(0.0));
+            }
+        }
+        for level in 1..LEVELS.len() {
+            forecast.quantiles[level] = forecast.quantiles[level].max(forecast.quantiles[level - 1]);
+        }
+        Some(forecast)
+    }
+
+    /// Fits anew what `budget` allows. Call it off the hot path, about once a day.
+    pub fn refit(&mut self, budget: &mut Budget) -> usize {
+        self.models.iter_mut().flatten().filter_map(|shared| shared.refit(budget).then_some(())).count()
+    }
+
+    /// Bytes that it takes, lessons included.
+    #[must_use]
+    pub fn state_bytes(&self) -> usize {
+        self.models.iter().flatten().map(Shared::state_bytes).sum()
+    }
+
+    /// The models by horizon and level.
+    #[must_use]
+    pub fn models(&self) -> &[[Shared; CORRECTED]] {
+        &self.models
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bank::BankConfig;
+
+    fn noise(state: &mut u64) -> f64 {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 40) as f64 / (1_u64 << 24) as f64
+    }
+
+    /// Pinball loss at 0.95, and the share covered, of six machines whose next value is uncertain after some values only.
+    fn replay(refits: bool) -> (f64, f64) {
+        let config = BankConfig { horizons: vec![1], ..BankConfig::default() };
+        let mut fleet = Fleet::new(1, &[], 20_000);
+        let mut machines: Vec<(Bank, Member, u64, f64, f64)> = (1..=6)
+            .map(|seed| (Bank::new(config.clone()).expect("sound"), Member::default(), seed, 10.0, f64::NAN))
+            .collect();
+        let (mut loss, mut covered, mut count) = (0.0, 0.0, 0.0);
+        for t in 0..9_000_u64 {
+            for (number, (bank, member, state, value, said)) in machines.iter_mut().enumerate() {
+                *value = match t % 2 {
+                    0 => {
+                        if noise(state) < 0.5 {
+                            10.0
+                        } else {
+                            11.0
+                        }
+                    }
+                    _ => 20.0 + (noise(state) - 0.5) * if *value > 10.5 { 12.0 } else { 0.2 },
+                };
+                if t > 5_000 {
+                    loss += crate::replay::pinball(0.95, *said, *value);
+                    covered += f64::from(u8::from(*value <= *said));
+                    count += 1.0;
+                }
+                bank.update(Some(*value));
+                fleet.follow(member, bank, Some(*value), t, number as u64);
+                *said = fleet.forecast(member, bank, 0, t).expect("samples").quantile(0.95);
+            }
+            if refits && t % 1_500 == 1_499 {
+                fleet.refit(&mut Budget::unlimited());
+            }
+        }
+        (loss / count, covered / count)
+    }
+
+    #[test]
+    fn what_tells_wide_from_narrow_is_learned_from_all_machines() {
+        let ((alone, _), (together, covered)) = (replay(false), replay(true));
+        assert!(together < 0.93 * alone, "{together} against {alone}");
+        assert!((covered - 0.95).abs() < 0.02, "covered {covered}");
+    }
+
+    #[test]
+    fn a_series_that_hardly_moves_is_left_to_its_bank() {
+        let mut fleet = Fleet::new(3, &[], 1_000);
+        let (mut bank, mut member) = (Bank::new(BankConfig::default()).expect("sound"), Member::default());
+        for t in 0..3_000 {
+            let value = if t % 1_000 == 999 { None } else { Some(if t % 500 == 0 { 1e12 } else { 7.0 }) };
+            bank.update(value);
+            fleet.follow(&mut member, &bank, value, t, 0);
+            fleet.refit(&mut Budget::new(1_000_000));
+            let forecast = fleet.forecast(&member, &bank, 2, t).expect("samples");
+            assert!(forecast.quantiles.iter().all(|quantile| quantile.is_finite()), "at {t}: {forecast:?}");
+            assert!(forecast.quantiles.windows(2).all(|pair| pair[0] <= pair[1]), "at {t}: {forecast:?}");
+        }
+    }
+}

@@ -243,8 +243,7 @@ impl Bank {
         self.slow.forecast(horizons, &mut by_model[2][..count]);
         self.holt.forecast(horizons, &mut by_model[3][..count]);
         self.ridge.forecast(horizons, &mut by_model[4][..count]);
-        let span = self.high - self.low;
-        let (floor, ceiling) = ((self.low - span).max(0.0) as f32, (self.high + span) as f32);
+        let (floor, ceiling) = self.reach();
         let naive = self.last.unwrap_or(0.0) as f32;
         std::array::from_fn(|horizon| {
             std::array::from_fn(|model| {
@@ -347,6 +346,12 @@ impl Bank {
     /// Quantiles at the tracked horizon `index`.
     pub(crate) fn quantiles(&self, index: usize) -> Option<[f32; LEVELS.len()]> {
         Some(self.tracks.get(index)?.quantiles)
+    }
+
+    /// The bounds within which forecasts are kept: as far beyond what the series has shown lately as that was wide.
+    pub(crate) fn reach(&self) -> (f32, f32) {
+        let span = self.high - self.low;
+        ((self.low - span).max(0.0) as f32, (self.high + span) as f32)
     }
 
     /// The newest value that was measured.

@@ -5,6 +5,7 @@
 //! looked at. A last correction of each machine, as in [`crate::conformal`], keeps the promise of each quantile.
 
 use crate::bank::{Bank, CIRCUMSTANCES};
+use crate::conformal::PHASES;
 use crate::forecast::{Forecast, LEVELS};
 use crate::model::Budget;
 use crate::model::boost::{Growth, Loss};
@@ -22,6 +23,8 @@ const CORRECTED: usize = LEVELS.len() - FROM;
 const EVERY: u64 = 7;
 /// Step of a machine's own correction, in usual errors.
 const STEP: f32 = 0.02;
+/// Step of the correction of one phase, which all machines share.
+const PHASE_STEP: f32 = 0.003;
 /// Weight of the newest usual error in the long memory.
 const MEMORY: f32 = 0.002;
 /// Outcomes further away than so many usual errors teach no more than these.
@@ -34,6 +37,8 @@ pub struct Fleet {
     models: Vec<[Shared; CORRECTED]>,
     /// Lengths in steps of the cycles that the time is told in.
     cycles: Vec<usize>,
+    /// What all machines' quantiles are off by at each phase of the shortest cycle, in usual errors, by horizon.
+    phases: Vec<[[f32; CORRECTED]; PHASES]>,
 }
 
 /// What one machine has said and waits for, and how its quantiles are corrected.
@@ -50,6 +55,7 @@ pub struct Member {
 struct Noted {
     due: u64,
     horizon: usize,
+    phase: usize,
     row: Vec<f32>,
     point: f32,
     scale: f32,
@@ -65,7 +71,8 @@ impl Fleet {
         let model = |level: usize| {
             Shared::new(Loss::Pinball(LEVELS[level + FROM]), Growth::default(), WIDTH, lessons, 20_000.0)
         };
-        Self { models: (0..horizons).map(|_| std::array::from_fn(model)).collect(), cycles: cycles.to_vec() }
+        let phases = vec![[[0.0; CORRECTED]; PHASES]; horizons];
+        Self { phases, models: (0..horizons).map(|_| std::array::from_fn(model)).collect(), cycles: cycles.to_vec() }
     }
 
     /// After each sample that `bank` has taken: learns what came of what was said of the machine. `time` is the number of this step, counted
@@ -100,7 +107,9 @@ impl Fleet {
             shared.learn(&noted.row, noted.bank[level], noted.trees[level], outcome, weight);
             if let Some(said) = noted.trees[level] {
                 let share = LEVELS[level + FROM] as f32;
-                corrections[level] += STEP * if outcome > said { share } else { share - 1.0 };
+                let step = if outcome > said { share } else { share - 1.0 };
+                corrections[level] += STEP * step;
+                self.phases[noted.horizon][noted.phase][level] += PHASE_STEP * step;
             }
         }
     }
@@ -118,11 +127,16 @@ impl Fleet {
         if !bank.iter().all(|said| said.abs() <= FURTHEST) {
             return None;
         }
-        let correction = |level: usize| member.corrections.get(horizon).map_or(0.0, |all| all[level]);
+        let due = time + *bank_horizons.get(horizon)? as u64;
+        let cycle = self.cycles.iter().copied().min().unwrap_or(1).max(1) as u64;
+        let phase = (due % cycle * PHASES as u64 / cycle) as usize;
+        let correction = |level: usize| {
+            self.phases[horizon][phase][level] + member.corrections.get(horizon).map_or(0.0, |all| all[level])
+        };
         let models = &self.models[horizon];
         let said = |level: usize| Some(models[level].opinion(&row, bank[level])? + correction(level));
         let trees = std::array::from_fn(said);
-        Some(Noted { due: member.clock + *bank_horizons.get(horizon)? as u64, horizon, row, point, scale, bank, trees })
+        Some(Noted { due: member.clock + (due - time), horizon, phase, row, point, scale, bank, trees })
     }
 
     /// The forecast of `bank` at its tracked horizon `index`, corrected where the trees have lately been better.

@@ -3,10 +3,16 @@
 //! The pool's series is the sum over the machines that are in it *now*, at all times of the history: when a machine comes or
 //! goes, the sum is made anew from the machines' histories, so that a migration does not look like a change of load.
 
+mod config;
+mod history;
+
+pub use config::PoolConfig;
+pub use history::MachineHistory;
+
 use crate::bank::{Bank, BankConfig, BankError};
 use crate::contention::{Contention, Onset, Outlook, ResourceContention, combine, describe};
 use crate::events::{Change, Event, EventBook, Evidence, Record, Scope};
-use crate::fleet::{Fleet, Member};
+use crate::fleet::Fleet;
 use crate::forecast::Forecast;
 use crate::insight::{Insight, Waiting};
 use crate::maximum::Maxima;
@@ -20,52 +26,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 const STARTS: usize = 8;
 /// Machines of a pool that its trees learn from; what they learn holds for the others too.
 const STUDENTS: usize = 128;
-
-/// How a [`PoolForecaster`] works.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PoolConfig {
-    /// The sampling interval in seconds.
-    pub step_s: f64,
-    /// How far to look ahead, in steps.
-    pub horizon_steps: usize,
-    /// Samples kept of each machine and resource.
-    pub history_steps: usize,
-    /// Steps for which the last sample of a machine that gives none stands in for it.
-    pub stale_steps: usize,
-    /// Share of the capacity above which the pool counts as contended. Memory cannot be squeezed, hence its own threshold.
-    pub thresholds: PerResource<f64>,
-    /// How much each resource counts in the score, 0 to 1.
-    pub weights: PerResource<f64>,
-    /// Outcomes kept of each resource, horizon and level for [`PoolForecaster::refit`]; 0 = trees are never fitted.
-    pub lessons: usize,
-}
-
-impl Default for PoolConfig {
-    fn default() -> Self {
-        Self {
-            step_s: 10.0,
-            horizon_steps: 60,
-            history_steps: 2_048,
-            stale_steps: 6,
-            thresholds: PerResource { cpu: 0.95, memory: 0.9, io: 0.9, network: 0.9 },
-            weights: PerResource { cpu: 1.0, memory: 1.0, io: 0.7, network: 0.7 },
-            lessons: 8_192,
-        }
-    }
-}
-
-/// The history of one machine, without the effect of events; travels with it from pool to pool.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MachineHistory {
-    windows: PerResource<Window>,
-    banks: PerResource<Bank>,
-    /// Steps since the last sample of each resource.
-    silent: PerResource<usize>,
-    /// What it has said and is compared with what comes.
-    #[serde(default)]
-    members: PerResource<Member>,
-}
 
 /// One step's input. See [`PoolForecaster::tick`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -134,35 +94,6 @@ fn effect_now(events: &EventBook, concerned: impl Fn(&Scope) -> bool, resource: 
 
 fn each<T>(mut make: impl FnMut() -> Result<T, BankError>) -> Result<PerResource<T>, BankError> {
     Ok(PerResource { cpu: make()?, memory: make()?, io: make()?, network: make()? })
-}
-
-impl MachineHistory {
-    fn new(config: &PoolConfig, bank: &BankConfig) -> Result<Self, BankError> {
-        Ok(Self {
-            windows: PerResource::from_fn(|_| Window::new(config.history_steps)),
-            banks: each(|| Bank::new(bank.clone()))?,
-            silent: PerResource::default(),
-            members: PerResource::default(),
-        })
-    }
-
-    fn take(&mut self, resource: Resource, value: Option<f64>) {
-        self.banks[resource].update(value);
-        self.windows[resource].push(value);
-        self.silent[resource] = if value.is_some() { 0 } else { self.silent[resource].saturating_add(1) };
-    }
-
-    /// How many steps it covers.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.windows.cpu.len()
-    }
-
-    /// Whether it covers nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 impl PoolForecaster {

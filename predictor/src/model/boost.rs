@@ -154,6 +154,17 @@ impl Boosted {
     /// Fits trees; `None` if there are fewer rows than two leaves need, or rows of no width.
     #[must_use]
     pub fn fit(lessons: &Lessons<'_>, loss: Loss, growth: &Growth) -> Option<Self> {
+        Self::plant(lessons, loss, growth, true)
+    }
+
+    /// A random forest of the same trees: each one fitted to the whole, and their mean (`growth.rate` is not used).
+    #[must_use]
+    pub fn forest(lessons: &Lessons<'_>, growth: &Growth) -> Option<Self> {
+        let growth = Growth { rate: 1.0 / growth.rounds.max(1) as f32, ..*growth };
+        Self::plant(lessons, Loss::Squared, &growth, false)
+    }
+
+    fn plant(lessons: &Lessons<'_>, loss: Loss, growth: &Growth, one_after_the_other: bool) -> Option<Self> {
         let count = lessons.count();
         let usable =
             |i: usize| [lessons.offsets[i], lessons.targets[i], lessons.weights[i]].iter().all(|x| x.is_finite());
@@ -163,6 +174,7 @@ impl Boosted {
         let bounds: Vec<Vec<f32>> = (0..lessons.width).map(|feature| bounds(lessons, feature, count)).collect();
         let bins = binned(lessons, &bounds, count);
         let mut said: Vec<f32> = lessons.offsets[..count].to_vec();
+        let mut corrected = said.clone();
         let mut dice = Dice::new(growth.seed);
         let mut trees = Vec::with_capacity(growth.rounds);
         let mut field = Field { lessons, bounds: &bounds, bins: &bins, loss, growth, slopes: vec![(0.0, 0.0); count] };
@@ -173,12 +185,15 @@ impl Boosted {
                 continue;
             }
             let tree = field.grow(&rows, &features, &said);
-            for (row, said) in lessons.rows.chunks_exact(lessons.width).zip(&mut said) {
-                *said += tree.leaves[tree.leaf(row)];
+            for (row, corrected) in lessons.rows.chunks_exact(lessons.width).zip(&mut corrected) {
+                *corrected += tree.leaves[tree.leaf(row)];
+            }
+            if one_after_the_other {
+                said.copy_from_slice(&corrected);
             }
             trees.push(tree);
         }
-        let corrections = said.iter().zip(lessons.offsets).map(|(said, offset)| said - offset);
+        let corrections = corrected.iter().zip(lessons.offsets).map(|(corrected, offset)| corrected - offset);
         let reach = corrections.fold([f32::MAX, f32::MIN], |[low, high], x| [low.min(x), high.max(x)]);
         Some(Self { loss, trees, reach })
     }
@@ -292,8 +307,8 @@ impl Field<'_> {
             }
             let all = histogram.iter().fold([0.0; 3], |all, bin| plus(all, *bin));
             let mut left = [0.0; 3];
-            for bin in 0..self.bounds[*feature].len() {
-                left = plus(left, histogram[bin]);
+            for (bin, sums) in histogram.iter().enumerate().take(self.bounds[*feature].len()) {
+                left = plus(left, *sums);
                 let right = [all[0] - left[0], all[1] - left[1], all[2] - left[2]];
                 if left[2] < least || right[2] < least {
                     continue;

@@ -1,10 +1,17 @@
-//! Point forecasters. Each is cheap enough to run for every machine and resource at every sample.
+//! Point forecasters: those that are cheap enough to run for every machine and resource at every sample, and dear ones (see
+//! [`dear`]) that are fitted off the hot path.
 //!
 //! A model only ever sees plausible values (see [`crate::sample::plausible`]); the [`crate::bank::Bank`] bounds what it says.
 
+pub mod additive;
+pub mod arima;
 pub mod boost;
+pub mod dear;
+pub mod ets;
 pub mod ewma;
+pub mod forest;
 pub mod holt;
+pub mod mstl;
 pub mod naive;
 pub mod ridge;
 pub mod shared;

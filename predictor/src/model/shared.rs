@@ -62,8 +62,8 @@ impl Shared {
     /// Takes what came of a forecast: its features, what the cheap one said, what was said with the trees, if there were some, and
     /// the outcome, which counts `weight` times.
     pub fn learn(&mut self, row: &[f32], offset: f32, with_trees: Option<f32>, target: f32, weight: f32) {
-        let sound = row.len() == self.width && row.iter().all(|x| x.is_finite());
-        if !sound || !offset.is_finite() || !target.is_finite() || !(weight > 0.0 && weight < f32::MAX) {
+        let numbers = [offset, target, weight];
+        if row.len() != self.width || !row.iter().chain(&numbers).all(|x| x.is_finite()) || weight <= 0.0 {
             return;
         }
         if let Some(said) = with_trees.filter(|said| said.is_finite()) {

@@ -189,8 +189,8 @@ pub fn replay_machines(
     // The bank takes what no meter can give for a gap: it must be none of the outcomes either.
     let columns: Vec<Vec<Option<f64>>> =
         columns.iter().map(|column| column.iter().map(|value| plausible(*value)).collect()).collect();
-    let machine = |column| Replay::new(column, protocol, config);
-    let mut machines = columns.iter().map(machine).collect::<Result<Vec<_>, _>>()?;
+    let machines = columns.iter().map(|column| Replay::new(column, protocol, config));
+    let mut machines = machines.collect::<Result<Vec<_>, _>>()?;
     let mut fleet = Fleet::new(config.horizons.len(), &config.seasons, LESSONS);
     for t in 0..columns.iter().map(Vec::len).max().unwrap_or(0) {
         for (number, machine) in machines.iter_mut().enumerate() {
@@ -217,7 +217,7 @@ struct Replay<'a> {
 }
 
 impl<'a> Replay<'a> {
-    fn new(values: &'a Vec<Option<f64>>, protocol: &'a Protocol, config: &BankConfig) -> Result<Self, BankError> {
+    fn new(values: &'a [Option<f64>], protocol: &'a Protocol, config: &BankConfig) -> Result<Self, BankError> {
         Ok(Self {
             bank: Bank::new(config.clone())?,
             member: Member::default(),

@@ -1,0 +1,439 @@
+//! Models that are fitted now and then, and used where they win.
+//!
+//! A [`Panel`] holds all of them for one series. [`Panel::refit`] fits what a budget allows, off the hot path; between two fits a model
+//! only takes samples. Each one's quantiles are made of its own past errors by the same adaptive tracking as the bank's, and a
+//! model speaks for a horizon only while its recent pinball loss is below that of the bank.
+
+use super::additive::Additive;
+use super::arima::Arima;
+use super::ets::Ets;
+use super::forest::Forest;
+use super::mstl::Mstl;
+use super::{Budget, CostClass, Model};
+use crate::bank::Bank;
+use crate::conformal::{Basis, Conformal, Levels, Rates};
+use crate::forecast::{Forecast, LEVELS};
+use serde::{Deserialize, Serialize};
+use smartcore::linalg::basic::arrays::{Array, Array2, MutArray};
+use smartcore::linalg::basic::matrix::DenseMatrix;
+use smartcore::linalg::traits::cholesky::CholeskyDecomposable;
+use std::collections::VecDeque;
+
+/// What a model is fitted to.
+#[derive(Clone, Copy, Debug)]
+pub struct History<'a> {
+    /// Samples, oldest first.
+    pub values: &'a [Option<f64>],
+    /// Number of the first sample's step, counted alike always: phases of cycles are told by it.
+    pub first: u64,
+    /// First and last step, counted likewise, of times that are known to be different: one list for each regressor.
+    pub events: &'a [Vec<(u64, u64)>],
+}
+
+impl<'a> History<'a> {
+    /// See the fields.
+    #[must_use]
+    pub fn new(values: &'a [Option<f64>], first: u64, events: &'a [Vec<(u64, u64)>]) -> Self {
+        Self { values, first, events }
+    }
+
+    /// From the first measured sample on, a gap bridged by the value before it; `None` if there is nothing.
+    #[must_use]
+    pub fn filled(&self) -> Option<Vec<f64>> {
+        let mut last = self.values.iter().flatten().copied().next()?;
+        let skipped = self.values.iter().position(Option::is_some)?;
+        let bridge = |value: &Option<f64>| {
+            last = value.unwrap_or(last);
+            last
+        };
+        Some(self.values[skipped..].iter().map(bridge).collect())
+    }
+}
+
+/// A model that has to be fitted.
+pub trait Dear: Model {
+    /// Where it may run.
+    const COST: CostClass;
+
+    /// Visits that a fit to `history` takes (see [`Budget`]).
+    fn work(&self, history: &History<'_>) -> u64;
+
+    /// Fits it to `history`, after which it stands at its newest sample. Keeps the old fit and returns false if the budget or the
+    /// history is too short.
+    fn fit(&mut self, history: &History<'_>, budget: &mut Budget) -> bool;
+
+    /// Bytes that it takes.
+    fn state_bytes(&self) -> usize;
+}
+
+/// Least squares with a small penalty; returns weights and the sum of squares that is left. Rows are walked twice.
+pub(crate) fn least_squares<R>(
+    rows: impl Iterator<Item = (R, f64)> + Clone,
+    width: usize,
+    penalty: f64,
+) -> Option<(Vec<f64>, f64)>
+where
+    R: Iterator<Item = f64>,
+{
+    let mut matrix = DenseMatrix::<f64>::zeros(width, width);
+    let mut right = DenseMatrix::<f64>::zeros(width, 1);
+    let mut row = vec![0.0; width];
+    let (mut sums, mut products) = (vec![0.0; width * width], vec![0.0; width]);
+    for (features, target) in rows.clone() {
+        row.iter_mut().zip(features).for_each(|(place, feature)| *place = feature);
+        for i in 0..width {
+            products[i] += row[i] * target;
+            for j in i..width {
+                sums[i * width + j] += row[i] * row[j];
+            }
+        }
+    }
+    for i in 0..width {
+        right.set((i, 0), products[i]);
+        for j in i..width {
+            let entry = sums[i * width + j];
+            matrix.set((i, j), if i == j { entry * (1.0 + penalty) + 1e-9 } else { entry });
+            matrix.set((j, i), if i == j { entry * (1.0 + penalty) + 1e-9 } else { entry });
+        }
+    }
+    let solved = matrix.cholesky_solve_mut(right).ok()?;
+    let weights: Vec<f64> = (0..width).map(|i| *solved.get((i, 0))).collect();
+    let left = rows.map(|(row, target)| (target - row.zip(&weights).map(|(x, w)| x * w).sum::<f64>()).powi(2)).sum();
+    weights.iter().all(|weight| weight.is_finite()).then_some((weights, left))
+}
+
+/// Names of the dear models, in the order of [`Panel::losses`].
+pub const DEAR_NAMES: [&str; MODELS] = [Ets::NAME, Mstl::NAME, Arima::NAME, Additive::NAME, Forest::NAME];
+const MODELS: usize = 5;
+/// Outcomes that a model needs before it may speak.
+const TRIAL: u32 = 50;
+/// A model has to be better than the bank by this share.
+const MARGIN: f32 = 0.02;
+/// Weight of the newest loss.
+const RATE: f32 = 0.01;
+
+/// All dear models of one series.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Panel {
+    ets: Ets,
+    mstl: Mstl,
+    arima: Arima,
+    additive: Additive,
+    forest: Forest,
+    horizons: Vec<usize>,
+    fitted: [bool; MODELS],
+    /// Whose turn it is.
+    turn: usize,
+    tracks: Vec<[Track; MODELS]>,
+    /// Usual pinball loss of the bank at 0.95, by horizon.
+    bank: Vec<f32>,
+    levels: Levels,
+    said: VecDeque<Vec<Said>>,
+    step: f32,
+    last: Option<f64>,
+}
+
+/// How one model did at one horizon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Track {
+    conformal: Conformal,
+    loss: f32,
+    seen: u32,
+}
+
+/// What was said at one step for one horizon.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Said {
+    points: [Option<f32>; MODELS],
+    last: f32,
+    scales: [[f32; 2]; MODELS],
+    step: f32,
+    levels: [f32; LEVELS.len()],
+    bank: f32,
+}
+
+impl Panel {
+    /// For the horizons and cycles of a bank.
+    #[must_use]
+    pub fn new(horizons: &[usize], cycles: &[usize]) -> Self {
+        let longest = cycles.iter().copied().max().unwrap_or(0);
+        let track = Track { conformal: Conformal::new(), loss: 0.0, seen: 0 };
+        Self {
+            ets: Ets::new(longest),
+            mstl: Mstl::new(cycles),
+            arima: Arima::default(),
+            additive: Additive::new(cycles),
+            forest: Forest::new(horizons, cycles),
+            horizons: horizons.to_vec(),
+            fitted: [false; MODELS],
+            turn: 0,
+            tracks: vec![std::array::from_fn(|_| track.clone()); horizons.len()],
+            bank: vec![0.0; horizons.len()],
+            levels: Levels::default(),
+            said: VecDeque::new(),
+            step: 0.0,
+            last: None,
+        }
+    }
+
+    /// Takes the next sample, which `bank` has taken already.
+    pub fn update(&mut self, value: Option<f64>, bank: &Bank) {
+        if let Some(value) = value {
+            self.score(value as f32);
+            self.levels.update(value as f32, 0.01);
+            let moved = self.last.map_or(0.0, |last| (value - last).abs() as f32);
+            self.step += (moved - self.step) * 0.02;
+        }
+        self.last = value.or(self.last);
+        self.ets.update(value);
+        self.mstl.update(value);
+        self.arima.update(value);
+        self.additive.update(value);
+        self.forest.update(value);
+        self.announce(bank);
+    }
+
+    fn points(&self, bank: &Bank) -> Vec<[Option<f32>; MODELS]> {
+        let mut by_model = vec![vec![f32::NAN; self.horizons.len()]; MODELS];
+        self.ets.forecast(&self.horizons, &mut by_model[0]);
+        self.mstl.forecast(&self.horizons, &mut by_model[1]);
+        self.arima.forecast(&self.horizons, &mut by_model[2]);
+        self.additive.forecast(&self.horizons, &mut by_model[3]);
+        self.forest.forecast(&self.horizons, &mut by_model[4]);
+        let (low, high) = bank.reach();
+        let sound = |model: usize, horizon: usize| {
+            let said = by_model[model][horizon];
+            (self.fitted[model] && said.is_finite()).then(|| said.max(low).min(high))
+        };
+        (0..self.horizons.len()).map(|horizon| std::array::from_fn(|model| sound(model, horizon))).collect()
+    }
+
+    fn announce(&mut self, bank: &Bank) {
+        let last = self.last.unwrap_or(0.0) as f32;
+        let points = self.points(bank);
+        let said = self.horizons.iter().zip(points).zip(&self.tracks).map(|((steps, points), tracks)| {
+            let scales = std::array::from_fn(|model: usize| tracks[model].conformal.errors);
+            let bank = bank.forecast(*steps).map_or(f32::NAN, |forecast| forecast.quantile(0.95) as f32);
+            Said { points, last, scales, step: self.step, levels: self.levels.values(), bank }
+        });
+        let said = said.collect();
+        self.said.push_front(said);
+        self.said.truncate(self.horizons.last().copied().unwrap_or(1));
+    }
+
+    fn score(&mut self, value: f32) {
+        for (horizon, steps) in self.horizons.iter().enumerate() {
+            let Some(said) = self.said.get(steps - 1).and_then(|said| said.get(horizon)) else { continue };
+            if said.bank.is_nan() || said.points.iter().all(Option::is_none) {
+                continue;
+            }
+            let loss = |quantile: f32| crate::replay::pinball(0.95, f64::from(quantile), f64::from(value)) as f32;
+            for (model, track) in self.tracks[horizon].iter_mut().enumerate() {
+                let Some(basis) = said.basis(model) else { continue };
+                let quantile = track.conformal.quantiles(&basis)[2];
+                track.seen = track.seen.saturating_add(1);
+                track.loss += (loss(quantile) - track.loss) * RATE.max(1.0 / track.seen as f32);
+                track.conformal.learn(value, &basis, &Rates::default());
+            }
+            let seen = self.tracks[horizon].iter().map(|track| track.seen).max().unwrap_or(1).max(1);
+            self.bank[horizon] += (loss(said.bank) - self.bank[horizon]) * RATE.max(1.0 / seen as f32);
+        }
+    }
+
+    /// Which model speaks for a horizon; `None` = the bank.
+    #[must_use]
+    pub fn speaker(&self, horizon: usize) -> Option<usize> {
+        let tracks = self.tracks.get(horizon)?;
+        let best = (0..MODELS)
+            .filter(|model| self.fitted[*model] && tracks[*model].seen >= TRIAL)
+            .min_by(|a, b| tracks[*a].loss.total_cmp(&tracks[*b].loss))?;
+        (tracks[best].loss < (1.0 - MARGIN) * self.bank[horizon]).then_some(best)
+    }
+
+    /// The forecast at the tracked horizon `horizon`: of the best dear model if it wins, or else of `bank`.
+    #[must_use]
+    pub fn forecast(&self, horizon: usize, bank: &Bank) -> Option<Forecast> {
+        let steps = *self.horizons.as_slice().get(horizon)?;
+        let banks = bank.forecast(steps)?;
+        let spoken = self.speaker(horizon).and_then(|model| {
+            let said = self.said.front()?.get(horizon)?;
+            Some((said.points[model]?, self.tracks[horizon][model].conformal.quantiles(&said.basis(model)?)))
+        });
+        let Some((point, quantiles)) = spoken else { return Some(banks) };
+        Some(Forecast {
+            steps,
+            point: f64::from(point.max(0.0)),
+            quantiles: quantiles.map(|quantile| f64::from(quantile.max(0.0))),
+        })
+    }
+
+    /// Fits models to `history`, whose newest sample is the newest this has taken: each in its turn, as far as the budget goes.
+    /// Returns how many.
+    pub fn refit(&mut self, history: &History<'_>, budget: &mut Budget) -> usize {
+        let mut count = 0;
+        for _ in 0..MODELS {
+            let model = self.turn;
+            let before = budget.left();
+            let done = match model {
+                0 => self.ets.fit(history, budget),
+                1 => self.mstl.fit(history, budget),
+                2 => self.arima.fit(history, budget),
+                3 => self.additive.fit(history, budget),
+                _ => self.forest.fit(history, budget),
+            };
+            // Short of budget: the same model has the first turn the next time.
+            if !done && before == budget.left() && before < self.work(model, history) {
+                break;
+            }
+            self.turn = (self.turn + 1) % MODELS;
+            self.fitted[model] |= done;
+            count += usize::from(done);
+        }
+        count
+    }
+
+    fn work(&self, model: usize, history: &History<'_>) -> u64 {
+        match model {
+            0 => self.ets.work(history),
+            1 => self.mstl.work(history),
+            2 => self.arima.work(history),
+            3 => self.additive.work(history),
+            _ => self.forest.work(history),
+        }
+    }
+
+    /// Usual pinball loss at 0.95 of each of [`DEAR_NAMES`], and of the bank.
+    #[must_use]
+    pub fn losses(&self, horizon: usize) -> Option<([f32; MODELS], f32)> {
+        Some((std::array::from_fn(|model| self.tracks[horizon][model].loss), *self.bank.as_slice().get(horizon)?))
+    }
+
+    /// Bytes that it takes.
+    #[must_use]
+    pub fn state_bytes(&self) -> usize {
+        let models = self.ets.state_bytes() + self.mstl.state_bytes() + self.arima.state_bytes();
+        let said = self.said.len() * self.horizons.len() * size_of::<Said>();
+        let tracks = self.tracks.len() * size_of::<[Track; MODELS]>();
+        size_of::<Self>() + models + self.additive.state_bytes() + self.forest.state_bytes() + said + tracks
+    }
+}
+
+impl Said {
+    fn basis(&self, model: usize) -> Option<Basis> {
+        let [slow, fast] = self.scales[model];
+        let scales = [slow, fast, self.step];
+        Some(Basis { point: self.points[model]?, last: self.last, scales, levels: self.levels, phase: None })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod test {
+    use super::*;
+
+    /// Between -1 and 1.
+    pub(crate) fn noise(state: &mut u64) -> f64 {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 40) as f64 / (1_u64 << 23) as f64 - 1.0
+    }
+
+    /// Fitted once to the first `until` samples: mean absolute error after that, `steps` ahead, over that of naive.
+    pub(crate) fn error_over_naive<D: Dear>(mut model: D, series: &[Option<f64>], until: usize, steps: usize) -> f64 {
+        let history = History::new(&series[..until], 0, &[]);
+        assert!(!model.fit(&history, &mut Budget::new(10)), "ten visits are not enough");
+        assert!(model.fit(&history, &mut Budget::unlimited()), "{} could not be fitted", D::NAME);
+        let (mut error, mut naive, mut last) = (0.0, 0.0, 0.0);
+        for t in until..series.len() {
+            model.update(series[t]);
+            last = series[t].unwrap_or(last);
+            let Some(outcome) = series.get(t + steps).copied().flatten() else { continue };
+            let mut out = [f32::NAN];
+            model.forecast(&[steps], &mut out);
+            error += (outcome - f64::from(out[0])).abs();
+            naive += (outcome - last).abs();
+        }
+        assert!(model.state_bytes() > 0);
+        error / naive
+    }
+
+    /// A daily wave with noise and gaps.
+    fn series(steps: u32) -> Vec<Option<f64>> {
+        let mut state = 17;
+        let wave = |t: u32| 20.0 * (f64::from(t % 96) * std::f64::consts::TAU / 96.0).sin();
+        (0..steps).map(|t| (t % 71 != 9).then(|| 60.0 + wave(t) + 2.0 * noise(&mut state))).collect()
+    }
+
+    #[test]
+    fn the_model_that_wins_speaks_and_keeps_its_promise() {
+        let series = series(7_000);
+        // The bank is told of no cycle.
+        let config = crate::bank::BankConfig { horizons: vec![1, 12], ..Default::default() };
+        let (mut bank, mut panel) = (Bank::new(config).expect("sound"), Panel::new(&[1, 12], &[96]));
+        let (mut own, mut banks, mut covered, mut count) = (0.0, 0.0, 0.0, 0.0);
+        for t in 0..series.len() - 12 {
+            bank.update(series[t]);
+            panel.update(series[t], &bank);
+            if t == 1_000 {
+                assert_eq!(panel.speaker(1), None, "nothing is fitted yet");
+                let history = History::new(&series[..=t], 0, &[]);
+                assert_eq!(panel.refit(&history, &mut Budget::new(1_000)), 0);
+                assert_eq!(panel.refit(&history, &mut Budget::unlimited()), MODELS);
+            }
+            let Some(outcome) = series[t + 12].filter(|_| t > 3_000) else { continue };
+            let (said, bank) = (panel.forecast(1, &bank).expect("samples"), bank.forecast(12).expect("samples"));
+            own += crate::replay::pinball(0.95, said.quantile(0.95), outcome);
+            banks += crate::replay::pinball(0.95, bank.quantile(0.95), outcome);
+            covered += f64::from(u8::from(outcome <= said.quantile(0.95)));
+            count += 1.0;
+        }
+        assert!(panel.speaker(1).is_some(), "{:?}", panel.losses(1));
+        assert!(own < 0.8 * banks, "{own} against {banks}");
+        assert!((covered / count - 0.95).abs() < 0.02, "covered {}", covered / count);
+        let stored = serde_json::to_string(&panel).expect("can be stored");
+        let restored: Panel = serde_json::from_str(&stored).expect("and read");
+        assert_eq!(restored.forecast(1, &bank), panel.forecast(1, &bank));
+        assert!(panel.state_bytes() < 1 << 20);
+    }
+
+    #[test]
+    fn a_random_walk_is_left_to_the_bank() {
+        let (mut state, mut level) = (19, 500.0);
+        let series: Vec<Option<f64>> = (0..2_500)
+            .map(|_| {
+                level += noise(&mut state);
+                Some(level)
+            })
+            .collect();
+        let mut bank = Bank::new(crate::bank::BankConfig::default()).expect("sound");
+        let mut panel = Panel::new(&[1, 3, 12], &[24]);
+        let (mut own, mut banks) = (0.0, 0.0);
+        for t in 0..series.len() - 3 {
+            bank.update(series[t]);
+            panel.update(series[t], &bank);
+            if t == 1_000 {
+                panel.refit(&History::new(&series[..=t], 0, &[]), &mut Budget::unlimited());
+            }
+            if let Some(outcome) = series[t + 3].filter(|_| t > 1_200) {
+                own += crate::replay::pinball(0.95, panel.forecast(1, &bank).expect("samples").quantile(0.95), outcome);
+                banks += crate::replay::pinball(0.95, bank.forecast(3).expect("samples").quantile(0.95), outcome);
+            }
+        }
+        assert!(own < 1.03 * banks, "{own} against {banks}");
+    }
+
+    #[test]
+    fn gaps_and_short_histories_are_survived() {
+        let mut bank = Bank::new(crate::bank::BankConfig::default()).expect("sound");
+        let mut panel = Panel::new(&[1, 3, 12], &[12, 288]);
+        let mut series = Vec::new();
+        for t in 0..400 {
+            let value = if t < 30 || t % 3 == 0 { None } else { Some(if t % 50 == 0 { 1e15 } else { 0.0 }) };
+            series.push(value);
+            bank.update(value);
+            panel.update(value, &bank);
+            panel.refit(&History::new(&series, 7, &[]), &mut Budget::new(t * 10_000));
+            if let Some(forecast) = panel.forecast(2, &bank) {
+                assert!(forecast.quantiles.iter().all(|quantile| quantile.is_finite()), "at {t}: {forecast:?}");
+            }
+        }
+    }
+}

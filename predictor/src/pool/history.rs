@@ -1,0 +1,49 @@
+//! What is known of one machine.
+
+use super::{PoolConfig, each};
+use crate::bank::{Bank, BankConfig, BankError};
+use crate::fleet::Member;
+use crate::sample::{PerResource, Resource};
+use crate::window::Window;
+use serde::{Deserialize, Serialize};
+
+/// The history of one machine, without the effect of events; travels with it from pool to pool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MachineHistory {
+    pub(super) windows: PerResource<Window>,
+    pub(super) banks: PerResource<Bank>,
+    /// Steps since the last sample of each resource.
+    pub(super) silent: PerResource<usize>,
+    /// What it has said and is compared with what comes.
+    #[serde(default)]
+    pub(super) members: PerResource<Member>,
+}
+
+impl MachineHistory {
+    pub(super) fn new(config: &PoolConfig, bank: &BankConfig) -> Result<Self, BankError> {
+        Ok(Self {
+            windows: PerResource::from_fn(|_| Window::new(config.history_steps)),
+            banks: each(|| Bank::new(bank.clone()))?,
+            silent: PerResource::default(),
+            members: PerResource::default(),
+        })
+    }
+
+    pub(super) fn take(&mut self, resource: Resource, value: Option<f64>) {
+        self.banks[resource].update(value);
+        self.windows[resource].push(value);
+        self.silent[resource] = if value.is_some() { 0 } else { self.silent[resource].saturating_add(1) };
+    }
+
+    /// How many steps it covers.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.windows.cpu.len()
+    }
+
+    /// Whether it covers nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

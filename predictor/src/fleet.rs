@@ -134,8 +134,13 @@ impl Fleet {
             self.phases[horizon][phase][level] + member.corrections.get(horizon).map_or(0.0, |all| all[level])
         };
         let models = &self.models[horizon];
-        let said = |level: usize| Some(models[level].opinion(&row, bank[level])? + correction(level));
-        let trees = std::array::from_fn(said);
+        // Never below nothing nor below a lower level: what is compared with outcomes is what is told.
+        let mut least = ((quantiles[0] - point) / scale).max(-point / scale);
+        let trees = std::array::from_fn(|level: usize| {
+            let said = models[level].opinion(&row, bank[level])? + correction(level);
+            least = least.max(said);
+            Some(least)
+        });
         Some(Noted { due: member.clock + (due - time), horizon, phase, row, point, scale, bank, trees })
     }
 

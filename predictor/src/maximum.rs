@@ -244,6 +244,14 @@ impl Maxima {
         Some(self.correction(steps, limit).apply(self.distribution(steps)?.exceedance(limit)))
     }
 
+    /// The same without what others know.
+    #[must_use]
+    pub fn exceedance_alone(&self, steps: usize, limit: f64) -> Option<f64> {
+        let last = self.windows.len().saturating_sub(1);
+        let index = self.windows.iter().position(|outcomes| outcomes.steps >= steps).unwrap_or(last);
+        Some(self.learned(index, limit)?.apply(self.distribution(steps)?.exceedance(limit)))
+    }
+
     /// Point and quantiles of the maximum over the next `steps` steps.
     #[must_use]
     pub fn forecast(&self, steps: usize) -> Option<Forecast> {

@@ -13,7 +13,7 @@ use crate::sample::plausible;
 use serde::{Deserialize, Serialize};
 
 /// Lessons of all series together that are kept for each horizon.
-pub(crate) const LESSONS: usize = 150_000;
+pub(crate) const LESSONS: usize = 100_000;
 
 /// When to score. All in steps of the series' period.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,11 +80,14 @@ impl Protocol {
     }
 }
 
+/// Methods that cost nothing: all but the predictor, which comes first, and the bank, which comes last.
+const SIMPLE: usize = Method::ALL.len() - 2;
+
 /// Whose forecasts are scored side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// The bank.
+    /// The bank, its upper quantiles corrected by the trees where these win.
     Predictor,
     /// The last value goes on; its quantile by past residuals in units of the recent mean step.
     Naive,
@@ -96,12 +99,21 @@ pub enum Method {
     NSigma,
     /// Median and 0.95 quantile of the last day.
     TrailingQuantile,
+    /// The online bank alone, without the trees over all machines.
+    Bank,
 }
 
 impl Method {
     /// All of them; the predictor first, then what it is compared with.
-    pub const ALL: [Self; 6] =
-        [Self::Predictor, Self::Naive, Self::NaivePlain, Self::DailyNaive, Self::NSigma, Self::TrailingQuantile];
+    pub const ALL: [Self; 7] = [
+        Self::Predictor,
+        Self::Naive,
+        Self::NaivePlain,
+        Self::DailyNaive,
+        Self::NSigma,
+        Self::TrailingQuantile,
+        Self::Bank,
+    ];
 
     /// Its name in reports.
     #[must_use]
@@ -113,6 +125,7 @@ impl Method {
             Self::DailyNaive => "daily_naive",
             Self::NSigma => "n_sigma",
             Self::TrailingQuantile => "trailing_quantile",
+            Self::Bank => "bank",
         }
     }
 }
@@ -239,8 +252,10 @@ impl<'a> Replay<'a> {
             let Some(outcome) = values.get(t.saturating_add(*ahead)).copied().flatten() else { continue };
             let Some(forecast) = fleet.forecast(&self.member, &self.bank, index, t as u64) else { continue };
             sums.count += 1.0;
+            let bank = self.bank.forecast(*ahead).unwrap_or(forecast);
             let mut all = [(forecast.point, forecast.quantile(0.95)); Method::ALL.len()];
-            all[1..].copy_from_slice(&said.ahead(&self.baselines, index, *ahead));
+            all[1..=SIMPLE].copy_from_slice(&said.ahead(&self.baselines, index, *ahead));
+            all[1 + SIMPLE] = (bank.point, bank.quantile(0.95));
             for (sums, (point, q95)) in sums.methods.iter_mut().zip(all) {
                 sums.add(point, q95, outcome);
             }
@@ -309,8 +324,8 @@ impl<'a> Baselines<'a> {
 }
 
 impl Known {
-    /// Point and 0.95 quantile of each method but the predictor, in the order of [`Method::ALL`].
-    fn ahead(&self, of: &Baselines<'_>, index: usize, ahead: usize) -> [(f64, f64); Method::ALL.len() - 1] {
+    /// Point and 0.95 quantile of the methods that cost nothing, in the order of [`Method::ALL`].
+    fn ahead(&self, of: &Baselines<'_>, index: usize, ahead: usize) -> [(f64, f64); SIMPLE] {
         let [scaled, plain, daily] = of.residuals[index];
         let before = of.day_before(self.t, ahead).unwrap_or(self.last);
         [

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct Said {
     /// Probability by the forecaster.
     pub probability: f64,
+    /// The same without the trees over all pools.
+    pub alone: f64,
     /// Probability by the last value and the past residuals of the window's maximum.
     pub naive: f64,
     /// Probability by mean and standard deviation of the last day (N-sigma).
@@ -144,6 +146,7 @@ impl<'a> Replay<'a> {
             let above = residuals.len() - residuals.partition_point(|residual| last + residual <= capacity);
             said.push(Said {
                 probability,
+                alone: self.maxima.exceedance_alone(*window, capacity).unwrap_or(probability),
                 naive: above as f64 / residuals.len().max(1) as f64,
                 sigma: sigma(capacity),
                 used: if capacity > 0.0 { last / capacity } else { 0.0 },

@@ -64,8 +64,9 @@ pub struct PoolSummary {
     pub base_rate: ByHorizon,
     /// What was said and what came.
     pub reliability: BTreeMap<String, Vec<Bin>>,
-    /// Brier score of what it is compared with: `naive` (last value and past residuals of the maximum), `n_sigma`,
-    /// `reactive_85` and `reactive_95` (certain of what is above that share of the capacity now), `base_rate`.
+    /// Brier score of what it is compared with: `without_trees` (each pool's own forecast), `naive` (last value and past residuals of
+    /// the maximum), `n_sigma`, `reactive_85` and `reactive_95` (certain of what is above that share of the capacity now),
+    /// `base_rate`.
     pub baselines: BTreeMap<String, ByHorizon>,
 }
 
@@ -179,6 +180,7 @@ pub fn pools(said: &[Vec<Said>], pools: usize, protocol: &Protocol, period_s: f6
             let brier = score(&pairs(of, false)).brier;
             summary.baselines.entry(name.to_owned()).or_default().insert(key.clone(), brier);
         };
+        baseline("without_trees", &|said| said.alone);
         baseline("naive", &|said| said.naive);
         baseline("n_sigma", &|said| said.sigma);
         baseline("reactive_85", &|said| said.reactive(0.85));

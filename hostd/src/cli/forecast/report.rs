@@ -54,7 +54,10 @@ fn machines(name: &str, summary: &MachineSummary) -> String {
     }
     format!(
         "{name}: {} machines; error and 0.95 pinball loss over naive's, share covered by the 0.95 quantile, machines off by more \
-         than 3 points; columns by minutes ahead\n{}\n",
+         than 3 points; columns by minutes ahead\n{}\
+         naive: the last value, and its past residuals in recent steps; naive_plain: those residuals as they were; daily_naive: the \
+         value a day before; n_sigma: mean and 1.645 deviations of the last day; trailing_quantile: median and 0.95 quantile of the \
+         last day; bank: the predictor without trees over all machines; an oracle's error and loss are 0\n\n",
         summary.machines,
         table.text("nothing")
     )
@@ -71,7 +74,10 @@ fn pools(summary: &PoolSummary) -> String {
     }
     format!(
         "pools: {} of them; probability that the sum of their machines exceeds their capacity within so many minutes; skill over \
-         the base rate, over all and from quiet\n{}\n",
+         the base rate, over all and from quiet\n{}\
+         without_trees: each pool for itself; naive: the last value and past residuals of the maximum; n_sigma: mean and deviation of \
+         the last day; reactive: certain of it when that many per cent of the capacity are used; base_rate: how often it came in the \
+         test itself; an oracle's score is 0\n\n",
         summary.pools,
         table.text("nothing")
     )

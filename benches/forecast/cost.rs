@@ -1,0 +1,201 @@
+//! Times and sizes on generated data.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use predictor::evaluate::measure_cost;
+use predictor::fleet::{Fleet, Member};
+use predictor::model::additive::Additive;
+use predictor::model::arima::Arima;
+use predictor::model::dear::{Dear, History};
+use predictor::model::ets::Ets;
+use predictor::model::forest::Forest;
+use predictor::model::mstl::Mstl;
+use predictor::model::{Budget, Model};
+use predictor::{BankConfig, PerResource, PoolConfig, PoolForecaster, Resource, Sample};
+use serde::Serialize;
+
+/// One bank, as `headroom forecast evaluate` measures it.
+#[derive(Debug, Serialize)]
+pub struct Bank {
+    pub ns_per_update_and_forecast: f64,
+    pub state_bytes: usize,
+}
+
+/// All machines of a large installation at one step, on one core. Medians over the ticks.
+#[derive(Debug, Serialize)]
+pub struct Tick {
+    pub machines: usize,
+    pub resources: usize,
+    pub pools: usize,
+    /// Banks alone: every sample taken, and three horizons with their quantiles read.
+    pub banks_ms: f64,
+    pub banks_slowest_ms: f64,
+    /// Whole pools: members, events, sums, maxima, probabilities, lessons for the trees.
+    pub pools_ms: f64,
+    pub pools_slowest_ms: f64,
+}
+
+/// The dear models.
+#[derive(Debug, Serialize)]
+pub struct Models {
+    /// Fitted to a fortnight of five minutes.
+    pub fits: Vec<Fit>,
+    /// One machine's upper quantiles corrected by fitted trees, a level.
+    pub trees_ns: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Fit {
+    pub name: &'static str,
+    pub ms: f64,
+    pub state_bytes: usize,
+}
+
+/// Ticks before and during a measurement. A regression is solved about every hundredth step.
+const WARM: usize = 200;
+const MEASURED: usize = 100;
+
+/// Time that this thread has run in nanoseconds, so that other work on the computer is not counted; wall time if the kernel does
+/// not say.
+fn run_time_ns(since: Instant) -> u64 {
+    let said = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let said = said.and_then(|text| text.split_whitespace().next()?.parse().ok());
+    said.unwrap_or_else(|| since.elapsed().as_nanos() as u64)
+}
+
+fn timed<T>(since: Instant, work: impl FnOnce() -> T) -> (T, f64) {
+    let start = run_time_ns(since);
+    let done = work();
+    (done, run_time_ns(since).saturating_sub(start) as f64)
+}
+
+/// Between 0 and 1, the same in every run.
+fn noise(state: &mut u64) -> f64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 40) as f64 / (1_u64 << 24) as f64
+}
+
+pub fn bank() -> Result<Bank> {
+    let since = Instant::now();
+    let config = BankConfig { seasons: predictor::bank::cycles(300.0), ..BankConfig::default() };
+    let cost = measure_cost(&config, || run_time_ns(since)).context("the default configuration")?;
+    Ok(Bank { ns_per_update_and_forecast: cost.ns_per_update_and_forecast, state_bytes: cost.state_bytes })
+}
+
+/// Median and highest of times in nanoseconds, in milliseconds.
+fn summary(mut times: Vec<f64>) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    let highest = times.last().copied().unwrap_or(0.0);
+    (times.get(times.len() / 2).copied().unwrap_or(0.0) / 1e6, highest / 1e6)
+}
+
+pub fn tick(machines: usize) -> Result<Tick> {
+    let (banks_ms, banks_slowest_ms) = summary(banks(machines)?);
+    let pools = machines.div_ceil(100);
+    let (pools_ms, pools_slowest_ms) = summary(pool_ticks(machines, pools)?);
+    let resources = Resource::ALL.len();
+    Ok(Tick { machines, resources, pools, banks_ms, banks_slowest_ms, pools_ms, pools_slowest_ms })
+}
+
+fn banks(machines: usize) -> Result<Vec<f64>> {
+    let config = BankConfig { seasons: predictor::bank::cycles(300.0), ..BankConfig::default() };
+    let count = machines * Resource::ALL.len();
+    let mut banks = (0..count).map(|_| predictor::Bank::new(config.clone())).collect::<Result<Vec<_>, _>>()?;
+    let (since, mut state, mut times) = (Instant::now(), 1, Vec::new());
+    for t in 0..WARM + MEASURED {
+        let values: Vec<f64> = (0..count).map(|_| 50.0 + 10.0 * noise(&mut state)).collect();
+        let (kept, took) = timed(since, || {
+            let mut kept = 0.0;
+            for (bank, value) in banks.iter_mut().zip(&values) {
+                bank.update(Some(*value));
+                for steps in &config.horizons {
+                    kept += bank.forecast(*steps).map_or(0.0, |forecast| forecast.quantiles[2]);
+                }
+            }
+            kept
+        });
+        std::hint::black_box(kept);
+        if t >= WARM {
+            times.push(took);
+        }
+    }
+    Ok(times)
+}
+
+fn pool_ticks(machines: usize, pools: usize) -> Result<Vec<f64>> {
+    let config = PoolConfig { step_s: 300.0, horizon_steps: 12, ..PoolConfig::default() };
+    let mut forecasters = (0..pools).map(|_| PoolForecaster::new(config.clone())).collect::<Result<Vec<_>, _>>()?;
+    let of = machines.div_ceil(pools);
+    let capacity = PerResource::from_fn(|_| Some(60.0 * of as f64));
+    let (since, mut state, mut times) = (Instant::now(), 2, Vec::new());
+    for t in 0..WARM + MEASURED {
+        let samples: Vec<Vec<Sample>> = (0..pools)
+            .map(|_| {
+                let sample = |machine: usize| Sample {
+                    machine: format!("machine-{machine:05}"),
+                    values: PerResource::from_fn(|_| Some(50.0 + 10.0 * noise(&mut state))),
+                };
+                (0..of).map(sample).collect()
+            })
+            .collect();
+        let (done, took) = timed(since, || {
+            forecasters.iter_mut().zip(&samples).try_for_each(|(forecaster, samples)| {
+                let tick = predictor::Tick { now_s: 300.0 * t as f64, capacity, samples, events: &[] };
+                forecaster.tick(&tick).map(|contention| drop(std::hint::black_box(contention)))
+            })
+        });
+        done?;
+        if t >= WARM {
+            times.push(took);
+        }
+    }
+    Ok(times)
+}
+
+pub fn models() -> Result<Models> {
+    let (since, mut state) = (Instant::now(), 3);
+    let wave = |t: u32, length: u32| (f64::from(t % length) * std::f64::consts::TAU / f64::from(length)).sin();
+    let mut value = |t: u32| 60.0 + 5.0 * wave(t, 12) + 20.0 * wave(t, 288) + 4.0 * noise(&mut state);
+    let series: Vec<Option<f64>> = (0..14 * 288).map(|t| Some(value(t))).collect();
+    let fits = vec![
+        fit(since, Ets::new(288), &series)?,
+        fit(since, Mstl::new(&[12, 288]), &series)?,
+        fit(since, Arima::default(), &series)?,
+        fit(since, Additive::new(&[12, 288]), &series)?,
+        fit(since, Forest::new(&[1, 3, 12], &[12, 288]), &series)?,
+    ];
+    Ok(Models { fits, trees_ns: trees(since)? })
+}
+
+fn fit<D: Dear + Model>(since: Instant, mut model: D, series: &[Option<f64>]) -> Result<Fit> {
+    let history = History::new(series, 0, &[]);
+    let (done, took) = timed(since, || model.fit(&history, &mut Budget::unlimited()));
+    anyhow::ensure!(done, "{} could not be fitted to a fortnight", D::NAME);
+    Ok(Fit { name: D::NAME, ms: took / 1e6, state_bytes: model.state_bytes() })
+}
+
+/// What a forecast with fitted trees takes beyond one without, for each of the three levels that are corrected.
+fn trees(since: Instant) -> Result<f64> {
+    const LEVELS: f64 = 3.0;
+    const ROUNDS: usize = 20_000;
+    let config = BankConfig { horizons: vec![1], ..BankConfig::default() };
+    let (mut fleet, mut bank) = (Fleet::new(1, &[12, 288], 10_000), predictor::Bank::new(config)?);
+    let (mut member, mut state) = (Member::default(), 4);
+    for t in 0..40_000 {
+        let value = Some(50.0 + 10.0 * noise(&mut state));
+        bank.update(value);
+        fleet.follow(&mut member, &bank, value, t, 0);
+    }
+    let read = |fleet: &Fleet| {
+        let mut kept = 0.0;
+        for t in 0..ROUNDS {
+            kept += fleet.forecast(&member, &bank, 0, t as u64).map_or(0.0, |forecast| forecast.quantiles[2]);
+        }
+        std::hint::black_box(kept);
+    };
+    let ((), without) = timed(since, || read(&fleet));
+    anyhow::ensure!(fleet.refit(&mut Budget::unlimited()) > 0, "trees could not be fitted");
+    let ((), with) = timed(since, || read(&fleet));
+    Ok((with - without).max(0.0) / ROUNDS as f64 / LEVELS)
+}

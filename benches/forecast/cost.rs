@@ -31,7 +31,7 @@ pub struct Tick {
     /// Banks alone: every sample taken, and three horizons with their quantiles read.
     pub banks_ms: f64,
     pub banks_slowest_ms: f64,
-    /// Whole pools: members, events, sums, maxima, probabilities, lessons for the trees.
+    /// Whole pools as hostd runs them: members, events, sums, maxima, probabilities.
     pub pools_ms: f64,
     pub pools_slowest_ms: f64,
 }

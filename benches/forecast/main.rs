@@ -96,7 +96,7 @@ fn print(outcome: &Outcome) {
         tick.machines, tick.resources, tick.banks_ms, tick.banks_slowest_ms, LIMITS.tick_ms
     );
     println!(
-        "tick       the same in {} pools with sums, maxima, scores and lessons: {:.1} ms, slowest {:.1} ms",
+        "tick       the same in {} pools with sums, maxima and scores: {:.1} ms, slowest {:.1} ms",
         tick.pools, tick.pools_ms, tick.pools_slowest_ms
     );
     for model in &models.fits {

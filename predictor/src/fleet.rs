@@ -22,7 +22,7 @@ const CORRECTED: usize = LEVELS.len() - FROM;
 /// Of the forecasts of one machine one in so many is learned from; seven divides no cycle.
 const EVERY: u64 = 7;
 /// Step of a machine's own correction, in usual errors.
-const STEP: f32 = 0.02;
+const STEP: f32 = 0.06;
 /// Step of the correction of one phase, which all machines share.
 const PHASE_STEP: f32 = 0.003;
 /// Weight of the newest usual error in the long memory.

@@ -19,7 +19,8 @@ pub struct PoolConfig {
     pub thresholds: PerResource<f64>,
     /// How much each resource counts in the score, 0 to 1.
     pub weights: PerResource<f64>,
-    /// Outcomes kept of each resource, horizon and level for [`PoolForecaster::refit`]; 0 = trees are never fitted.
+    /// Outcomes kept of each resource, horizon and level for [`PoolForecaster::refit`]; 0 = trees are never
+    /// fitted. With five horizons each lesson takes 11 KB over all resources.
     pub lessons: usize,
 }
 
@@ -32,7 +33,7 @@ impl Default for PoolConfig {
             stale_steps: 6,
             thresholds: PerResource { cpu: 0.95, memory: 0.9, io: 0.9, network: 0.9 },
             weights: PerResource { cpu: 1.0, memory: 1.0, io: 0.7, network: 0.7 },
-            lessons: 8_192,
+            lessons: 0,
         }
     }
 }

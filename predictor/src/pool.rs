@@ -196,6 +196,8 @@ impl PoolForecaster {
         let named: HashMap<&str, &Sample> = samples.iter().map(|sample| (sample.machine.as_str(), sample)).collect();
         for resource in Resource::ALL {
             self.sums[resource].maxima.inherit(&before[resource].maxima);
+            // What was said of other members is compared with nothing.
+            self.dear[resource].waiting = Waiting::default();
             let firsts: Vec<(f64, &Window)> = self
                 .machines
                 .iter()

@@ -21,7 +21,7 @@
 //! With [`MigrationMode::Postcopy`] the answer is `Postcopy` after the first round.
 //!
 //! The estimate counts everything that happens while the guest is stopped: stopping it, the pages and blocks that are
-//! still dirty at the bandwidth measured in this migration, two round trips (state until Prepared, Commit until Resumed),
+//! still dirty at the bandwidth measured in this migration, the flush of the last blocks, two round trips (state until Prepared, Commit until Resumed),
 //! state and resume.
 
 use std::time::Duration;
@@ -117,6 +117,8 @@ pub struct RoundStats {
     pub memory_bytes_per_second: Option<f64>,
     /// Block data on stable storage at the destination per second; `None` if nothing was sent yet.
     pub disk_bytes_per_second: Option<f64>,
+    /// From the last block of a round until all of its blocks were on stable storage, in the last round that sent any.
+    pub disk_settle: Duration,
     /// From a message to its answer.
     pub round_trip: Duration,
     /// Rounds in a row that came no closer than an earlier one.
@@ -171,7 +173,10 @@ impl RoundStats {
     }
 
     fn downtime_for(&self, pages: f64, blocks: f64) -> Duration {
-        self.transfer(pages, blocks).saturating_add(self.round_trip.saturating_mul(2)).saturating_add(FIXED_COST)
+        // However few blocks are left, the destination flushes them before it says Prepared.
+        let settle = if blocks > 0.0 { self.disk_settle } else { Duration::ZERO };
+        let fixed = self.round_trip.saturating_mul(2).saturating_add(FIXED_COST).saturating_add(settle);
+        self.transfer(pages, blocks).saturating_add(fixed)
     }
 
     /// Expected downtime of a switchover after one more round, if the guest goes on dirtying as it did.
@@ -236,6 +241,7 @@ pub struct History {
     without_progress: u32,
     memory: Rate,
     disk: Rate,
+    disk_settle: Duration,
 }
 
 /// A rate that forgets slowly and ignores samples too small to tell the link from latency.
@@ -269,6 +275,18 @@ impl History {
     pub fn sent(&mut self, memory: (u64, Duration), disk: (u64, Duration)) {
         self.memory.add(memory.0, memory.1);
         self.disk.add(disk.0, disk.1);
+    }
+
+    /// Notes how long the destination took to settle the blocks of a round that sent some.
+    pub fn settled(&mut self, blocks: u64, settle: Duration) {
+        if blocks > 0 {
+            self.disk_settle = settle;
+        }
+    }
+
+    /// See [`RoundStats::disk_settle`].
+    pub fn disk_settle(&self) -> Duration {
+        self.disk_settle
     }
 
     /// Bytes of page data per second, as measured.

@@ -16,6 +16,8 @@ struct Simulated {
     disk_dirty_mib_s: f64,
     link_mib_s: f64,
     round_trip: Duration,
+    /// A flush of the destination's disk.
+    flush: Duration,
 }
 
 /// Pre-copy alone: what follows if it does not converge is tested apart.
@@ -41,6 +43,7 @@ fn simulate(guest: &Simulated, limits: &Limits) -> End {
         let elapsed = memory_time + disk_time + guest.round_trip;
         total += elapsed;
         history.sent(((memory * MIB) as u64, memory_time), ((disk * MIB) as u64, disk_time));
+        history.settled((disk * MIB) as u64, guest.flush);
         memory = (elapsed.as_secs_f64() * guest.dirty_mib_s).min(guest.working_set_mib);
         disk = (elapsed.as_secs_f64() * guest.disk_dirty_mib_s).min(guest.disk_mib);
         let mut stats = RoundStats {
@@ -51,13 +54,17 @@ fn simulate(guest: &Simulated, limits: &Limits) -> End {
             dirty_blocks: (disk * MIB / BLOCK_BYTES as f64) as u64,
             memory_bytes_per_second: history.memory_bytes_per_second(),
             disk_bytes_per_second: history.disk_bytes_per_second(),
+            disk_settle: history.disk_settle(),
             round_trip: guest.round_trip,
             rounds_without_progress: 0,
         };
         stats.rounds_without_progress = history.remained(stats.remaining_bytes());
         let decision = converge(&stats, limits);
         if decision != Decision::Continue {
-            let real = Duration::from_secs_f64((memory + disk) / guest.link_mib_s) + guest.round_trip * 2 + FIXED_COST;
+            let real = Duration::from_secs_f64((memory + disk) / guest.link_mib_s)
+                + guest.round_trip * 2
+                + FIXED_COST
+                + if disk * MIB >= BLOCK_BYTES as f64 { guest.flush } else { Duration::ZERO };
             return End { decision, rounds: round + 1, real_downtime: real, estimate: stats.estimated_downtime() };
         }
         assert!(round < limits.max_rounds, "went on past the last round");
@@ -66,8 +73,8 @@ fn simulate(guest: &Simulated, limits: &Limits) -> End {
 }
 
 fn guests() -> impl Strategy<Value = Simulated> {
-    (64.0..4096.0f64, 0.0..1.0f64, 0.0..3.0f64, 0.0..4096.0f64, 0.0..3.0f64, 10.0..3000.0f64, 0u64..50_000).prop_map(
-        |(memory_mib, share, dirty, disk_mib, disk_dirty, link_mib_s, round_trip)| Simulated {
+    (64.0..4096.0f64, 0.0..1.0f64, 0.0..3.0f64, 0.0..4096.0f64, 0.0..3.0f64, 10.0..3000.0f64, 0u64..50_000, 0u64..100)
+        .prop_map(|(memory_mib, share, dirty, disk_mib, disk_dirty, link_mib_s, round_trip, flush)| Simulated {
             memory_mib,
             working_set_mib: memory_mib * share,
             dirty_mib_s: link_mib_s * dirty,
@@ -75,8 +82,8 @@ fn guests() -> impl Strategy<Value = Simulated> {
             disk_dirty_mib_s: link_mib_s * disk_dirty,
             link_mib_s,
             round_trip: Duration::from_micros(round_trip),
-        },
-    )
+            flush: Duration::from_millis(flush),
+        })
 }
 
 proptest! {
@@ -120,6 +127,7 @@ fn busy(dirty_mib_s: f64) -> Simulated {
         disk_dirty_mib_s: 0.0,
         link_mib_s: 1500.0,
         round_trip: Duration::from_micros(100),
+        flush: Duration::ZERO,
     }
 }
 
@@ -166,4 +174,27 @@ fn postcopy_alone_needs_one_round() {
     let limits = Limits { mode: MigrationMode::Postcopy, ..Limits::default() };
     let end = simulate(&busy(100.0), &limits);
     assert_eq!((end.decision, end.rounds), (Decision::Postcopy, 1));
+}
+
+#[test]
+fn a_slow_flush_at_the_destination_is_part_of_the_downtime() {
+    let stats = |blocks, settle| RoundStats {
+        round: 3,
+        elapsed: Duration::from_millis(20),
+        total_elapsed: Duration::from_secs(1),
+        dirty_pages: 0,
+        dirty_blocks: blocks,
+        memory_bytes_per_second: Some(1e9),
+        disk_bytes_per_second: Some(1e9),
+        disk_settle: Duration::from_millis(settle),
+        round_trip: Duration::ZERO,
+        rounds_without_progress: STUCK_ROUNDS,
+    };
+    let limits = precopy();
+    assert_eq!(converge(&stats(1, 0), &limits), Decision::Switchover);
+    assert!(
+        matches!(converge(&stats(1, 60), &limits), Decision::GiveUp { .. }),
+        "60 ms of flushing in 50 ms of downtime"
+    );
+    assert_eq!(converge(&stats(0, 60), &limits), Decision::Switchover, "nothing to flush");
 }

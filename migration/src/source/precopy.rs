@@ -100,6 +100,7 @@ impl Precopy {
             let elapsed = start.elapsed();
             note(context, &job, &shares, elapsed, dirty.memory.count());
             history.sent((shares.memory.data_bytes, shares.memory.busy), (shares.disk.data_bytes, shares.disk.busy));
+            history.settled(shares.disk.totals.data + shares.disk.totals.zero, shares.disk.settle);
             if let Some(limit) = context.control.downtime() {
                 context.options.limits.downtime = limit;
             }
@@ -112,6 +113,7 @@ impl Precopy {
                 dirty_blocks: dirty.blocks(),
                 memory_bytes_per_second: history.memory_bytes_per_second(),
                 disk_bytes_per_second: history.disk_bytes_per_second(),
+                disk_settle: history.disk_settle(),
                 round_trip: self.link.round_trip,
                 rounds_without_progress: 0,
             };
@@ -273,6 +275,7 @@ impl Share {
         self.data_bytes += other.data_bytes;
         self.skipped_bytes += other.skipped_bytes;
         self.busy = self.busy.max(other.busy);
+        self.settle = self.settle.max(other.settle);
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Share {
     pub(super) skipped_bytes: u64,
     /// From the start of the round until the acknowledgement.
     pub(super) busy: Duration,
+    /// From the end of sending until the acknowledgement.
+    pub(super) settle: Duration,
 }
 
 pub(super) struct Finished {
@@ -161,10 +163,12 @@ fn round(
     totals.data += share.totals.data;
     totals.zero += share.totals.zero;
     channel.send(&Message::RoundEnd { round: job.round, last: job.last, totals: *totals })?;
+    let sent = Instant::now();
     match channel.receive("waiting for a round to be acknowledged").map_err(super::connect::by_peer)? {
         Message::RoundAck { round } if round == job.round => {}
         other => return Err(WireError::Unexpected { found: other.name(), expected: "RoundAck" }.into()),
     }
     share.busy = start.elapsed();
+    share.settle = sent.elapsed();
     Ok(share)
 }

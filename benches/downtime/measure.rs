@@ -37,7 +37,7 @@ pub fn scenario(scenario: Scenario, runs: u16, streams: u16, peer: Option<&str>,
         eprintln!("{scenario:?} run {run} of {runs} ...");
         ours.push(our_run(scenario, streams).with_context(|| format!("{scenario:?}, run {run}"))?);
         if peer.is_some() {
-            theirs.push(peer_run(scenario).with_context(|| format!("{scenario:?} on QEMU, run {run}"))?);
+            theirs.push(peer_run(scenario, streams).with_context(|| format!("{scenario:?} on QEMU, run {run}"))?);
         }
     }
     let peer = peer.map(|version| PeerOutcome { name: "qemu", version: version.to_owned(), runs: theirs });
@@ -80,15 +80,15 @@ fn our_run(scenario: Scenario, streams: u16) -> Result<Run> {
     Ok(Run { report, cpu })
 }
 
-fn peer_run(scenario: Scenario) -> Result<PeerRun> {
+fn peer_run(scenario: Scenario, streams: u16) -> Result<PeerRun> {
     let lab = site::build()?;
     let (a, b) = (lab.host("host1")?, lab.host("host2")?);
     let kernel: &Path = &kernel(&lab)?;
     let mut source = Qemu::start(a, scenario, kernel, false)?;
-    let destination = Qemu::start(b, scenario, kernel, true)?;
+    let mut destination = Qemu::start(b, scenario, kernel, true)?;
     let migrate = || {
         let watch = Watch::start(source.id(), destination.id())?;
-        let moved = source.migrate(b)?;
+        let moved = source.migrate((b, &mut destination), streams, scenario.mode())?;
         Ok((moved, watch.stop()?))
     };
     let ((moved, cpu), seen) = observed(&lab, migrate)?;

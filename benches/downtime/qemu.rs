@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use hostd::lab::LabHost;
+use migration::policy::MigrationMode;
 use serde_json::json;
 
 use crate::qmp::Qmp;
@@ -64,7 +65,8 @@ impl Qemu {
             .args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())])
             .stdin(Stdio::null());
         if incoming {
-            command.args(["-incoming", &format!("tcp:{}:{PORT}", host.address())]);
+            // Where it listens is said once its capabilities are set.
+            command.args(["-incoming", "defer"]);
         }
         let child = command.spawn().with_context(|| format!("start {PROGRAM}"))?;
         let qmp = Qmp::connect(&socket, Duration::from_secs(10))?;
@@ -76,12 +78,29 @@ impl Qemu {
         self.child.id()
     }
 
-    /// Moves this machine to the QEMU that waits on `destination`, with no limit on bandwidth.
-    pub fn migrate(&mut self, destination: &LabHost) -> Result<Moved> {
+    /// Moves this machine to the QEMU that waits on `host`, with no limit on bandwidth: by pre-copy, over several connections
+    /// (multifd) if `streams` is more than one, or by post-copy after one round.
+    pub fn migrate(
+        &mut self,
+        (host, destination): (&LabHost, &mut Self),
+        streams: u16,
+        mode: MigrationMode,
+    ) -> Result<Moved> {
+        let postcopy = mode == MigrationMode::Postcopy;
+        // This release cannot do both at once.
+        let multifd = streams > 1 && !postcopy;
+        for side in [&mut *self, destination] {
+            let capability = |name: &str, state: bool| json!({"capability": name, "state": state});
+            let capabilities = [capability("postcopy-ram", postcopy), capability("multifd", multifd)];
+            side.qmp.execute("migrate-set-capabilities", &json!({"capabilities": capabilities}))?;
+            side.qmp.execute("migrate-set-parameters", &json!({"multifd-channels": streams}))?;
+        }
         let limits = json!({"max-bandwidth": 100_000_000_000_u64, "downtime-limit": DOWNTIME_LIMIT_MS});
         self.qmp.execute("migrate-set-parameters", &limits)?;
-        self.qmp.execute("migrate", &json!({"uri": format!("tcp:{}:{PORT}", destination.address())}))?;
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let uri = format!("tcp:{}:{PORT}", host.address());
+        destination.qmp.execute("migrate-incoming", &json!({"uri": uri}))?;
+        self.qmp.execute("migrate", &json!({"uri": uri}))?;
+        let (deadline, mut asked) = (Instant::now() + Duration::from_secs(60), !postcopy);
         while Instant::now() < deadline {
             let status = self.qmp.execute("query-migrate", &json!({}))?;
             match status["status"].as_str() {
@@ -93,7 +112,12 @@ impl Qemu {
                     });
                 }
                 Some("failed" | "cancelled") => bail!("QEMU's migration failed: {status}"),
-                _ => std::thread::sleep(Duration::from_millis(20)),
+                // The count is two when the first round is over.
+                Some("active") if !asked && status["ram"]["dirty-sync-count"].as_u64() >= Some(2) => {
+                    self.qmp.execute("migrate-start-postcopy", &json!({}))?;
+                    asked = true;
+                }
+                _ => std::thread::sleep(Duration::from_millis(if asked { 20 } else { 2 })),
             }
         }
         bail!("QEMU's migration did not end within 60 s")

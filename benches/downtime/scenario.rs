@@ -68,9 +68,8 @@ impl Scenario {
         if self == Self::Postcopy { MigrationMode::Postcopy } else { MigrationMode::Precopy }
     }
 
-    /// Whether the peer does the same work here: QEMU moves no disk without a second protocol beside the migration, and its
-    /// post-copy is not driven by this program yet.
+    /// Whether the peer does the same work here: QEMU moves no disk without a second protocol beside the migration.
     pub fn has_peer(self) -> bool {
-        !self.has_disk() && self != Self::Postcopy
+        !self.has_disk()
     }
 }

@@ -36,10 +36,12 @@ enum Command {
 }
 
 const DRAIN: &str = "\
-Waits until the host is empty and shows how far it is. Ctrl-C starts no further move: those under way are finished and
-the host stays closed. The same command goes on, `headroom host undrain` opens the host again.
+Waits until the host is empty. Ctrl-C starts no further move: those under way are
+finished, and the host stays closed. The same command goes on, and
+`headroom host undrain` opens the host again.
 
-Exit code 4: some machines cannot go; each says why. They are tried again every half minute until the host is opened.";
+Exit code 4: some machines cannot go, and each says why. They are tried again
+every half minute until the host is opened.";
 
 #[derive(Debug, Args)]
 struct DrainArguments {
@@ -157,19 +159,20 @@ fn text(drain: &Drain) -> String {
     if drain.state == DrainState::Open {
         return "this host is not being drained: it takes machines".to_owned();
     }
-    let mut table = Table::new(&["MACHINE", "", "TO", "MIGRATION", "WHY NOT"]);
+    let mut table = Table::new(&["MACHINE", "", "TO", "MIGRATION"]);
     for machine in &drain.machines {
         table.row(vec![
             machine.machine.clone(),
             word(machine.step),
             or_dash(machine.destination.clone()),
             or_dash(machine.migration.clone()),
-            machine.reason.clone().unwrap_or_default(),
         ]);
     }
+    let why = drain.machines.iter().filter(|machine| machine.reason.is_some());
+    let why: String = why.map(|machine| format!("{}\n", line(machine))).collect();
     let state = match drain.state {
         DrainState::Empty => "the host is empty, and closed until `headroom host undrain`".to_owned(),
         _ => format!("{}: {}", word(drain.state), summary(drain)),
     };
-    format!("{}{state}\n", table.text("no machines"))
+    format!("{}{why}{state}\n", table.text("no machines"))
 }

@@ -75,9 +75,7 @@ pub(super) fn rate(text: &str) -> Result<Rate, String> {
 
 /// Which machine goes where, and what that may cost.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Exit code 4: it was waited for and did not complete; the machine runs at its source as before."
-)]
+#[command(after_help = "Exit code 4: it was waited for and did not complete; the message says where the machine is.")]
 pub(super) struct Start {
     /// Machine.
     machine: String,
@@ -229,8 +227,8 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
             let migration = client.change_limits(&id, &limits).await?;
             output.print(&migration, |one| {
                 let limit = one.limits.bandwidth_bytes_per_second;
-                let limit = limit.map_or("no bandwidth limit".to_owned(), |rate| format!("{}/s", bytes(rate as f64)));
-                format!("{} may take {limit} and stop the guest for {} ms", one.id, one.limits.downtime_ms)
+                let limit = limit.map_or("not limited".to_owned(), |rate| format!("{}/s at most", bytes(rate as f64)));
+                format!("{}: bandwidth {limit}, downtime at most {} ms", one.id, one.limits.downtime_ms)
             })?;
         }
         Command::Abandon { id } => {

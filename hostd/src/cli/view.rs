@@ -123,7 +123,7 @@ fn host_text(host: &HostView) -> String {
     }
     let budget = host.migration_bandwidth_bytes_per_second;
     let budget = budget.map_or("no limit".to_owned(), |rate| format!("{}/s shared", bytes(rate as f64)));
-    text.push_str(&format!("migrations {} under way, {budget}\n", host.migrations));
+    text.push_str(&format!("moves     {} under way, bandwidth: {budget}\n", host.migrations));
     if host.drain != DrainState::Open {
         text.push_str(&format!("drain     {}: takes no machines (`headroom host drain --status`)\n", word(host.drain)));
     }

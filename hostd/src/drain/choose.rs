@@ -19,6 +19,12 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// What speaks against it may be gone with the next answer: it is only away for a moment (or this daemon has just begun to ask
+    /// its peers), or it has not told yet that the machine has left it.
+    pub(super) fn may_change(&self, machine: &str) -> bool {
+        !self.host.live || self.host.machines.iter().any(|there| there.name == machine)
+    }
+
     /// How full it would be with the machine, as the larger share of memory and processors; or why it cannot take it.
     fn fullness(&self, machine: &MachineSummary) -> Result<f64, String> {
         if !self.host.live {

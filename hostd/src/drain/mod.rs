@@ -37,8 +37,12 @@ const STEP: Duration = Duration::from_millis(250);
 /// A machine that cannot go is looked at again after so long.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// The same while a host does not answer.
-const SOON: Duration = Duration::from_secs(2);
+/// The same if what is in its way may pass at any moment: a host that does not answer just now, or has not yet told that a
+/// machine has left it.
+const SOON: Duration = Duration::from_secs(1);
+
+/// What may pass at any moment counts as an obstacle after so long.
+const PASSING: Duration = Duration::from_secs(10);
 
 /// Attempts after the first one that a move has at least: nobody stands by who could start it again.
 const RETRIES: u32 = 3;
@@ -81,6 +85,10 @@ struct Sent {
 #[derive(Debug)]
 struct Obstacle {
     reason: String,
+    /// Since when there is one.
+    since: Instant,
+    /// It may pass by itself at any moment.
+    passing: bool,
     /// `None`: not again by itself, since an operator has cancelled it.
     again: Option<Instant>,
 }
@@ -229,7 +237,11 @@ impl Daemon {
             };
         }
         match state.obstacles.get(name) {
-            Some(obstacle) => Drained { step: DrainStep::Blocked, reason: Some(obstacle.reason.clone()), ..nothing },
+            Some(obstacle) => {
+                let waits = obstacle.passing && obstacle.since.elapsed() < PASSING;
+                let step = if waits { DrainStep::Waiting } else { DrainStep::Blocked };
+                Drained { step, reason: Some(obstacle.reason.clone()), ..nothing }
+            }
             None => nothing,
         }
     }
@@ -282,7 +294,8 @@ impl Daemon {
                 }
                 MigrationStage::Cancelled => {
                     let reason = format!("its move to host `{host}` was cancelled: drain again to try again");
-                    state.obstacles.insert(name, Obstacle { reason, again: None });
+                    let obstacle = Obstacle { reason, since: Instant::now(), passing: false, again: None };
+                    state.obstacles.insert(name, obstacle);
                 }
                 _ => {
                     state.refused.remove(&name);
@@ -306,12 +319,13 @@ impl Daemon {
             _ => {}
         }
         let targets = self.targets(record);
-        // A host that is only away for a moment (or a daemon that has just begun to ask its peers) is not waited for that long.
-        let away = targets.iter().any(|target| !target.host.live);
+        let passing = targets.iter().any(|target| target.may_change(&name));
         let block = |state: &mut State, reason: String| {
-            let obstacle = Obstacle { reason, again: Some(Instant::now() + if away { SOON } else { AGAIN }) };
+            let now = Instant::now();
+            let since = state.obstacles.get(&name).map_or(now, |before| before.since);
+            let again = Some(now + if passing { SOON } else { AGAIN });
             state.refused.remove(&name);
-            state.obstacles.insert(name.clone(), obstacle);
+            state.obstacles.insert(name.clone(), Obstacle { reason, since, passing, again });
         };
         let busy = record.sent.iter().filter(|sent| !sent.over).count() >= self.config.concurrent_migrations;
         match summary.status {

@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use hostd::api::types::{Machine, MachineStatus, Migration, MigrationStage};
-use hostd::lab::HostSpec;
+use hostd::lab::{HostSpec, binary};
 use migration::policy::MigrationMode;
 use tests::world::{Spec, World};
 use tests::{Need, ready};
@@ -121,6 +121,29 @@ fn a_destination_that_dies_is_not_reconnected_to() {
     let (world, spec, migration) = under_way(true);
     kill(machine(&world, "b1").pid);
     lost_on_both(world, &spec, &migration.id);
+}
+
+/// Its daemon has never seen it in post-copy: only the VMM itself could say that a part of it was missing.
+#[test]
+fn a_destination_that_dies_unseen_is_not_taken_for_one_that_has_everything() {
+    if !ready(Need::Kvm) {
+        return;
+    }
+    let world = World::two_hosts();
+    let spec = storm("vm1");
+    world.boot("a1", &spec);
+    let started = world.start_migration("vm1", "a1", "b1", limits(MigrationMode::Postcopy, 4)).unwrap();
+    let pid = world.wait("pre-copy", || {
+        let migration = world.ask("a1", async |client| client.migration(&started.id).await).ok()?;
+        migration.progress.filter(|progress| progress.bytes_done > 1 << 20)?;
+        machine(&world, "b1").pid
+    });
+    world.host("b1").kill_daemon();
+    in_postcopy(&world, &started.id);
+    kill(Some(pid));
+    world.host("b1").spawn_daemon(&binary("hostd").unwrap()).unwrap();
+    world.host("b1").wait_ready().unwrap();
+    lost_on_both(world, &spec, &started.id);
 }
 
 #[test]

@@ -228,6 +228,12 @@ pub struct ReceiveConfig {
 impl ReceiveConfig {
     /// [`ReceiveConfig::recover_s`] if nothing is given: ten minutes.
     pub const RECOVER_S: u64 = 600;
+
+    /// What [`ReceiveConfig::mark`] holds once the machine has run here.
+    pub const RAN: &str = "ran\n";
+
+    /// The same while it lacks a part of itself (post-copy).
+    pub const RAN_INCOMPLETE: &str = "ran, and lacks a part of itself\n";
 }
 
 fn default_recover_s() -> u64 {

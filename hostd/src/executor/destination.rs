@@ -33,6 +33,15 @@ const DEADLINE_MAX_S: u64 = 86_400;
 /// How long a question for the outcome waits for this side's own VMM to answer.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(45);
 
+/// What a VMM that is gone has left of a machine that ran in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ran {
+    /// Its disks have all that the source had.
+    Complete,
+    /// It was in post-copy.
+    Incomplete,
+}
+
 impl Executor {
     /// Makes ready for a machine from host `source`, which was authenticated and allowed to.
     ///
@@ -200,12 +209,13 @@ impl Executor {
                 }
                 Ok(_) => break (Some("the VMM knows nothing of this migration".to_owned()), false),
                 Err(error) if entry.process().is_none() => {
-                    if !arrived && self.has_run(&active.get().machine) {
+                    let ran = self.has_run(&active.get().machine);
+                    if !arrived && ran.is_some() {
                         arrived = true;
                         self.arrived(active, entry, None);
                     }
                     let how = format!("the VMM ended: {}", chain(&error));
-                    break (Some(how), phase == Some(Phase::Postcopy));
+                    break (Some(how), phase == Some(Phase::Postcopy) || ran == Some(Ran::Incomplete));
                 }
                 Err(error) => tracing::warn!(id, error = chain(&error), "no progress from the incoming VMM"),
             }
@@ -230,8 +240,10 @@ impl Executor {
 
     /// Whether the machine had run in a VMM that is gone: then what it has done since is here, and its source must not go back to
     /// what it was before.
-    fn has_run(&self, machine: &str) -> bool {
-        std::fs::metadata(self.mark(machine)).is_ok_and(|mark| mark.len() > 0)
+    fn has_run(&self, machine: &str) -> Option<Ran> {
+        let mark = std::fs::read(self.mark(machine)).ok().filter(|mark| !mark.is_empty())?;
+        let incomplete = mark == ReceiveConfig::RAN_INCOMPLETE.as_bytes();
+        Some(if incomplete { Ran::Incomplete } else { Ran::Complete })
     }
 
     fn arrived(&self, active: &Active, entry: &Entry, status: Option<&MigrationStatus>) {

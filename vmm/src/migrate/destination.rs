@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use migration::guest::{
@@ -13,7 +14,7 @@ use migration::page::Bitmap;
 
 use super::{explain, room};
 use crate::builder::BuildError;
-use crate::config::MachineConfig;
+use crate::config::{MachineConfig, ReceiveConfig};
 use crate::memory::{self, uffd};
 use crate::vm::Machine;
 
@@ -55,28 +56,42 @@ pub enum Mismatch {
 /// Where a machine is kept once it is there.
 pub type Place = Arc<Mutex<Option<Arc<Machine>>>>;
 
-/// What the mark holds once the machine has run.
-const MARK: &[u8] = b"ran\n";
-
 /// An expected machine, seen by the destination's engine.
 pub struct Arrival {
     config: MachineConfig,
     place: Place,
     mark: Option<File>,
+    /// Parts of it come after it runs.
+    late: AtomicBool,
 }
 
 impl Arrival {
     /// A machine will be built from `config` and put into `place`. Before it runs, `mark` is written to.
     pub fn new(config: MachineConfig, place: Place, mark: Option<File>) -> Self {
-        Self { config, place, mark }
+        Self { config, place, mark, late: AtomicBool::new(false) }
     }
 
     /// Not made durable: that would cost the guest milliseconds of its downtime, and what it is for is the death of this
     /// process. A host that loses power within seconds of the switchover loses what the guest has done in them.
     fn mark(&self) -> GuestResult<()> {
-        let written = self.mark.as_ref().map_or(Ok(()), |file| file.write_all_at(MARK, 0));
+        let late = self.late.load(Ordering::Relaxed);
+        let words = if late { ReceiveConfig::RAN_INCOMPLETE } else { ReceiveConfig::RAN };
+        let written = self.mark.as_ref().map_or(Ok(()), |file| file.write_all_at(words.as_bytes(), 0));
         written
             .map_err(|error| GuestError::new(format!("the mark that the machine runs here cannot be written: {error}")))
+    }
+
+    /// All of it is here.
+    fn mark_complete(&self) {
+        if !self.late.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let words = ReceiveConfig::RAN.as_bytes();
+        // Shortened first: whatever is in between is no longer the mark of a machine that lacks something.
+        let write = |file: &File| file.set_len(words.len() as u64).and_then(|()| file.write_all_at(words, 0));
+        if let Some(Err(error)) = self.mark.as_ref().map(write) {
+            tracing::error!(%error, "the mark still says that the machine lacks a part of itself");
+        }
     }
 
     fn unmark(&self) {
@@ -138,6 +153,7 @@ impl DestinationGuest for Arrival {
 
     fn stop_dirty_tracking(&self) -> GuestResult<()> {
         let machine = self.machine()?;
+        self.mark_complete();
         machine.memory().arrived();
         machine.tracker().stop().map_err(explain)
     }
@@ -167,6 +183,7 @@ impl DestinationGuest for Arrival {
     }
 
     fn expect_pages(&self, missing: &Bitmap) -> GuestResult<Arc<dyn Missing>> {
+        self.late.store(true, Ordering::Relaxed);
         Ok(Arc::new(uffd::LatePages::new(self.machine()?.memory(), missing)?))
     }
 

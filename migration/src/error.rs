@@ -79,7 +79,7 @@ pub enum MigrationError {
     /// The operator gave a post-copy up whose link was lost.
     #[error(
         "the operator gave the post-copy up; the link was lost ({last}), the destination runs the machine without what it lacked, \
-         and stops for good where it needs that: restart the machine from a backup, or from its disk at the destination"
+         and stops for good where it needs that: restart the machine from its disks at the source, which are as they were at the switchover, or from a backup"
     )]
     Abandoned {
         /// Why the last attempt to reconnect failed.

@@ -71,7 +71,7 @@
 //! | Commit arrived, link lost before Resumed did | stays fenced, `InDoubt` | runs it, verification incomplete | at the destination |
 //! | link lost after Resumed | `Completed`, digests `null` | runs it, verification incomplete | at the destination |
 //! | post-copy: link lost after Commit | fenced, keeps what is missing, reconnects until it works or it is abandoned | the guest stands at the next missing page, goes on after the reconnect | at the destination |
-//! | post-copy: the source does not come back | died, or `InDoubt` when abandoned | stops the machine, `Lost` with what is missing | nowhere: restart it from its disk |
+//! | post-copy: the source does not come back | died, or `InDoubt` when abandoned | stops the machine, `Lost` with what is missing | nowhere: restart it from its disks at the source |
 //! | digests differ after the resume | `Completed`, says which page | runs it, warns | at the destination; the operator decides |
 //!
 //! # Rules

@@ -328,7 +328,9 @@ impl Supervisor {
 
     /// Stops the machine for good, with words.
     fn lost(&self, why: &str) -> Ending {
-        let text = format!("{why}: the machine is stopped here for good; restart it from its disk or a backup");
+        let text = format!(
+            "{why}: the machine is stopped here for good; restart it from its disks at the source, or from a backup"
+        );
         tracing::error!("{text}");
         self.control.set_note(Some(text.clone()));
         self.guest.lose(&text);

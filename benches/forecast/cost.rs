@@ -101,7 +101,10 @@ pub fn tick(machines: usize) -> Result<Tick> {
 fn banks(machines: usize) -> Result<Vec<f64>> {
     let config = BankConfig { seasons: predictor::bank::cycles(300.0), ..BankConfig::default() };
     let count = machines * Resource::ALL.len();
-    let mut banks = (0..count).map(|_| predictor::Bank::new(config.clone())).collect::<Result<Vec<_>, _>>()?;
+    // As a pool does with its machines: not all regressions at the same step.
+    let staggered = |number: usize| BankConfig { stagger: number as u32, ..config.clone() };
+    let banks = (0..count).map(|number| predictor::Bank::new(staggered(number)));
+    let mut banks = banks.collect::<Result<Vec<_>, _>>()?;
     let (since, mut state, mut times) = (Instant::now(), 1, Vec::new());
     for t in 0..WARM + MEASURED {
         let values: Vec<f64> = (0..count).map(|_| 50.0 + 10.0 * noise(&mut state)).collect();

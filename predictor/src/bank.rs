@@ -108,7 +108,8 @@ impl Bank {
             ewma: Ewma::new(0.3),
             slow: Ewma::new(0.03),
             holt: Holt::new(0.5, 0.1, 0.97),
-            ridge: Ridge::new(&config.horizons, seasons, config.ridge_decay, config.ridge_penalty, config.refit_every),
+            ridge: Ridge::new(&config.horizons, seasons, config.ridge_decay, config.ridge_penalty, config.refit_every)
+                .staggered(config.stagger),
             tracks,
             levels: Levels::default(),
             common: vec![f32::NAN; COMMON * config.horizons.last().copied().unwrap_or(1)],

@@ -83,6 +83,11 @@ impl Series {
     }
 }
 
+/// A number that differs between machines and is the same in every run (FNV-1a).
+fn number_of(machine: &str) -> u32 {
+    machine.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)) >> 8
+}
+
 /// The believed effect of events now on the scope that `concerned` tells.
 fn effect_now(events: &EventBook, concerned: impl Fn(&Scope) -> bool, resource: Resource, baseline: f64) -> f64 {
     events
@@ -178,7 +183,8 @@ impl PoolForecaster {
         let mut changed = self.machines.len() != before;
         for sample in samples {
             if !self.machines.contains_key(&sample.machine) {
-                let history = MachineHistory::new(&self.config, &self.bank_config)?;
+                let bank = BankConfig { stagger: number_of(&sample.machine), ..self.bank_config.clone() };
+                let history = MachineHistory::new(&self.config, &bank)?;
                 self.machines.insert(sample.machine.clone(), history);
                 changed = true;
             }

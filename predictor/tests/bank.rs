@@ -223,3 +223,23 @@ fn one_enormous_sample_leaves_finite_forecasts() {
         }
     }
 }
+
+#[test]
+fn banks_that_began_together_solve_at_different_steps() {
+    let config = BankConfig { horizons: vec![1], ..BankConfig::default() };
+    let staggered = |stagger| Bank::new(BankConfig { stagger, ..config.clone() }).expect("sound");
+    let (mut early, mut late) = (staggered(40), staggered(0));
+    let mut noise = Noise::new(23);
+    let (mut apart, mut near) = (0, 0);
+    let mut value = 50.0;
+    for _ in 0..4_000 {
+        value = 50.0 + 0.6 * (value - 50.0) + noise.normal();
+        early.update(Some(value));
+        late.update(Some(value));
+        let [early, late] = [&early, &late].map(|bank| bank.forecast(1).expect("samples").point);
+        apart += u32::from(early != late);
+        near += u32::from((early - late).abs() < 0.5);
+    }
+    assert!(apart > 2_000, "they hold different solutions most of the time: {apart}");
+    assert!(near > 3_800, "of the same series: {near}");
+}

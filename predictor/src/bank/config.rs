@@ -47,6 +47,8 @@ pub struct BankConfig {
     pub ridge_penalty: f64,
     /// Steps between two solutions of the ridge regression.
     pub refit_every: u32,
+    /// At which of these steps: banks that began together, each with its own number here, do not all solve at the same one.
+    pub stagger: u32,
 }
 
 impl Default for BankConfig {
@@ -63,6 +65,7 @@ impl Default for BankConfig {
             ridge_decay: 0.998,
             ridge_penalty: 3.0,
             refit_every: 96,
+            stagger: 0,
         }
     }
 }

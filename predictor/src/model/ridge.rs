@@ -63,6 +63,9 @@ struct Kept {
 pub struct Ridge {
     penalty: f32,
     refit_every: u32,
+    /// At which of these steps it is solved.
+    #[serde(default)]
+    stagger: u32,
     clock: u32,
     equations: Vec<Equations>,
     recent: [f64; RECENT],
@@ -111,6 +114,7 @@ impl Ridge {
         Self {
             penalty: penalty as f32,
             refit_every: refit_every.max(1),
+            stagger: 0,
             clock: 0,
             equations,
             recent: [0.0; RECENT],
@@ -120,6 +124,12 @@ impl Ridge {
             seen: 0,
             pending: vec![Kept::default(); longest],
         }
+    }
+
+    /// Solves `steps` earlier than others that began together.
+    pub(crate) fn staggered(mut self, steps: u32) -> Self {
+        self.stagger = steps % self.refit_every;
+        self
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
@@ -257,7 +267,7 @@ impl Ridge {
             // Often while every sample changes much, seldom when they are many.
             let most = if sparse { (f64::from(self.refit_every) * SHARE) as u32 } else { self.refit_every };
             let between = (equations.seen / 8).clamp(1, most.max(1));
-            if equations.seen > 2 && (equations.seen + index as u32 * 31).is_multiple_of(between) {
+            if equations.seen > 2 && (equations.seen + index as u32 * 31 + self.stagger).is_multiple_of(between) {
                 equations.solve(f64::from(self.penalty));
             }
         }

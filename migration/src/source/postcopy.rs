@@ -40,7 +40,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// How long the destination's port may refuse connections. Its listener lives in the process that runs the machine, so that
 /// process is gone, or has never got Commit: nobody will ever answer. A link that is merely lost never ends it: the
 /// destination may be waiting for what only this process has.
-const REFUSED: Duration = Duration::from_secs(60);
+const REFUSED: Duration = Duration::from_secs(30);
 
 /// The destination is ready to go by post-copy; the guest still runs here.
 pub(super) struct Entry {

@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use headroom_guest::Workload;
-use hostd::api::types::{CreateMachine, MachineStatus, Migration, MigrationStage};
+use hostd::api::types::{CreateMachine, MachineStatus, Migration, MigrationLimits, MigrationStage};
 use hostd::lab::{HostSpec, binary};
+use migration::policy::MigrationMode;
 use tests::world::{DEADLINE, Spec, World};
 use tests::{Need, ready};
 
@@ -43,12 +44,17 @@ struct Case {
     at: Boundary,
     victim: Victim,
     release: Release,
+    mode: MigrationMode,
 }
 
 impl Case {
+    fn precopy(at: Boundary, victim: Victim) -> Self {
+        Self { at, victim, release: Release::Deliver, mode: MigrationMode::Precopy }
+    }
+
     /// By the table in `docs/migration-protocol.md`.
     fn end(self) -> End {
-        let Self { at, victim, release } = self;
+        let Self { at, victim, release, .. } = self;
         let past = |boundary| Boundary::ALL.iter().position(|&one| one == boundary);
         let before_commit = past(at) < past(Boundary::Commit);
         let arrives = at != Boundary::Commit || release == Release::Deliver;
@@ -153,8 +159,9 @@ impl Stage {
 
     /// One migration, disturbed.
     fn play(&mut self, case: Case) {
-        self.relay.arm(&[case.at]);
-        let started = self.world.start_migration("vm1", "a1", "b1", None).expect("a migration that starts");
+        self.relay.arm(&[case.at], case.mode == MigrationMode::Postcopy);
+        let limits = MigrationLimits { mode: case.mode, ..MigrationLimits::default() };
+        let started = self.world.start_migration("vm1", "a1", "b1", Some(limits)).expect("a migration that starts");
         assert!(self.relay.wait(DEADLINE), "{case:?}: the message never came:\n{}", self.world.logs());
         // With the message lost, what daemons do after it has to work without those that were there before.
         if case.release == Release::Cut {
@@ -225,8 +232,8 @@ fn play_all(cases: impl Iterator<Item = Case>) {
 #[test]
 fn every_process_is_killed_at_every_message() {
     let victims = [Victim::SourceVmm, Victim::DestinationVmm, Victim::SourceDaemon, Victim::DestinationDaemon];
-    let release = Release::Deliver;
-    play_all(Boundary::ALL.into_iter().flat_map(|at| victims.map(|victim| Case { at, victim, release })));
+    let precopy = |at: &Boundary| !matches!(at, Boundary::PostcopyPrepare | Boundary::PostcopyReady);
+    play_all(Boundary::ALL.into_iter().filter(precopy).flat_map(|at| victims.map(|victim| Case::precopy(at, victim))));
 }
 
 /// A host that dies takes its daemon with it: what the other one asks it afterwards it knows from its disk only.
@@ -234,8 +241,26 @@ fn every_process_is_killed_at_every_message() {
 fn hosts_die_around_commit() {
     let victims = [Victim::SourceHost, Victim::DestinationHost];
     let around = [Boundary::Prepared, Boundary::Commit, Boundary::Resumed, Boundary::Verified];
-    let release = Release::Deliver;
-    play_all(around.into_iter().flat_map(|at| victims.map(|victim| Case { at, victim, release })));
+    play_all(around.into_iter().flat_map(|at| victims.map(|victim| Case::precopy(at, victim))));
+}
+
+/// Post-copy enters by more messages. (What follows its Commit takes minutes by design: `migration/tests/postcopy.rs` and
+/// `vmm/tests/postcopy.rs` have it.)
+#[test]
+fn processes_are_killed_on_the_way_into_postcopy() {
+    if vmm::memory::uffd::check().is_err() {
+        eprintln!("skipped: this host cannot do post-copy");
+        return;
+    }
+    let daemons = [Victim::SourceDaemon, Victim::DestinationDaemon];
+    let all = [Victim::SourceVmm, Victim::DestinationVmm, Victim::SourceDaemon, Victim::DestinationDaemon];
+    let before = [Boundary::PostcopyPrepare, Boundary::PostcopyReady, Boundary::Prepared];
+    let after = [Boundary::Commit, Boundary::Resumed];
+    let cases = before.into_iter().flat_map(|at| all.map(|victim| Case::precopy(at, victim)));
+    // From Prepared on the source commits, and then waits for half a minute for somebody to listen there.
+    let cases = cases.filter(|case| (case.at, case.victim) != (Boundary::Prepared, Victim::DestinationVmm));
+    let cases = cases.chain(after.into_iter().flat_map(|at| daemons.map(|victim| Case::precopy(at, victim))));
+    play_all(cases.map(|case| Case { mode: MigrationMode::Postcopy, ..case }));
 }
 
 /// What is lost around Commit is settled by the daemons, also if they have to start again for it.
@@ -243,8 +268,8 @@ fn hosts_die_around_commit() {
 fn messages_are_lost_and_daemons_with_them() {
     let victims = [Victim::Nobody, Victim::SourceDaemon, Victim::DestinationDaemon, Victim::BothDaemons];
     let around = [Boundary::Prepared, Boundary::Commit, Boundary::Resumed];
-    let release = Release::Cut;
-    play_all(around.into_iter().flat_map(|at| victims.map(|victim| Case { at, victim, release })));
+    let cases = around.into_iter().flat_map(|at| victims.map(|victim| Case::precopy(at, victim)));
+    play_all(cases.map(|case| Case { release: Release::Cut, ..case }));
 }
 
 /// The source is in doubt, the destination's daemon is down while its VMM takes the machine over, and then that dies too: what
@@ -256,8 +281,9 @@ fn a_machine_that_has_run_is_not_taken_back() {
     }
     let stage = Stage::new();
     let world = &stage.world;
-    stage.relay.arm(&[Boundary::Commit, Boundary::Resumed]);
-    let started = world.start_migration("vm1", "a1", "b1", None).expect("a migration that starts");
+    stage.relay.arm(&[Boundary::Commit, Boundary::Resumed], false);
+    let precopy = MigrationLimits { mode: MigrationMode::Precopy, ..MigrationLimits::default() };
+    let started = world.start_migration("vm1", "a1", "b1", Some(precopy)).expect("a migration that starts");
     assert!(stage.relay.wait(DEADLINE), "Commit never came:\n{}", world.logs());
     let vmm = stage.vmm_of("b1");
     world.host("b1").kill_daemon();

@@ -34,6 +34,10 @@ pub enum Boundary {
     Attach,
     Ready,
     RoundAck,
+    /// Only by post-copy.
+    PostcopyPrepare,
+    PostcopyReady,
+    /// Only by pre-copy.
     State,
     Prepared,
     Commit,
@@ -42,10 +46,13 @@ pub enum Boundary {
 }
 
 impl Boundary {
-    pub const ALL: [Boundary; 8] = [
+    /// In order of time.
+    pub const ALL: [Boundary; 10] = [
         Boundary::Attach,
         Boundary::Ready,
         Boundary::RoundAck,
+        Boundary::PostcopyPrepare,
+        Boundary::PostcopyReady,
         Boundary::State,
         Boundary::Prepared,
         Boundary::Commit,
@@ -68,6 +75,8 @@ struct Held {
     /// Messages to be held, one after the other.
     wanted: VecDeque<Boundary>,
     connections: usize,
+    /// The migration goes by post-copy.
+    postcopy: bool,
     /// Ready has passed on the control channel.
     ready: bool,
     /// Messages after it that were not pings: by the source, by the destination.
@@ -116,8 +125,8 @@ impl Relay {
     }
 
     /// The next migration is held at each of these, in their order.
-    pub fn arm(&self, boundaries: &[Boundary]) {
-        *self.shared.held() = Held { wanted: boundaries.iter().copied().collect(), ..Held::default() };
+    pub fn arm(&self, boundaries: &[Boundary], postcopy: bool) {
+        *self.shared.held() = Held { wanted: boundaries.iter().copied().collect(), postcopy, ..Held::default() };
     }
 
     /// Waits until the message is held. False if it never came.
@@ -198,15 +207,18 @@ fn message(held: &mut Held, number: usize, to_destination: bool, kind: u8, lengt
         }
         (0, true) if kind == DATA && held.ready && length != SMALL => {
             held.source_said += 1;
-            match (held.source_said, length) {
-                (1, _) => Some(Boundary::State),
-                (_, BARE) => Some(Boundary::Commit),
+            match (held.source_said, held.postcopy, length) {
+                (1, true, _) => Some(Boundary::PostcopyPrepare),
+                (1, false, _) => Some(Boundary::State),
+                (_, _, BARE) => Some(Boundary::Commit),
                 _ => None,
             }
         }
         (0, false) if kind == DATA && length != SMALL => {
             held.destination_said += 1;
-            [Boundary::Prepared, Boundary::Resumed, Boundary::Verified].get(held.destination_said - 1).copied()
+            let said = [Boundary::PostcopyReady, Boundary::Prepared, Boundary::Resumed, Boundary::Verified];
+            let first = usize::from(!held.postcopy);
+            said.get(first + held.destination_said - 1).copied()
         }
         _ => None,
     }

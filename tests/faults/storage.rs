@@ -32,10 +32,8 @@ fn works_after(world: World, spec: &Spec, repair: &str) {
     let left = std::fs::read_dir(mounts::seen(&world, "b1", &folder).join(&spec.name)).map_or(0, Iterator::count);
     assert_eq!(left, 0, "images are left at the destination");
     mounts::run(&world, "b1", repair);
-    let migration = world.migrate(&spec.name, "a1", "b1", None);
-    assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());
+    world.moves(spec, "a1", "b1", None);
     assert_eq!(world.machines_on("b1"), std::slice::from_ref(&spec.name));
-    world.check_oracles(spec);
     world.finish();
 }
 
@@ -105,9 +103,7 @@ fn an_image_that_is_there_already() {
     refused(&world, &spec, &["b1", "state/machines/vm1/disk0.raw", "remove it if no machine needs it"]);
     assert_eq!(std::fs::read(&image).unwrap(), b"somebody else's", "it is not ours to remove");
     std::fs::remove_file(&image).unwrap();
-    let migration = world.migrate("vm1", "a1", "b1", None);
-    assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());
-    world.check_oracles(&spec);
+    world.moves(&spec, "a1", "b1", None);
     world.finish();
 }
 

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use headroom_guest::{Client as GuestClient, Settings, Status, Workload};
 use hostd::api::types::{
-    CreateMachine, KernelChoice, Machine, MigrateRequest, Migration, MigrationLimits, NewDisk, NewNetwork, ProbeSpec,
+    CreateMachine, KernelChoice, Machine, MigrateRequest, Migration, MigrationLimits, MigrationStage, NewDisk,
+    NewNetwork, ProbeSpec,
 };
 use hostd::client::{Client, ClientError};
 use hostd::config::HostConfig;
-use hostd::demo::observer::{ECHO_PORT, Observer, Target};
+use hostd::demo::observer::{ECHO_PORT, Observer, Target, UdpSummary};
 use hostd::lab::{HostSpec, Lab, LabHost, fabric, interrupt, sweep};
+use migration::report::Report;
 
 /// How long anything that is waited for may take, on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -218,6 +220,18 @@ impl World {
         self.wait_migration(from, &migration.id)
     }
 
+    /// Moves a machine, which has to work; the guest then finds its memory and its disk as it left them. Returns the source's
+    /// report.
+    ///
+    /// # Panics
+    /// When it ends otherwise.
+    pub fn moves(&self, spec: &Spec, from: &str, to: &str, limits: Option<MigrationLimits>) -> Report {
+        let migration = self.migrate(&spec.name, from, to, limits);
+        assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, self.logs());
+        self.check_oracles(spec);
+        migration.report.expect("a report at the source")
+    }
+
     /// Names of the machines on a host.
     ///
     /// # Panics
@@ -263,6 +277,20 @@ impl World {
         assert!(left.is_empty(), "left behind after {:?}: {left:#?}", start.elapsed());
         assert_eq!(sweep::leftovers(&prefix), Vec::<String>::new());
     }
+}
+
+/// Stops the traffic of a machine, waits until everything that was sent over TCP has come back, and returns what UDP saw since
+/// `start`.
+///
+/// # Panics
+/// When an echo does not come.
+pub fn last_echoes(observer: &Observer, machine: &str, start: u64) -> UdpSummary {
+    observer.set_rates(machine, 0, 0);
+    let tcp = interrupt::poll("the last echoes", Duration::from_secs(5), Duration::from_millis(20), || {
+        Ok(observer.tcp(machine).filter(|tcp| tcp.complete()))
+    });
+    tcp.unwrap_or_else(|error| panic!("{error}: {:?}", observer.tcp(machine)));
+    observer.udp(machine, start..observer.now()).expect("a machine that is observed")
 }
 
 /// A client of the guest's control port; to be called inside the observer's namespace.

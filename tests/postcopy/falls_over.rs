@@ -1,12 +1,8 @@
 //! A guest that writes far faster than the link carries.
 
-use std::time::Duration;
-
-use hostd::api::types::MigrationStage;
-use hostd::lab::interrupt;
 use migration::policy::MigrationMode;
 use migration::report::Mode;
-use tests::world::World;
+use tests::world::{World, last_echoes};
 use tests::{Need, ready};
 
 use super::{limits, storm};
@@ -21,23 +17,14 @@ fn a_storm_of_writes_moves_and_answers_all_the_way() {
     world.boot("a1", &spec);
     let observer = world.observe(&[&spec], 200, 50);
     let start = observer.now();
-    let migration = world.migrate("vm1", "a1", "b1", limits(MigrationMode::Hybrid, 40));
-    assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());
-    let report = migration.report.expect("a report at the source");
+    let report = world.moves(&spec, "a1", "b1", limits(MigrationMode::Hybrid, 40));
     println!("{}", serde_json::to_string_pretty(&report).unwrap());
     assert_eq!(report.mode, Mode::Hybrid);
     let postcopy = report.postcopy.as_ref().expect("what post-copy did");
     assert!(postcopy.faults > 0 && postcopy.fault_us_p50 > 0.0 && postcopy.recoveries == 0, "{postcopy:?}");
     let verification = &report.verification;
     assert_eq!((verification.memory_digest_ok, verification.disk_digest_ok), (Some(true), Some(true)));
-    world.check_oracles(&spec);
-
-    observer.set_rates("vm1", 0, 0);
-    let tcp = interrupt::poll("the last echoes", Duration::from_secs(5), Duration::from_millis(20), || {
-        Ok(observer.tcp("vm1").filter(|tcp| tcp.complete()))
-    });
-    tcp.unwrap_or_else(|error| panic!("{error}: {:?}", observer.tcp("vm1")));
-    let udp = observer.udp("vm1", start..observer.now()).unwrap();
+    let udp = last_echoes(&observer, "vm1", start);
     println!("network gap {:.1} ms, downtime {:.1} ms, {udp:?}", udp.gap_ms, report.downtime_ms.total);
     // Stopped for all that is dirty it would have been silent for a second.
     assert!(udp.answered > 100 && udp.gap_ms < 800.0, "{udp:?}");

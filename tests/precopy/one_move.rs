@@ -1,11 +1,8 @@
 //! One move, looked at from all sides.
 
-use std::time::Duration;
-
-use hostd::api::types::{MigrationLimits, MigrationStage};
-use hostd::lab::interrupt;
+use hostd::api::types::MigrationLimits;
 use migration::report::{Mode, Outcome};
-use tests::world::{Spec, World};
+use tests::world::{Spec, World, last_echoes};
 use tests::{Need, ready};
 
 #[test]
@@ -19,16 +16,12 @@ fn a_busy_machine_moves_with_its_memory_disk_and_connections() {
     world.check_oracles(&spec);
     let observer = world.observe(&[&spec], 1000, 100);
     let start = observer.now();
-    let migration = world.migrate("vm1", "a1", "b1", None);
-    assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());
-    let report = migration.report.expect("a report at the source");
+    let report = world.moves(&spec, "a1", "b1", None);
     println!("{}", serde_json::to_string_pretty(&report).unwrap());
     assert_eq!((report.outcome, report.mode), (Outcome::Completed, Mode::Precopy));
     assert_eq!(world.machines_on("a1"), Vec::<String>::new());
     assert_eq!(world.machines_on("b1"), ["vm1"]);
 
-    // What the guest itself finds, after the move, in memory and on disk.
-    world.check_oracles(&spec);
     let verification = &report.verification;
     assert_eq!((verification.memory_digest_ok, verification.disk_digest_ok), (Some(true), Some(true)));
     assert!(verification.pages_checked > 0 && verification.blocks_checked > 0, "{verification:?}");
@@ -36,12 +29,7 @@ fn a_busy_machine_moves_with_its_memory_disk_and_connections() {
     assert_eq!(report.tls.version, "TLSv1_3");
 
     // What an outside client saw.
-    observer.set_rates("vm1", 0, 0);
-    let tcp = interrupt::poll("the last echoes", Duration::from_secs(5), Duration::from_millis(20), || {
-        Ok(observer.tcp("vm1").filter(|tcp| tcp.complete()))
-    });
-    tcp.unwrap_or_else(|error| panic!("{error}: {:?}", observer.tcp("vm1")));
-    let udp = observer.udp("vm1", start..observer.now()).unwrap();
+    let udp = last_echoes(&observer, "vm1", start);
     println!("network gap {:.1} ms, downtime {:.1} ms, {udp:?}", udp.gap_ms, report.downtime_ms.total);
     assert!(udp.answered > 100, "{udp:?}");
     let parts = &report.downtime_ms;
@@ -65,12 +53,9 @@ fn both_stopped_images_are_compared_in_full_where_that_is_asked() {
     let spec = Spec::busy("vm1", 0);
     world.boot("a1", &spec);
     let limits = MigrationLimits { compare_full: true, ..MigrationLimits::default() };
-    let migration = world.migrate("vm1", "a1", "b1", Some(limits));
-    assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());
-    let report = migration.report.expect("a report at the source");
+    let report = world.moves(&spec, "a1", "b1", Some(limits));
     // The comparison is made before Commit: had it failed, the machine would not be here.
     assert_eq!(report.outcome, Outcome::Completed);
     assert_eq!(report.verification.memory_digest_ok, Some(true));
-    world.check_oracles(&spec);
     world.finish();
 }

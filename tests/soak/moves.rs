@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use hostd::api::types::MigrationStage;
 use hostd::lab::LabHost;
 use tests::world::{Spec, World};
 use tests::{Need, ready};
@@ -13,6 +12,9 @@ use crate::leaks::Held;
 const MOVES: usize = 10;
 /// Moves before the first look: both hosts have been source and destination by then, and have made what they keep.
 const WARM: usize = 4;
+
+/// Moves between two lines about the memory of the daemons.
+const LOOK: usize = 50;
 
 fn held(world: &World) -> [Held; 2] {
     ["a1", "b1"].map(|host| Held::by(world.host(host)))
@@ -43,12 +45,10 @@ fn nothing_is_lost_and_nothing_grows() {
             before = Some(held(&world));
         }
         let (from, to) = if number % 2 == 0 { ("a1", "b1") } else { ("b1", "a1") };
-        let migration = world.migrate("vm1", from, to, None);
-        assert_eq!(migration.stage, MigrationStage::Completed, "move {number}: {migration:#?}\n{}", world.logs());
-        let report = migration.report.expect("a report at the source");
+        let report = world.moves(&spec, from, to, None);
         let equal = (report.verification.memory_digest_ok, report.verification.disk_digest_ok);
         assert_eq!(equal, (Some(true), Some(true)), "move {number}: {:?}", report.verification);
-        let status = world.check_oracles(&spec);
+        let status = world.status(&spec);
         totals.push(report.total_ms);
         downtimes.push(report.downtime_ms.total);
         println!(
@@ -60,6 +60,10 @@ fn nothing_is_lost_and_nothing_grows() {
             status.disk_blocks_checked,
             start.elapsed().as_secs()
         );
+        if (number + 1) % LOOK == 0 {
+            let resident = held(&world).map(|held| held.resident_kib);
+            println!("resident memory of the daemons after {} moves: {resident:?} KiB", number + 1);
+        }
     }
     let (before, after) = (before.expect("a look after the first moves"), held(&world));
     println!(

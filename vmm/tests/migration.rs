@@ -4,27 +4,14 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Lab, Vmm, ready, until};
-use headroom_guest::{Client as Guest, Status};
+use common::{Lab, Vmm, guest, listen, ready, sending, until};
+use headroom_guest::Status;
 use migration::report::{Outcome, Report};
 use migration::testing::Authority;
 use vmm::api::{ChangedLimits, MachineState, Phase};
-use vmm::config::{MigrationLimits, ReceiveConfig, SendConfig, TlsIdentity};
-
-const TOKEN: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+use vmm::config::{MigrationLimits, SendConfig};
 
 const WORKLOAD: &str = "ip=10.0.0.2/24 sweep=16:100 disk=8:8 cpu=5 fill=64 hb=100";
-
-fn identity(authority: &Authority, host: &str) -> TlsIdentity {
-    let identity = authority.issue(host);
-    TlsIdentity { ca_pem: identity.ca_pem, certificate_pem: identity.certificate_pem, key_pem: identity.key_pem }
-}
-
-fn guest() -> Guest {
-    let mut guest = Guest::connect("10.0.0.2:9000".parse().expect("an address")).expect("a socket");
-    guest.set_deadline(Duration::from_secs(20));
-    guest
-}
 
 fn healthy(status: &Status) {
     assert_eq!((status.sweep_errors, status.disk_errors), (0, 0), "{status:?}");
@@ -35,37 +22,14 @@ fn migrate(authority: &Authority, from: &Vmm, to: &Vmm, id: &str) -> Report {
     let report = from.migrated().report.expect("the source has a report");
     // The destination hears of the end a moment later, and until then it takes no further migration.
     to.migrated();
+    assert_eq!(std::fs::read(to.mark()).expect("a mark"), b"ran\n");
     report
 }
 
 fn start(authority: &Authority, from: &Vmm, to: &Vmm, id: &str, pause_before_switchover: bool) {
-    let receiving = to
-        .client
-        .receive(&ReceiveConfig {
-            id: id.into(),
-            listen: "127.0.0.1:0".parse().expect("an address"),
-            token: TOKEN.into(),
-            source_host: "a".into(),
-            destination_host: "b".into(),
-            tls: identity(authority, "b"),
-            deadline_s: 60,
-            recover_s: 20,
-            mark: None,
-        })
-        .expect("it listens");
-    from.client
-        .send(&SendConfig {
-            id: id.into(),
-            address: receiving.address,
-            token: TOKEN.into(),
-            source_host: "a".into(),
-            destination_host: "b".into(),
-            tls: identity(authority, "a"),
-            limits: MigrationLimits::default(),
-            pause_before_switchover,
-            trigger: Default::default(),
-        })
-        .expect("it starts");
+    let address = listen(authority, to, id, 20);
+    let config = sending(authority, id, address, MigrationLimits::default());
+    from.client.send(&SendConfig { pause_before_switchover, ..config }).expect("it starts");
 }
 
 #[test]

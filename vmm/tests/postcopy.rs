@@ -5,15 +5,13 @@ mod common;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use common::{Lab, Vmm, ready, until};
+use common::{Lab, Vmm, guest, listen, ready, sending, until};
 use headroom_guest::{Client as Guest, Status};
 use migration::policy::MigrationMode;
 use migration::report::{Mode, Outcome, Report};
 use migration::testing::{Authority, Proxy};
 use vmm::api::{MachineState, MigrationStatus, Phase};
-use vmm::config::{MigrationLimits, ReceiveConfig, SendConfig, TlsIdentity};
-
-const TOKEN: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+use vmm::config::MigrationLimits;
 
 /// Writes a word into each page of 48 MiB ten times a second: far above every link below.
 const WORKLOAD: &str = "ip=10.0.0.2/24 sweep=48:400 disk=8:8 cpu=5 fill=48 hb=100";
@@ -32,43 +30,14 @@ fn possible(test: &str) -> bool {
     }
 }
 
-fn identity(authority: &Authority, host: &str) -> TlsIdentity {
-    let identity = authority.issue(host);
-    TlsIdentity { ca_pem: identity.ca_pem, certificate_pem: identity.certificate_pem, key_pem: identity.key_pem }
-}
-
 fn limits(mode: MigrationMode, mib_per_second: u64) -> MigrationLimits {
     MigrationLimits { mode, bandwidth_bytes_per_second: Some(mib_per_second << 20), ..MigrationLimits::default() }
 }
 
-fn listen(authority: &Authority, to: &Vmm, recover_s: u64) -> SocketAddr {
-    let config = ReceiveConfig {
-        id: "post-1".into(),
-        listen: "127.0.0.1:0".parse().expect("an address"),
-        token: TOKEN.into(),
-        source_host: "a".into(),
-        destination_host: "b".into(),
-        tls: identity(authority, "b"),
-        deadline_s: 60,
-        recover_s,
-        mark: None,
-    };
-    to.client.receive(&config).expect("it listens").address
-}
+const ID: &str = "post-1";
 
 fn send(authority: &Authority, from: &Vmm, address: SocketAddr, limits: MigrationLimits) {
-    let config = SendConfig {
-        id: "post-1".into(),
-        address,
-        token: TOKEN.into(),
-        source_host: "a".into(),
-        destination_host: "b".into(),
-        tls: identity(authority, "a"),
-        limits,
-        pause_before_switchover: false,
-        trigger: Default::default(),
-    };
-    from.client.send(&config).expect("it starts");
+    from.client.send(&sending(authority, ID, address, limits)).expect("it starts");
 }
 
 struct World {
@@ -81,9 +50,7 @@ struct World {
 impl World {
     fn new() -> (Self, Vmm) {
         let lab = Lab::new();
-        let mut guest = Guest::connect("10.0.0.2:9000".parse().expect("an address")).expect("a socket");
-        guest.set_deadline(Duration::from_secs(20));
-        let mut world = Self { lab, authority: Authority::new(), guest, made: 0 };
+        let mut world = Self { lab, authority: Authority::new(), guest: guest(), made: 0 };
         let here = world.host(&[]);
         until("the guest to be ready", Duration::from_secs(60), || world.guest.status().ok().filter(|now| now.ready));
         (world, here)
@@ -137,7 +104,7 @@ fn a_guest_that_outruns_the_link_falls_over_to_postcopy() {
     }
     let (mut world, here) = World::new();
     let there = world.host(&["--incoming"]);
-    let address = listen(&world.authority, &there, 20);
+    let address = listen(&world.authority, &there, ID, 20);
     send(&world.authority, &here, address, limits(MigrationMode::Hybrid, 48));
     let report = here.migrated().report.expect("the source has a report");
     arrived(&report);
@@ -158,7 +125,7 @@ fn there_and_back_by_postcopy() {
     let (mut world, mut here) = World::new();
     for turn in 0..3 {
         let there = world.host(&["--incoming"]);
-        let address = listen(&world.authority, &there, 20);
+        let address = listen(&world.authority, &there, ID, 20);
         let mut limits = limits(MigrationMode::Postcopy, 200);
         limits.streams = 1 + turn;
         send(&world.authority, &here, address, limits);
@@ -180,7 +147,7 @@ fn a_link_cut_in_postcopy_and_again_in_the_reconnect_loses_nothing() {
     }
     let (mut world, here) = World::new();
     let there = world.host(&["--incoming"]);
-    let proxy = Proxy::start(listen(&world.authority, &there, 60), None);
+    let proxy = Proxy::start(listen(&world.authority, &there, ID, 60), None);
     send(&world.authority, &here, proxy.address(), limits(MigrationMode::Postcopy, 8));
     in_postcopy(&here);
     assert!(
@@ -211,7 +178,7 @@ fn a_source_killed_in_postcopy_is_a_loss_that_is_said() {
     }
     let (mut world, mut here) = World::new();
     let there = world.host(&["--incoming"]);
-    let address = listen(&world.authority, &there, 2);
+    let address = listen(&world.authority, &there, ID, 2);
     send(&world.authority, &here, address, limits(MigrationMode::Postcopy, 8));
     in_postcopy(&here);
     here.child.kill().expect("it lives");

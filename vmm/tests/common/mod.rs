@@ -2,12 +2,64 @@
 #![allow(dead_code, missing_docs, reason = "each test binary uses a part")]
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use headroom_guest::Client as Guest;
+use migration::testing::Authority;
 use vmm::api::client::Client;
 use vmm::api::{MachineState, MigrationStatus, Phase};
+use vmm::config::{MigrationLimits, ReceiveConfig, SendConfig, TlsIdentity};
+
+const TOKEN: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+
+/// A certificate of `host`.
+pub fn identity(authority: &Authority, host: &str) -> TlsIdentity {
+    let identity = authority.issue(host);
+    TlsIdentity { ca_pem: identity.ca_pem, certificate_pem: identity.certificate_pem, key_pem: identity.key_pem }
+}
+
+/// A client of the guest, which has 10.0.0.2.
+pub fn guest() -> Guest {
+    let mut guest = Guest::connect("10.0.0.2:9000".parse().expect("an address")).expect("a socket");
+    guest.set_deadline(Duration::from_secs(20));
+    guest
+}
+
+/// Has `to` listen as host `b` for host `a`.
+pub fn listen(authority: &Authority, to: &Vmm, id: &str, recover_s: u64) -> SocketAddr {
+    let config = ReceiveConfig {
+        id: id.into(),
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        token: TOKEN.into(),
+        source_host: "a".into(),
+        destination_host: "b".into(),
+        tls: identity(authority, "b"),
+        deadline_s: 60,
+        recover_s,
+        mark: Some(to.mark()),
+    };
+    let address = to.client.receive(&config).expect("it listens").address;
+    assert_eq!(std::fs::read(to.mark()).expect("a mark"), b"", "nothing has run there");
+    address
+}
+
+/// What host `a` is told to send.
+pub fn sending(authority: &Authority, id: &str, address: SocketAddr, limits: MigrationLimits) -> SendConfig {
+    SendConfig {
+        id: id.into(),
+        address,
+        token: TOKEN.into(),
+        source_host: "a".into(),
+        destination_host: "b".into(),
+        tls: identity(authority, "a"),
+        limits,
+        pause_before_switchover: false,
+        trigger: Default::default(),
+    }
+}
 
 /// True if machines can run here; otherwise says why the test is skipped, or fails where that is not allowed.
 pub fn ready(test: &str) -> bool {
@@ -113,6 +165,11 @@ pub struct Vmm {
 impl Vmm {
     pub fn state(&self) -> MachineState {
         self.client.machine().expect("an answer").state
+    }
+
+    /// Where it notes that a machine has run in it.
+    pub fn mark(&self) -> PathBuf {
+        self.socket.with_extension("arrived")
     }
 
     /// Waits for the end of the migration.

@@ -3,7 +3,7 @@
 use migration::control::Phase;
 
 use crate::rules::{Mutation, Next};
-use crate::state::{Call, Outcome, Settlement, Stage, State, Status, Task};
+use crate::state::{Arrival, Call, Outcome, Session, Settlement, Stage, State, Status, Task};
 
 /// `Executor::stay`: the machine's status is stored first, then the migration's stage.
 fn stays(state: &mut State) {
@@ -29,7 +29,8 @@ pub fn source(state: &State, next: &mut Next<'_>) {
     if ended && noticed {
         next.step("source daemon: notices the end of the VMM", |state| state.here.status = Status::Stopped);
     }
-    if here.status == Status::Stopped && ended {
+    // What became of a lost machine was said, with the disks that there are: that start is the operator's own decision.
+    if here.status == Status::Stopped && ended && here.stage != Stage::Lost {
         next.fault("source daemon: an operator starts the machine", |state| {
             state.source.cold = true;
             state.here.status = Status::Running;
@@ -154,6 +155,10 @@ fn settles(state: &State, next: &mut Next<'_>) {
 
 fn tells(settlement: Settlement, next: &mut Next<'_>) {
     match settlement {
+        Settlement::Lost => next.step("source daemon: keeps what is left of a lost machine", |state| {
+            (state.source.alive, state.here.status) = (false, Status::Stopped);
+            (state.here.stage, state.here.task) = (Stage::Lost, Task::Idle);
+        }),
         Settlement::Runs => {
             next.step("source daemon: tells that it runs there", |state| state.here.task = Task::Leave);
         }
@@ -176,8 +181,8 @@ fn leaves(state: &State, next: &mut Next<'_>) {
             (state.source.alive, state.source.cold) = (false, false);
             state.here.status = Status::Gone;
             state.link.close_source();
-            if state.session == crate::state::Session::Up {
-                state.session = crate::state::Session::Lost;
+            if state.session == Session::Up {
+                state.session = Session::Lost;
             }
         }),
         (Stage::Verifying, _) => {
@@ -220,11 +225,25 @@ fn watches(state: &State, next: &mut Next<'_>) {
     if destination.alive && running && stage != Stage::Verifying {
         return next.step("destination daemon: it has arrived", |state| state.there.stage = Some(Stage::Verifying));
     }
+    // Whoever asks has nothing more to send.
+    let in_postcopy = destination.alive && destination.phase == Some(Phase::Postcopy);
+    if there.asked && in_postcopy && state.session == Session::Lost {
+        next.step("destination daemon: has its VMM give up the post-copy", |state| match state.destination.complete {
+            true => state.destination.phase = Some(Phase::Verify),
+            false => crate::engine::loses(state),
+        });
+    }
     // A mark is left where the machine has run, whatever became of its process.
-    let arrived = stage == Stage::Verifying || (!destination.alive && destination.mark);
+    let marked = !destination.alive && destination.mark;
+    let arrived = stage == Stage::Verifying || marked;
+    // What came by post-copy and was not seen to its end counts as incomplete.
+    let in_part = !destination.alive && destination.postcopy && destination.phase != Some(Phase::Verify);
+    let lost = destination.arrival == Some(Arrival::Lost) || (in_part && destination.arrival.is_none());
     if !destination.alive || destination.arrival.is_some() {
         next.step("destination daemon: its VMM has ended", |state| {
-            if arrived {
+            if arrived && lost {
+                state.there.stage = Some(Stage::Lost);
+            } else if arrived {
                 state.there.stage = Some(Stage::Completed);
             } else {
                 state.there.stage = Some(Stage::Failed);
@@ -236,8 +255,12 @@ fn watches(state: &State, next: &mut Next<'_>) {
 
 /// `settle_destination`.
 fn answers(state: &State, next: &mut Next<'_>) {
+    // In post-copy it is not decided before all of it is here.
+    let whole = matches!(state.destination.phase, Some(Phase::Verify | Phase::Ended));
     let settlement = match state.there.stage {
-        Some(Stage::Verifying | Stage::Completed) => Some(Settlement::Runs),
+        Some(Stage::Completed) => Some(Settlement::Runs),
+        Some(Stage::Verifying) if whole && state.destination.arrival != Some(Arrival::Lost) => Some(Settlement::Runs),
+        Some(Stage::Lost) => Some(Settlement::Lost),
         Some(Stage::Failed) => Some(Settlement::Never),
         _ => None,
     };

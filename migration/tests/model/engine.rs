@@ -270,17 +270,19 @@ fn starts(state: &State, next: &mut Next<'_>) {
     }
 }
 
+/// A part of it will never arrive: the guest is stopped.
+pub fn loses(state: &mut State) {
+    state.destination.runs = false;
+    state.destination.arrival = Some(Arrival::Lost);
+    state.history.lost_there = true;
+    destination_ends(state);
+}
+
 fn destination_postcopy(state: &State, next: &mut Next<'_>) {
-    let stops = |state: &mut State| {
-        state.destination.runs = false;
-        state.destination.arrival = Some(Arrival::Lost);
-        state.history.lost_there = true;
-        destination_ends(state);
-    };
-    next.fault("destination: post-copy breaks, or is not waited for any longer", stops);
+    next.fault("destination: post-copy breaks, or is not waited for any longer", loses);
     let nobody = !state.source.alive || state.source.outcome.is_some();
     if nobody && state.session == Session::Lost && !state.destination.complete {
-        next.step("destination: the source does not come back", stops);
+        next.step("destination: the source does not come back", loses);
     }
     let source_knows = matches!(state.source.phase, Some(Phase::Verify | Phase::Ended));
     match (state.destination.complete, state.session) {

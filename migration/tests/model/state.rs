@@ -184,11 +184,13 @@ pub enum Stage {
     Completed,
     /// Or cancelled.
     Failed,
+    /// It ran at the destination by post-copy, and a part of it will never arrive.
+    Lost,
 }
 
 impl Stage {
     pub fn ended(self) -> bool {
-        matches!(self, Stage::Completed | Stage::Failed)
+        matches!(self, Stage::Completed | Stage::Failed | Stage::Lost)
     }
 }
 
@@ -208,6 +210,7 @@ pub enum Status {
 pub enum Settlement {
     Runs,
     Never,
+    Lost,
 }
 
 /// What the source's daemon is about to do; lost with it.

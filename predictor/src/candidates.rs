@@ -2,6 +2,7 @@
 
 use crate::contention::Contention;
 use crate::cost::{Cost, MigrationShape};
+use crate::course::Course;
 use crate::forecast::Forecast;
 use crate::sample::{PerResource, Resource};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,9 @@ pub struct MachineView {
     pub host: String,
     /// What it is expected to use at the end of the horizon; `None` = not known, counted as nothing.
     pub demand: PerResource<Option<Forecast>>,
+    /// What it used lately, and its events; empty = not known, so that moving it is judged by `demand` alone.
+    #[serde(default)]
+    pub course: Course,
     /// What a migration of it would have to carry.
     pub shape: MigrationShape,
     /// The longest downtime that its owner accepts, in milliseconds.
@@ -58,6 +62,9 @@ pub struct PoolView {
     pub name: String,
     /// Its own forecast.
     pub contention: Contention,
+    /// What its machines used together lately, and their events; empty = not known.
+    #[serde(default)]
+    pub course: Course,
 }
 
 /// Limits that no plan exceeds.

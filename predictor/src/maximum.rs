@@ -100,6 +100,13 @@ impl Maxima {
 
     /// Takes the next sample; `None` if it is missing.
     pub fn update(&mut self, value: Option<f64>) {
+        self.replay(value);
+        self.refresh();
+    }
+
+    /// As [`Maxima::update`] for one of many samples of the past: what is only needed to answer is made at the end, by
+    /// [`Maxima::refresh`]. A replay of 2,048 samples would otherwise sort the outcomes a thousand times.
+    pub(crate) fn replay(&mut self, value: Option<f64>) {
         let length = self.recent.len();
         let place = (self.clock % length as u64) as usize;
         self.recent[place] = value.map_or(f32::NAN, |value| value as f32);
@@ -129,6 +136,11 @@ impl Maxima {
             outcomes.pending[slot + 1] = scale as f32;
         }
         self.clock += 1;
+    }
+
+    /// Makes what answers are made from anew after [`Maxima::replay`].
+    pub(crate) fn refresh(&mut self) {
+        self.windows.iter_mut().for_each(Outcomes::refresh);
     }
 
     /// The distribution of the maximum over the next `steps` steps (the window asked for when this was made that is nearest
@@ -275,7 +287,12 @@ impl Outcomes {
         }
         self.next = (self.next + 1) % KEPT;
         self.fresh += 1;
-        if self.fresh * 50 >= self.scores.len() || self.shape.is_none() {
+    }
+
+    /// Makes the distribution anew if that is due. Not at every outcome: it sorts them all.
+    fn refresh(&mut self) {
+        let due = self.fresh * 50 >= self.scores.len() || self.shape.is_none();
+        if due && self.fresh > 0 {
             self.shape = Distribution::from_values(self.scores.iter().map(|score| f64::from(*score)).collect());
             self.fresh = 0;
         }

@@ -1,15 +1,19 @@
 //! Which machine goes where, what that is worth, what it costs, and until when it has to start.
 //!
 //! The worth of a move is in violation minutes: time in which a pool is above its limit, each minute with its probability, and
-//! weighing more the further above (so that one move of two that are needed is worth something). A move avoids some at the source from the moment when it is over, and may cause some at the target. Candidates are taken one by
-//! one, the best first, and the rest is scored again after each.
+//! weighing more the further above (so that one move of two that are needed is worth something). A move avoids some at the
+//! source from the moment when it is over, and may cause some at the target; both are asked of the pools' courses with and
+//! without the machine ([`crate::course`]), or of their forecasts where the past is not known. Candidates are taken one by one:
+//! of those that do nearly as well as the best the one that is worth most per byte; the rest is scored again after each.
 
 use crate::candidates::{
     HostView, MachineView, MoveLog, PlanLimits, PoolView, Rejection, host_obstacle, machine_obstacle,
 };
-use crate::contention::{Contention, ResourceContention, combine};
+use crate::contention::{Contention, combine};
 use crate::cost::{Cost, CostModel};
+use crate::course::Course;
 use crate::sample::{PerResource, Resource};
+use crate::worth::{Changed, Counted, minutes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -22,6 +26,8 @@ pub struct PlanInput<'a> {
     pub source_pool: &'a str,
     /// How it stands.
     pub source: &'a Contention,
+    /// What its machines used together lately, and their events; empty = not known.
+    pub course: &'a Course,
     /// Its machines.
     pub machines: &'a [MachineView],
     /// The other pools.
@@ -85,6 +91,15 @@ pub struct Plan {
 /// Shifts of a pool's use by moves so far.
 type Shift = PerResource<f64>;
 
+/// What is known of one machine whatever host of a pool it goes to.
+#[derive(Default)]
+struct Known<'a> {
+    /// Minutes avoided, and the score after it has left.
+    source: Option<(f64, f64)>,
+    /// Minutes caused in each pool, and its score.
+    targets: BTreeMap<&'a str, (f64, f64)>,
+}
+
 /// A candidate with its worth.
 struct Candidate<'a> {
     machine: &'a MachineView,
@@ -111,7 +126,7 @@ impl Candidate<'_> {
 /// Makes a plan. Pure: the same input gives the same plan.
 #[must_use]
 pub fn plan(input: &PlanInput<'_>) -> Plan {
-    let mut state = State { input, gone: PerResource::default(), arrived: BTreeMap::new(), plan: Plan::default() };
+    let mut state = State::new(input);
     let room = input.limits.in_flight.saturating_sub(input.in_flight).min(input.limits.moves);
     if room == 0 {
         state.plan.explanation.push(format!(
@@ -120,48 +135,56 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
         ));
         return state.plan;
     }
-    for left in (1..=room).rev() {
-        let before = score(input.source, &state.gone, &input.weights);
+    for _ in 0..room {
+        let before = score(input.source, &state.source.gone, &input.weights);
         if before < input.limits.goal {
             break;
         }
         let candidates = state.candidates(before);
-        let Some(best) = choose(&candidates, input.limits, left) else { break };
+        let Some(best) = choose(&candidates) else { break };
         let chosen = state.describe(best, before);
-        let (host, demand) = (best.host.name.clone(), best.demand);
-        state.take(chosen, &host, &demand);
+        state.take(chosen, best.machine, best.host, &best.demand);
     }
     state.conclude();
     state.plan
 }
 
-/// The best candidate: with one move left, of those that reach the goal, if any, the one that is worth most per byte; otherwise
-/// the largest relief for the bytes, as long as it is worth the minimum.
-fn choose<'a, 'b>(candidates: &'b [Candidate<'a>], limits: &PlanLimits, left: usize) -> Option<&'b Candidate<'a>> {
-    let worthwhile = || candidates.iter().filter(|candidate| candidate.net() >= limits.minimum_benefit_minutes);
-    let by_worth = |a: &&Candidate<'_>, b: &&Candidate<'_>| {
-        a.worth().total_cmp(&b.worth()).then_with(|| b.machine.name.cmp(&a.machine.name))
-    };
-    let reaching = worthwhile().filter(|candidate| candidate.after < limits.goal).max_by(by_worth);
-    if reaching.is_some() {
-        return reaching;
-    }
-    if left > 1 {
-        return worthwhile().max_by(by_worth);
-    }
-    worthwhile().max_by(|a, b| a.net().total_cmp(&b.net()).then_with(|| b.machine.name.cmp(&a.machine.name)))
+/// Of the candidates that avoid nearly as much as the best, the one that is worth most per byte.
+fn choose<'a, 'b>(candidates: &'b [Candidate<'a>]) -> Option<&'b Candidate<'a>> {
+    let most = candidates.iter().map(Candidate::net).max_by(f64::total_cmp)?;
+    let nearly = candidates.iter().filter(|candidate| candidate.net() >= NEARLY * most);
+    nearly.max_by(|a, b| {
+        let by_worth = a.worth().total_cmp(&b.worth());
+        by_worth.then_with(|| b.machine.name.cmp(&a.machine.name)).then_with(|| b.host.name.cmp(&a.host.name))
+    })
 }
+
+/// A move that avoids this share of what the best one does is nearly as good.
+const NEARLY: f64 = 0.8;
 
 struct State<'a> {
     input: &'a PlanInput<'a>,
-    /// What left the source by moves so far.
-    gone: Shift,
+    /// The source as moves so far leave it.
+    source: Changed,
+    /// Other pools as moves so far leave them.
+    targets: BTreeMap<&'a str, Changed>,
     /// What arrived at hosts by moves so far, and how many machines.
     arrived: BTreeMap<String, (Shift, usize)>,
     plan: Plan,
 }
 
 impl<'a> State<'a> {
+    fn new(input: &'a PlanInput<'a>) -> Self {
+        let course = |course: &Course| Changed { course: course.clone(), ..Changed::default() };
+        Self {
+            input,
+            source: course(input.course),
+            targets: input.pools.iter().map(|pool| (pool.name.as_str(), course(&pool.course))).collect(),
+            arrived: BTreeMap::new(),
+            plan: Plan::default(),
+        }
+    }
+
     /// All allowed moves with their worth; the others are noted as rejected.
     fn candidates(&mut self, before: f64) -> Vec<Candidate<'a>> {
         let mut found = Vec::new();
@@ -175,8 +198,9 @@ impl<'a> State<'a> {
                 rejected.push(Rejection { machine: machine.name.clone(), host: None, why });
                 continue;
             }
+            let mut known = Known::default();
             for host in self.input.hosts {
-                match self.candidate(machine, host, cost, before) {
+                match self.candidate(machine, host, cost, before, &mut known) {
                     Ok(candidate) => found.push(candidate),
                     Err(why) => {
                         rejected.push(Rejection { machine: machine.name.clone(), host: Some(host.name.clone()), why });
@@ -194,6 +218,7 @@ impl<'a> State<'a> {
         host: &'a HostView,
         cost: Cost,
         before: f64,
+        known: &mut Known<'a>,
     ) -> Result<Candidate<'a>, String> {
         let input = self.input;
         if host.pool == input.source_pool {
@@ -210,39 +235,43 @@ impl<'a> State<'a> {
             return Err(why);
         }
         let demand = PerResource::from_fn(|resource| expected_demand(machine, resource));
-        let in_pool = self.arrived_in(&host.pool);
-        let target_before = minus(&PerResource::default(), &in_pool);
-        let target_after = minus(&target_before, &demand);
-        let target_score = score(&pool.contention, &target_after, &input.weights);
+        let counted = Counted { from_s: cost.total_ms / 1000.0, lasting_s: input.limits.lasting_s };
+        let minutes =
+            |contention: &Contention, changed: &Changed| minutes(contention, changed, &input.weights, counted);
+        let (benefit, after) = *known.source.get_or_insert_with(|| {
+            let without = self.source.without(&machine.name, &machine.course, &demand);
+            let expected = minutes(input.source, &self.source);
+            // Where there is too little to be avoided, nobody avoids enough.
+            let enough = expected >= input.limits.minimum_benefit_minutes;
+            let left = if enough { minutes(input.source, &without) } else { 0.0 };
+            (expected - left, score(input.source, &without.gone, &input.weights))
+        });
+        let too_little = |harm: f64| {
+            format!(
+                "would avoid {benefit:.2} and cause {harm:.2} violation minutes (score {before:.2} to {after:.2}), at least \
+                 {:.2} net are asked for",
+                input.limits.minimum_benefit_minutes
+            )
+        };
+        let Some(there) = self.targets.get(host.pool.as_str()) else {
+            return Err(format!("nothing is known of its pool {}", host.pool));
+        };
+        let (harm, target_score) = *known.targets.entry(&host.pool).or_insert_with(|| {
+            let with = there.with(&machine.course, &demand);
+            // A move that avoids too little is not asked what it would cause.
+            let asked = benefit >= input.limits.minimum_benefit_minutes;
+            let caused = if asked { minutes(&pool.contention, &with) - minutes(&pool.contention, there) } else { 0.0 };
+            (caused, score(&pool.contention, &with.gone, &input.weights))
+        });
         if target_score > input.limits.target_score {
             return Err(format!(
                 "pool {} would reach a score of {target_score:.2}, {:.2} allowed",
                 pool.name, input.limits.target_score
             ));
         }
-        let gone = plus(&self.gone, &demand);
-        let done_s = cost.total_ms / 1000.0;
-        let minutes = |contention: &Contention, shift: &Shift| {
-            violation_minutes(contention, shift, &input.weights, done_s, input.limits.lasting_s)
-        };
-        let benefit = minutes(input.source, &self.gone) - minutes(input.source, &gone);
-        let harm = minutes(&pool.contention, &target_after) - minutes(&pool.contention, &target_before);
-        let after = score(input.source, &gone, &input.weights);
         let candidate = Candidate { machine, host, pool, demand, cost, benefit, harm, after };
-        if candidate.net() < input.limits.minimum_benefit_minutes {
-            return Err(format!(
-                "would avoid {benefit:.2} and cause {harm:.2} violation minutes (score {before:.2} to {after:.2}), at least \
-                 {:.2} net are asked for",
-                input.limits.minimum_benefit_minutes
-            ));
-        }
-        Ok(candidate)
-    }
-
-    fn arrived_in(&self, pool: &str) -> Shift {
-        let in_pool = |name: &str| self.input.hosts.iter().any(|host| host.name == *name && host.pool == pool);
-        let arrived = self.arrived.iter().filter(|(host, _)| in_pool(host));
-        arrived.fold(PerResource::default(), |sum, (_, (shift, _))| plus(&sum, shift))
+        // What cannot be compared is not worth a move either.
+        if candidate.net() >= input.limits.minimum_benefit_minutes { Ok(candidate) } else { Err(too_little(harm)) }
     }
 
     fn describe(&self, best: &Candidate<'_>, before: f64) -> Move {
@@ -290,9 +319,12 @@ impl<'a> State<'a> {
         }
     }
 
-    fn take(&mut self, chosen: Move, host: &str, demand: &Shift) {
-        self.gone = plus(&self.gone, demand);
-        let arrived = self.arrived.entry(host.to_owned()).or_default();
+    fn take(&mut self, chosen: Move, machine: &MachineView, host: &HostView, demand: &Shift) {
+        self.source = self.source.without(&machine.name, &machine.course, demand);
+        if let Some(target) = self.targets.get_mut(host.pool.as_str()) {
+            *target = target.with(&machine.course, demand);
+        }
+        let arrived = self.arrived.entry(host.name.clone()).or_default();
         arrived.0 = plus(&arrived.0, demand);
         arrived.1 += 1;
         self.plan.explanation.push(chosen.explanation.clone());
@@ -300,7 +332,7 @@ impl<'a> State<'a> {
     }
 
     fn conclude(&mut self) {
-        let after = score(self.input.source, &self.gone, &self.input.weights);
+        let after = score(self.input.source, &self.source.gone, &self.input.weights);
         let line = match (self.plan.moves.is_empty(), after < self.input.limits.goal) {
             (true, true) => format!("no move: score {after:.2} is below the goal of {:.2}", self.input.limits.goal),
             (true, false) => match self.plan.rejected.first() {
@@ -332,10 +364,6 @@ fn plus(a: &Shift, b: &Shift) -> Shift {
     PerResource::from_fn(|resource| a[resource] + b[resource])
 }
 
-fn minus(a: &Shift, b: &Shift) -> Shift {
-    PerResource::from_fn(|resource| a[resource] - b[resource])
-}
-
 fn amounts(demand: &Shift) -> String {
     let parts: Vec<String> = demand
         .iter()
@@ -363,40 +391,4 @@ pub fn score(contention: &Contention, gone: &PerResource<f64>, weights: &PerReso
 fn onset_s(contention: &Contention, level: f64) -> f64 {
     let reached = contention.resources.iter().filter_map(|(_, state)| state.as_ref()?.reaches(level));
     reached.fold(contention.horizon_s, f64::min)
-}
-
-/// A minute in which the limit is exceeded by a quarter weighs twice as much as one in which it is just exceeded.
-const SEVERITY: f64 = 4.0;
-
-/// Minutes above the limit from `from_s` until `lasting_s` after the horizon, each with its probability, its severity and its
-/// resource's weight, for a pool from which `gone` was taken away.
-fn violation_minutes(
-    contention: &Contention,
-    gone: &PerResource<f64>,
-    weights: &PerResource<f64>,
-    from_s: f64,
-    lasting_s: f64,
-) -> f64 {
-    let minutes = |(resource, state): (Resource, &Option<ResourceContention>)| {
-        let state = state.as_ref()?;
-        let limit = state.limit + gone[resource];
-        let severity = |excess: f64| SEVERITY * (excess / state.limit.max(f64::MIN_POSITIVE)).min(1.0);
-        let now = state.now - limit;
-        let mut last = (0.0_f64, if now > 0.0 { 1.0 + severity(now) } else { 0.0 });
-        let mut seconds = 0.0;
-        for (onset, maximum) in state.onset.iter().zip(&state.maxima) {
-            let rate = maximum.exceedance(limit) + severity(maximum.excess(limit));
-            let point = (onset.after_s, rate.max(last.1));
-            let start = last.0.max(from_s);
-            if point.0 > start {
-                let slope = (point.1 - last.1) / (point.0 - last.0);
-                let at_start = last.1 + slope * (start - last.0);
-                seconds += 0.5 * (at_start + point.1) * (point.0 - start);
-            }
-            last = point;
-        }
-        let rest = (last.0 + lasting_s - last.0.max(from_s)).max(0.0);
-        Some(weights[resource] * (seconds + last.1 * rest) / 60.0)
-    };
-    contention.resources.iter().filter_map(minutes).sum()
 }

@@ -4,6 +4,8 @@
 //! goes, the sum is made anew from the machines' histories, so that a migration does not look like a change of load.
 
 mod config;
+mod course;
+mod histories;
 mod history;
 
 pub use config::PoolConfig;
@@ -80,6 +82,12 @@ impl Series {
     fn update(&mut self, value: Option<f64>) {
         self.bank.update(value);
         self.maxima.update(plausible(value));
+    }
+
+    /// As [`Series::update`] for the past; [`Maxima::refresh`] has to follow.
+    fn replay(&mut self, value: Option<f64>) {
+        self.bank.update(value);
+        self.maxima.replay(plausible(value));
     }
 }
 
@@ -214,14 +222,19 @@ impl PoolForecaster {
                     Some((first, window))
                 })
                 .collect();
+            // Nothing of it was ever measured: a forecaster that has seen nothing says the same.
+            if firsts.is_empty() {
+                continue;
+            }
             let mut carried: Vec<f64> = firsts.iter().map(|(first, _)| *first).collect();
             for age in (0..longest).rev() {
                 for (value, (_, window)) in carried.iter_mut().zip(&firsts) {
                     *value = window.back(age).unwrap_or(*value);
                 }
                 let sum: f64 = carried.iter().sum::<f64>() - self.taken_out[resource].back(age).unwrap_or(0.0);
-                self.sums[resource].update((!carried.is_empty()).then_some(sum.max(0.0)));
+                self.sums[resource].replay(Some(sum.max(0.0)));
             }
+            self.sums[resource].maxima.refresh();
         }
         Ok(())
     }
@@ -430,50 +443,6 @@ impl PoolForecaster {
             point: (base.point + expected).max(0.0),
             quantiles: base.quantiles.map(|value| (value + expected).max(0.0)),
         })
-    }
-
-    /// The history of a machine that was sampled while nobody forecast it, one entry a step, the newest last; to be given to
-    /// [`PoolForecaster::adopt`].
-    ///
-    /// # Errors
-    /// None with a configuration that [`PoolForecaster::new`] accepted.
-    pub fn replay(
-        &self,
-        samples: impl IntoIterator<Item = PerResource<Option<f64>>>,
-    ) -> Result<MachineHistory, BankError> {
-        let mut history = MachineHistory::new(&self.config, &self.bank_config)?;
-        for sample in samples {
-            for resource in Resource::ALL {
-                history.take(resource, plausible(sample[resource]));
-            }
-        }
-        Ok(history)
-    }
-
-    /// The history of a machine, to be given to the pool that it moves to.
-    #[must_use]
-    pub fn history(&self, machine: &str) -> Option<&MachineHistory> {
-        self.machines.get(machine)
-    }
-
-    /// Takes over a machine with the history it has from another pool of the same sampling interval. Call it before the first
-    /// tick that names the machine; the sums are made anew at that tick.
-    ///
-    /// # Errors
-    /// None with a configuration that [`PoolForecaster::new`] accepted.
-    pub fn adopt(&mut self, machine: &str, history: MachineHistory) -> Result<(), BankError> {
-        self.adopt_all([(machine.to_owned(), history)])
-    }
-
-    /// As [`PoolForecaster::adopt`], for many machines at once.
-    ///
-    /// # Errors
-    /// None with a configuration that [`PoolForecaster::new`] accepted.
-    pub fn adopt_all(&mut self, machines: impl IntoIterator<Item = (String, MachineHistory)>) -> Result<(), BankError> {
-        self.machines.extend(machines);
-        let samples: Vec<Sample> =
-            self.machines.keys().map(|name| Sample { machine: name.clone(), ..Sample::default() }).collect();
-        self.rebuild(&samples)
     }
 
     /// The members of the pool.

@@ -60,6 +60,13 @@ impl Window {
         (0..self.len()).rev().map(|age| self.back(age))
     }
 
+    /// All samples in two parts, oldest first; missing ones are NaN.
+    pub(crate) fn parts(&self) -> [&[f32]; 2] {
+        let full = self.values.len() == self.capacity;
+        let (newer, older) = self.values.split_at(if full { self.next } else { 0 });
+        [older, newer]
+    }
+
     /// The mean of the newest `steps` samples that were measured.
     #[must_use]
     pub fn mean(&self, steps: usize) -> Option<f64> {
@@ -131,5 +138,8 @@ mod tests {
         assert_eq!(window.max(1), Some(4.0));
         window.push(None);
         assert_eq!(window.iter().collect::<Vec<_>>(), [Some(3.0), Some(4.0), None]);
+        let [older, newer] = window.parts();
+        assert_eq!((older[..].to_vec(), newer.len()), (vec![3.0], 2));
+        assert!(newer[0] == 4.0 && newer[1].is_nan());
     }
 }

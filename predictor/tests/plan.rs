@@ -4,8 +4,8 @@ mod common;
 
 use common::{Noise, cpu_sample};
 use predictor::{
-    Contention, CostModel, Forecast, HostView, MachineView, MigrationShape, MoveLog, PerResource, Plan, PlanInput,
-    PlanLimits, PoolConfig, PoolForecaster, PoolView, Resource, Sample, Tick, plan,
+    Contention, CostModel, Course, Forecast, HostView, MachineView, MigrationShape, MoveLog, PerResource, Plan,
+    PlanInput, PlanLimits, PoolConfig, PoolForecaster, PoolView, Resource, Sample, Tick, plan,
 };
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -58,6 +58,7 @@ fn host(name: &str, pool: &str, capacity: f64, used: f64) -> HostView {
 
 struct Case {
     source: Contention,
+    course: Course,
     machines: Vec<MachineView>,
     pools: Vec<PoolView>,
     hosts: Vec<HostView>,
@@ -71,12 +72,13 @@ impl Case {
     fn filling() -> Self {
         Self {
             source: contention(2.4, 0.05),
+            course: Course::default(),
             machines: vec![
                 machine("small", 0.05, 256.0, 0.0),
                 machine("large", 1.5, 8192.0, 0.0),
                 machine("right", 1.5, 512.0, 10.0),
             ],
-            pools: vec![PoolView { name: "b".into(), contention: contention(0.8, 0.0) }],
+            pools: vec![PoolView { name: "b".into(), contention: contention(0.8, 0.0), course: Course::default() }],
             hosts: vec![host("b1", "b", 4.0, 0.8)],
             log: MoveLog::default(),
             limits: PlanLimits::default(),
@@ -89,6 +91,7 @@ impl Case {
             now_s: 59.0,
             source_pool: "a",
             source: &self.source,
+            course: &self.course,
             machines: &self.machines,
             pools: &self.pools,
             hosts: &self.hosts,

@@ -53,6 +53,7 @@ impl Planner {
             now_s,
             source_pool: &own,
             source: &contention,
+            course: &self.course(&own),
             machines: &machines,
             pools: &pools,
             hosts: &hosts,
@@ -158,6 +159,7 @@ impl Planner {
             demand: predictor::PerResource::from_fn(|resource| {
                 forecaster?.machine_forecast(&machine.name, resource, self.horizon_steps)
             }),
+            course: forecaster.and_then(|own| own.machine_course(&machine.name)).unwrap_or_default(),
             shape: shape(machine, observed, bandwidth, limits.downtime_ms),
             acceptable_downtime_ms: limits.downtime_ms as f64,
             pinned,
@@ -167,12 +169,17 @@ impl Planner {
         }
     }
 
+    /// What a pool's machines used lately, and their events.
+    fn course(&self, pool: &str) -> predictor::Course {
+        self.forecasters.get(pool).map(PoolForecaster::course).unwrap_or_default()
+    }
+
     /// The other pools and their hosts.
     fn others(&self, own: &str) -> (Vec<PoolView>, Vec<HostView>) {
         let others = || self.states.iter().filter(|state| state.pool != own);
         let pools = others().filter_map(|state| {
             let contention = self.contentions.get(&state.pool)?.clone();
-            Some(PoolView { name: state.pool.clone(), contention })
+            Some(PoolView { name: state.pool.clone(), contention, course: self.course(&state.pool) })
         });
         let hosts = others().flat_map(|state| {
             state.hosts.iter().filter(|host| !host.draining).map(move |host| self.target(state, host))

@@ -30,7 +30,10 @@ impl MachineHistory {
     }
 
     pub(super) fn take(&mut self, resource: Resource, value: Option<f64>) {
-        self.banks[resource].update(value);
+        // What was never measured has nothing to learn, and not to wait for either.
+        if value.is_some() || self.banks[resource].last().is_some() {
+            self.banks[resource].update(value);
+        }
         self.windows[resource].push(value);
         self.silent[resource] = if value.is_some() { 0 } else { self.silent[resource].saturating_add(1) };
     }

@@ -2,16 +2,18 @@
 
 use super::Outcome;
 use super::inject::{Injection, events};
-use super::policy::{Nobody, Oracle, Policy, Predictor, Reactive};
-use super::{Scenario, run};
+use super::policy::{Nobody, Oracle, Policy, Predictor, Reactive, Setting};
+use super::{Scenario, World, play, run};
 use crate::bank::BankError;
 use crate::cost::MigrationShape;
 use crate::evaluate::{EvaluateError, Trace, pool_columns, sum};
 use crate::replay::sorted_quantile;
 use serde::{Deserialize, Serialize};
 
-/// Scores at which the predictor acts, for its curve.
-pub const SCORES: [f64; 6] = [0.05, 0.1, 0.2, 0.35, 0.5, 0.75];
+/// Violation minutes that a move of the predictor has to avoid, for its curve.
+pub const BENEFITS: [f64; 6] = [2.0, 3.0, 5.0, 7.0, 12.0, 20.0];
+/// The score at which it looks for a move.
+pub const ACT_ABOVE: f64 = 0.1;
 /// Shares of the capacity at which reactive triggers act.
 pub const REACTIVE: [f64; 2] = [0.85, 0.95];
 /// Steps that the oracle has to avoid for a move.
@@ -39,7 +41,7 @@ pub struct Settings {
 pub struct Point {
     /// Policy.
     pub policy: String,
-    /// Score, share of the capacity, or steps to be avoided.
+    /// Minutes that a move has to avoid, share of the capacity, or steps to be avoided.
     pub setting: f64,
     /// What it left.
     pub outcome: Outcome,
@@ -64,6 +66,9 @@ pub struct AtEqualMoves {
     pub setting: f64,
     /// Ours / theirs.
     pub ratio: f64,
+    /// The same without the minutes that no placement avoids.
+    #[serde(default)]
+    pub avoidable_ratio: f64,
 }
 
 /// All policies over all pairs.
@@ -73,6 +78,10 @@ pub struct Comparison {
     pub pairs: usize,
     /// Events that were put in.
     pub events: usize,
+    /// Violation minutes that no placement of the machines avoids: both pools together use more than both have, so that one of
+    /// them exceeds its capacity. All policies have them.
+    #[serde(default)]
+    pub unavoidable_minutes: f64,
     /// Outcomes.
     pub points: Vec<Point>,
     /// The predictor at others' numbers of migrations.
@@ -138,58 +147,85 @@ fn add_pool(scenario: &mut Scenario<'_>, pool: usize, settings: &Settings, pair:
     }
 }
 
-/// Runs all policies over all scenarios; `told` hears of each run that is over.
+/// What all policies left of one scenario, in an order that is the same for all scenarios.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcomes {
+    points: Vec<Point>,
+    events: usize,
+    unavoidable_minutes: f64,
+}
+
+/// Runs all policies over one scenario, the predictor once more with the declarations if there are events; `told` hears of each run that is over. Scenarios know nothing of each other: a caller with
+/// several cores can run them side by side and [`join`] what comes out.
 ///
 /// # Errors
 /// [`BankError`] if the period or horizon cannot be forecast.
-pub fn compare(
-    scenarios: &[Scenario<'_>],
+pub fn outcomes(
+    scenario: &Scenario<'_>,
     horizon: usize,
-    mut told: impl FnMut(usize),
-) -> Result<Comparison, BankError> {
-    let events = scenarios.iter().map(|scenario| scenario.events.len()).sum();
-    let mut all = Comparison { pairs: scenarios.len(), events, ..Comparison::default() };
-    let mut runs = 0;
-    let mut over = |policy: &str, setting: f64, make: &dyn Fn(f64) -> Result<Box<dyn Policy>, BankError>| {
-        let mut outcome = Outcome::default();
-        for scenario in scenarios {
-            outcome += run(scenario, &mut *make(scenario.period_s)?)?;
-            runs += 1;
-            told(runs);
-        }
-        all.points.push(Point { policy: policy.to_owned(), setting, outcome });
-        Ok::<(), BankError>(())
+    with_events: bool,
+    told: impl Fn(),
+) -> Result<Outcomes, BankError> {
+    let mut points = Vec::new();
+    let mut note = |policy: &str, setting: f64, outcome: Outcome| {
+        points.push(Point { policy: policy.to_owned(), setting, outcome });
+        told();
     };
-    over("none", 0.0, &|_| Ok(Box::new(Nobody)))?;
+    let play_all = |policy: &mut dyn Policy| run(scenario, policy);
+    note("none", 0.0, play_all(&mut Nobody)?);
     for threshold in REACTIVE {
-        over("reactive", threshold, &|_| Ok(Box::new(Reactive::new(threshold))))?;
+        note("reactive", threshold, play_all(&mut Reactive::new(threshold))?);
     }
     for least in ORACLE {
-        over("oracle", least as f64, &|_| Ok(Box::new(Oracle::new(horizon, least))))?;
+        note("oracle", least as f64, play_all(&mut Oracle::new(horizon, least))?);
     }
-    for declared in [false, true] {
-        if declared && events == 0 {
-            continue;
-        }
-        let name = if declared { "predictor, events declared" } else { "predictor" };
-        for score in SCORES {
-            let make = |period_s: f64| -> Result<Box<dyn Policy>, BankError> {
-                Ok(Box::new(Predictor::new(period_s, horizon, score, declared)?))
-            };
-            over(name, score, &make)?;
+    let warm = Predictor::warm(scenario, horizon)?;
+    let names = ["predictor", "predictor, events declared"];
+    for (declared, name) in names.into_iter().enumerate().take(if with_events { 2 } else { 1 }) {
+        for benefit_minutes in BENEFITS {
+            let setting = Setting { act_above: ACT_ABOVE, benefit_minutes };
+            let mut predictor = warm.with(setting, declared == 1);
+            note(name, benefit_minutes, play(World::at(scenario, scenario.from), &mut predictor)?);
         }
     }
-    all.equal = at_equal_moves(&all.points);
-    Ok(all)
+    Ok(Outcomes { points, events: scenario.events.len(), unavoidable_minutes: unavoidable_minutes(scenario) })
 }
 
-/// How many runs [`compare`] makes.
+/// Minutes in which both pools together use more than both have.
+fn unavoidable_minutes(scenario: &Scenario<'_>) -> f64 {
+    let mut world = World::at(scenario, scenario.from);
+    let capacity: f64 = scenario.capacity.iter().sum();
+    let mut minutes = 0.0;
+    while world.t < scenario.until {
+        if world.sum(0, 0) + world.sum(1, 0) > capacity {
+            minutes += scenario.period_s / 60.0;
+        }
+        world.t += 1;
+    }
+    minutes
+}
+
+/// Sums what [`outcomes`] gave for each scenario, and compares.
+#[must_use]
+pub fn join(all: &[Outcomes]) -> Comparison {
+    let mut points: Vec<Point> = all.first().map(|first| first.points.clone()).unwrap_or_default();
+    for others in all.iter().skip(1) {
+        for (point, other) in points.iter_mut().zip(&others.points) {
+            point.outcome += other.outcome;
+        }
+    }
+    let unavoidable_minutes = all.iter().map(|one| one.unavoidable_minutes).sum();
+    let equal = at_equal_moves(&points, unavoidable_minutes);
+    Comparison { pairs: all.len(), events: all.iter().map(|one| one.events).sum(), unavoidable_minutes, points, equal }
+}
+
+/// How many runs [`outcomes`] makes over so many scenarios.
 #[must_use]
 pub fn runs(scenarios: usize, with_events: bool) -> usize {
-    scenarios * (1 + REACTIVE.len() + ORACLE.len() + SCORES.len() * if with_events { 2 } else { 1 })
+    scenarios * (1 + REACTIVE.len() + ORACLE.len() + BENEFITS.len() * if with_events { 2 } else { 1 })
 }
 
-fn at_equal_moves(points: &[Point]) -> Vec<AtEqualMoves> {
+fn at_equal_moves(points: &[Point], unavoidable: f64) -> Vec<AtEqualMoves> {
     let Some(none) = points.iter().find(|point| point.policy == "none") else { return Vec::new() };
     let mut equal = Vec::new();
     for policy in ["predictor", "predictor, events declared"] {
@@ -209,11 +245,17 @@ fn at_equal_moves(points: &[Point]) -> Vec<AtEqualMoves> {
                 ours,
                 our_moves: best.outcome.moves,
                 setting: best.setting,
-                ratio: if theirs > 0.0 { ours / theirs } else { f64::from(u8::from(ours > 0.0)) },
+                ratio: over(ours, theirs),
+                avoidable_ratio: over(ours - unavoidable, theirs - unavoidable),
             });
         }
     }
     equal
+}
+
+/// A ratio; with nothing below, 0 if there is nothing above either, else 1.
+fn over(ours: f64, theirs: f64) -> f64 {
+    if theirs > 0.0 { ours / theirs } else { f64::from(u8::from(ours > 0.0)) }
 }
 
 /// The point with the fewest violation minutes, and of those the fewest moves, that has at most `moves` moves.
@@ -242,9 +284,10 @@ mod tests {
             point("predictor", 0.5, 9.0, 30.0),
             point("predictor", 0.75, 4.0, 30.0),
         ];
-        let equal = at_equal_moves(&points);
+        let equal = at_equal_moves(&points, 10.0);
         assert_eq!(equal.len(), 2, "without declared events there is one predictor");
         assert_eq!((equal[0].ours, equal[0].our_moves, equal[0].setting, equal[0].ratio), (30.0, 4.0, 0.75, 0.75));
+        assert_eq!(equal[0].avoidable_ratio, 20.0 / 30.0);
         assert_eq!(
             (equal[1].ours, equal[1].setting, equal[1].ratio),
             (100.0, 0.0, 1.25),

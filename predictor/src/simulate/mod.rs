@@ -84,14 +84,14 @@ impl<'a> World<'a> {
     /// At the first step that a policy sees.
     #[must_use]
     pub fn new(scenario: &'a Scenario<'a>) -> Self {
+        Self::at(scenario, scenario.warm_from)
+    }
+
+    /// At a step, with all machines where they start.
+    #[must_use]
+    pub fn at(scenario: &'a Scenario<'a>, t: usize) -> Self {
         let filled = (0..scenario.series.len()).map(|machine| loads(scenario, machine)).collect();
-        Self {
-            scenario,
-            t: scenario.warm_from,
-            pool: scenario.pools.clone(),
-            moving: vec![None; scenario.series.len()],
-            filled,
-        }
+        Self { scenario, t, pool: scenario.pools.clone(), moving: vec![None; scenario.series.len()], filled }
     }
 
     /// Seconds since the start of the trace.
@@ -195,7 +195,15 @@ impl std::ops::AddAssign for Outcome {
 /// # Errors
 /// [`BankError`] if the period or horizon cannot be forecast.
 pub fn run(scenario: &Scenario<'_>, policy: &mut dyn Policy) -> Result<Outcome, BankError> {
-    let mut world = World::new(scenario);
+    play(World::new(scenario), policy)
+}
+
+/// As [`run`] from where `world` stands: for a policy that has learned what there was before.
+///
+/// # Errors
+/// [`BankError`] if the period or horizon cannot be forecast.
+pub fn play(mut world: World<'_>, policy: &mut dyn Policy) -> Result<Outcome, BankError> {
+    let scenario = world.scenario;
     let mut outcome = Outcome::default();
     let seconds = CostModel::default().predict(&scenario.shape).total_ms / 1_000.0;
     while world.t < scenario.until {

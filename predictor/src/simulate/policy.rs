@@ -32,12 +32,18 @@ impl Policy for Nobody {
 
 const POOLS: [&str; 2] = ["a", "b"];
 
+/// What a move would cause at the target is weighed against what it avoids, minute by minute. Hard limits on the target's score and
+/// on the room there refuse moves that do more good than harm: with them the same number of moves left a sixth more minutes.
+const TARGET_SCORE: f64 = 1.0;
+/// Room that is asked for at the target, as a share of its capacity: none.
+const TARGET_USE: f64 = 100.0;
+
 /// The rests that all policies keep.
 fn limits() -> PlanLimits {
     PlanLimits {
         machine_cooldown_s: 3_600.0,
         no_return_s: 3_600.0,
-        target_use: PerResource { cpu: 1.0, memory: 1.0, io: 1.0, network: 1.0 },
+        target_use: PerResource::from_fn(|_| TARGET_USE),
         margin_s: 0.0,
         in_flight: 4,
         in_flight_per_host: 2,
@@ -57,8 +63,17 @@ fn trigger(act_above: f64, rearm_below: f64) -> Trigger {
     })
 }
 
+/// When the predictor acts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Setting {
+    /// Looks for a move when the score reaches this,
+    pub act_above: f64,
+    /// and makes it if it avoids so many violation minutes net.
+    pub benefit_minutes: f64,
+}
+
 /// Samples, forecasts, contention score, trigger, plan.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Predictor {
     forecasters: [PoolForecaster; 2],
     triggers: [Trigger; 2],
@@ -70,32 +85,54 @@ pub struct Predictor {
 }
 
 impl Predictor {
-    /// Acts when the score reaches `act_above`, `horizon` steps ahead; sees what is declared if `declared`.
+    /// Looks `horizon` steps ahead. It knows nothing of events and has yet to be told when to act; see [`Predictor::with`].
     ///
     /// # Errors
     /// [`BankError`] if the period or horizon cannot be forecast.
-    pub fn new(period_s: f64, horizon: usize, act_above: f64, declared: bool) -> Result<Self, BankError> {
+    pub fn new(period_s: f64, horizon: usize) -> Result<Self, BankError> {
         let config = PoolConfig {
             step_s: period_s,
             horizon_steps: horizon,
             thresholds: PerResource { cpu: 1.0, ..PoolConfig::default().thresholds },
             ..PoolConfig::default()
         };
-        let limits = PlanLimits {
-            goal: 0.5 * act_above,
-            target_score: (0.5 * act_above).clamp(0.05, 0.2),
-            lasting_s: 2.0 * horizon as f64 * period_s,
-            ..limits()
-        };
+        let limits = PlanLimits { lasting_s: 2.0 * horizon as f64 * period_s, ..limits() };
         Ok(Self {
             forecasters: [PoolForecaster::new(config.clone())?, PoolForecaster::new(config)?],
-            triggers: [trigger(act_above, 0.8 * act_above), trigger(act_above, 0.8 * act_above)],
+            triggers: [trigger(1.0, 1.0), trigger(1.0, 1.0)],
             contentions: [None, None],
             log: MoveLog::default(),
             limits,
             horizon,
-            declared,
+            declared: false,
         })
+    }
+
+    /// One that has learned from a scenario up to its first step that counts: the same for all settings, so that they share it.
+    ///
+    /// # Errors
+    /// [`BankError`] if the period or horizon cannot be forecast.
+    pub fn warm(scenario: &super::Scenario<'_>, horizon: usize) -> Result<Self, BankError> {
+        let mut warm = Self::new(scenario.period_s, horizon)?;
+        let mut world = World::new(scenario);
+        while world.t < scenario.from.min(scenario.until) {
+            warm.step(&world, false)?;
+            world.advance();
+        }
+        Ok(warm)
+    }
+
+    /// The same with a setting; sees what is declared if `declared`.
+    #[must_use]
+    pub fn with(&self, setting: Setting, declared: bool) -> Self {
+        let act = setting.act_above;
+        let limits = PlanLimits {
+            goal: 0.5 * act,
+            target_score: TARGET_SCORE,
+            minimum_benefit_minutes: setting.benefit_minutes,
+            ..self.limits.clone()
+        };
+        Self { triggers: [trigger(act, 0.8 * act), trigger(act, 0.8 * act)], limits, declared, ..self.clone() }
     }
 
     /// Machines that have arrived bring their history along.
@@ -127,6 +164,7 @@ impl Predictor {
                 name: name.clone(),
                 host: POOLS[pool].to_owned(),
                 demand: PerResource { cpu: demand, ..PerResource::default() },
+                course: self.forecasters[pool].machine_course(name).unwrap_or_default(),
                 shape: world.scenario.shape,
                 acceptable_downtime_ms: f64::INFINITY,
                 migrating: world.is_moving(machine),
@@ -155,12 +193,24 @@ impl Predictor {
     fn decide(&mut self, world: &World<'_>, pool: usize) -> Option<usize> {
         let other = 1 - pool;
         let source = self.contentions[pool].as_ref()?;
+        let course = self.forecasters[pool].course();
+        // What cannot be avoided is not planned for: the same answer, sooner.
+        let capacity = world.scenario.capacity[pool];
+        let expected = course.minutes(crate::Resource::Cpu, capacity, 0.0, source.horizon_s);
+        if expected.is_some_and(|expected| expected < self.limits.minimum_benefit_minutes) {
+            return None;
+        }
         let made = plan(&PlanInput {
             now_s: world.now_s(),
             source_pool: POOLS[pool],
             source,
+            course: &course,
             machines: &self.machines(world, pool),
-            pools: &[PoolView { name: POOLS[other].to_owned(), contention: self.contentions[other].clone()? }],
+            pools: &[PoolView {
+                name: POOLS[other].to_owned(),
+                contention: self.contentions[other].clone()?,
+                course: self.forecasters[other].course(),
+            }],
             hosts: &[self.target(world, other)],
             weights: PerResource { cpu: 1.0, memory: 1.0, io: 1.0, network: 1.0 },
             in_flight: world.in_flight(),
@@ -188,19 +238,20 @@ impl Policy for Predictor {
             let tick = Tick { now_s: world.now_s(), capacity, samples: &samples, events: &events };
             self.contentions[pool] = Some(self.forecasters[pool].tick(&tick)?);
         }
-        let mut moves = Vec::new();
-        for pool in [0, 1] {
-            let score = self.contentions[pool].as_ref().map_or(f64::NAN, |contention| contention.score);
-            let decision = self.triggers[pool].step(score, world.now_s());
-            if !may_act || !matches!(decision, Decision::Act { .. }) {
+        let scores = [0, 1].map(|pool: usize| self.contentions[pool].as_ref().map_or(f64::NAN, |state| state.score));
+        let decisions = [0, 1].map(|pool: usize| self.triggers[pool].step(scores[pool], world.now_s()));
+        // The more pressing pool first, and one at a time: what one sends changes what the other has room for.
+        let order = if scores[1] > scores[0] { [1, 0] } else { [0, 1] };
+        for pool in order.into_iter().filter(|_| may_act) {
+            if !matches!(decisions[pool], Decision::Act { .. }) {
                 continue;
             }
             if let Some(machine) = self.decide(world, pool) {
                 self.triggers[pool].acted(world.now_s());
-                moves.push(machine);
+                return Ok(vec![machine]);
             }
         }
-        Ok(moves)
+        Ok(Vec::new())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Pools whose overload is known beforehand.
 
-use super::policy::{Nobody, Oracle, Predictor, Reactive};
+use super::policy::{Nobody, Oracle, Predictor, Reactive, Setting};
 use super::*;
 use crate::events::{Change, Scope};
 use crate::sample::PerResource;
@@ -75,8 +75,12 @@ fn a_threshold_acts_when_it_is_too_late_and_a_declared_event_is_met_in_time() {
     let scenario = scenario(&series, 700);
     let reactive = run(&scenario, &mut Reactive::new(0.95)).expect("sound");
     assert!(reactive.violation_minutes > 0.0 && reactive.violation_minutes < 480.0, "{reactive:?}");
-    let mut declared = Predictor::new(600.0, 6, 0.3, true).expect("sound");
-    let declared = run(&scenario, &mut declared).expect("sound");
+    let warm = Predictor::warm(&scenario, 6).expect("sound");
+    let setting = Setting { act_above: 0.2, benefit_minutes: 4.0 };
+    let played =
+        |declared: bool| play(World::at(&scenario, scenario.from), &mut warm.with(setting, declared)).expect("sound");
+    let declared = played(true);
     assert!(declared.violation_minutes < 0.5 * reactive.violation_minutes + 1.0, "{declared:?} against {reactive:?}");
     assert!(declared.moves <= 2.0 * reactive.moves + 2.0, "{declared:?} against {reactive:?}");
+    assert_eq!(declared, played(true), "what is shared is not changed");
 }

@@ -4,10 +4,13 @@ mod report;
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::{Args, Subcommand};
 use predictor::MigrationShape;
-use predictor::simulate::compare::{Settings, compare, runs, scenarios};
+use predictor::simulate::Scenario;
+use predictor::simulate::compare::{Comparison, Outcomes, Settings, join, outcomes, runs, scenarios};
 use predictor::simulate::inject::Injection;
 
 use super::output::Output;
@@ -35,7 +38,7 @@ enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Pools stand beside each other in pairs, as they are listed, and may send machines to each other. The predictor is run with
-several thresholds of its score; what counts is the comparison at equal numbers of migrations at the end.
+several minima of what a move has to avoid; what counts is the comparison at equal numbers of migrations at the end.
 
 Examples:
   headroom plan simulate --pools pools.json --pool-cpu cpu-mhz.csv.gz --json report.json --svg report.svg
@@ -131,14 +134,7 @@ fn simulate(output: &Output, arguments: &Simulate) -> Result<(), Failure> {
     if scenarios.is_empty() {
         return Err(Failure::Other("no pair of pools with load: list at least two pools".to_owned()));
     }
-    let total = runs(scenarios.len(), settings.injection.is_some());
-    let told = |over: usize| {
-        if std::io::stderr().is_terminal() {
-            eprint!("\r{over} of {total} runs\x1b[K{}", if over == total { "\n" } else { "" });
-            _ = std::io::stderr().flush();
-        }
-    };
-    let comparison = compare(&scenarios, settings.horizon, told).map_err(|error| Failure::other(&error))?;
+    let comparison = compare(&scenarios, &settings)?;
     let report = Report { comparison, settings, period_s: trace.period_s };
     if let Some(path) = &arguments.svg {
         std::fs::write(path, report::svg(&report)).map_err(|error| forecast::trace::wrong(path, &error))?;
@@ -147,6 +143,40 @@ fn simulate(output: &Output, arguments: &Simulate) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::other(&error))?;
     std::fs::write(path, text + "\n").map_err(|error| forecast::trace::wrong(path, &error))?;
     Ok(Output::new(false).print(&report, report::text)?)
+}
+
+/// All policies over all scenarios, as many at a time as there are processors; the result does not depend on how many.
+fn compare(scenarios: &[Scenario<'_>], settings: &Settings) -> Result<Comparison, Failure> {
+    let with_events = settings.injection.is_some();
+    let total = runs(scenarios.len(), with_events);
+    let (next, over) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let told = || {
+        let over = over.fetch_add(1, Ordering::Relaxed) + 1;
+        if std::io::stderr().is_terminal() {
+            eprint!("\r{over} of {total} runs\x1b[K{}", if over == total { "\n" } else { "" });
+            _ = std::io::stderr().flush();
+        }
+    };
+    let found: Mutex<Vec<Option<Result<Outcomes, predictor::BankError>>>> =
+        Mutex::new(scenarios.iter().map(|_| None).collect());
+    let work = || {
+        while let Some((place, scenario)) = {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            scenarios.get(place).map(|scenario| (place, scenario))
+        } {
+            let outcome = outcomes(scenario, settings.horizon, with_events, told);
+            if let Some(slot) = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_mut(place) {
+                *slot = Some(outcome);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(scenarios.len());
+        (0..workers).for_each(|_| _ = scope.spawn(work));
+    });
+    let found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let found: Result<Vec<Outcomes>, _> = found.into_iter().flatten().collect();
+    Ok(join(&found.map_err(|error| Failure::other(&error))?))
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ pub(super) fn text(report: &Report) -> String {
         "WITH",
         "AT",
         "RATIO",
+        "OF AVOIDABLE",
     ]);
     for row in &all.equal {
         equal.row(vec![
@@ -47,14 +48,17 @@ pub(super) fn text(report: &Report) -> String {
             format!("{:.0}", row.our_moves),
             format!("{}", row.setting),
             format!("{:.2}", row.ratio),
+            format!("{:.2}", row.avoidable_ratio),
         ]);
     }
     format!(
-        "{} pairs of pools, {} events put in, {} steps ahead of {:.0} s\n\n{}\n{}",
+        "{} pairs of pools, {} events put in, {} steps ahead of {:.0} s\n{:.0} violation minutes cannot be avoided: both pools \
+         together use more than both have\n\n{}\n{}",
         all.pairs,
         all.events,
         report.settings.horizon,
         report.period_s,
+        all.unavoidable_minutes,
         points.text("nothing"),
         equal.text("nothing")
     )

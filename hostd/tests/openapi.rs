@@ -211,7 +211,8 @@ fn pool_view() -> Value {
         "scores": [{"resource": "cpu", "probability": 0.5, "load": 1.0, "capacity": 1.0, "limit": 1.0}], "score": 0.5,
         "horizon_s": 60.0, "expected_contention_s": 30.0, "reasons": ["x"],
         "trigger": {"state": "quiet", "start_score": 0.5, "stop_score": 0.5, "cooldown_until_unix_ms": 1,
-            "latest_start_unix_ms": 1}, "computed_unix_ms": 1})
+            "latest_start_unix_ms": 1}, "calibration_error": 0.5, "fallback": "x",
+        "at_risk": [{"machine": "vm1", "resource": "cpu", "probability": 0.5, "reason": "x"}], "computed_unix_ms": 1})
 }
 
 fn new_event() -> Value {

@@ -143,6 +143,9 @@ struct PastMove {
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct MoveLog {
     moves: BTreeMap<String, PastMove>,
+    /// Refused moves of machines: to which host, and until when they are not tried again.
+    #[serde(default)]
+    refused: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
 impl MoveLog {
@@ -152,6 +155,21 @@ impl MoveLog {
         let count = self.moves.get(machine).filter(|past| !rested(past)).map_or(0, |past| past.count);
         let count = count.saturating_add(1);
         self.moves.insert(machine.to_owned(), PastMove { at_s, from_pool: from_pool.to_owned(), count, lasted_s });
+    }
+
+    /// Notes that a move of `machine` to `host` was refused at `now_s`: it is not tried again for `back_off_s` seconds.
+    pub fn refuse(&mut self, machine: &str, host: &str, now_s: f64, back_off_s: f64) {
+        // What has passed is forgotten here, so that this does not grow with time.
+        self.refused.values_mut().for_each(|hosts| hosts.retain(|_, until_s| *until_s > now_s));
+        self.refused.retain(|_, hosts| !hosts.is_empty());
+        self.refused.entry(machine.to_owned()).or_default().insert(host.to_owned(), now_s + back_off_s);
+    }
+
+    /// Why `machine` is not tried at `host` again yet, if so.
+    #[must_use]
+    pub fn refused(&self, machine: &str, host: &str, now_s: f64) -> Option<String> {
+        let left_s = self.refused.get(machine)?.get(host)? - now_s;
+        (left_s > 0.0).then(|| format!("was refused there lately, is tried again in {left_s:.0} s"))
     }
 
     /// Why `machine` may not move to `pool` at `now_s`, if so.
@@ -172,6 +190,7 @@ impl MoveLog {
     /// Forgets machines that are gone.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.moves.retain(|machine, _| keep(machine));
+        self.refused.retain(|machine, _| keep(machine));
     }
 }
 
@@ -248,6 +267,18 @@ mod tests {
         assert_eq!(log.forbids("m", "c", 101.0 + 201.0, &limits), None);
         log.note("m", "b", 400.0, 500.0, &limits);
         assert!(log.forbids("m", "c", 400.0 + 1_900.0, &limits).is_some(), "a long migration makes a long rest");
+    }
+
+    #[test]
+    fn a_refused_move_is_tried_elsewhere_at_once_and_there_after_a_while() {
+        let mut log = MoveLog::default();
+        log.refuse("m", "b1", 100.0, 60.0);
+        assert!(log.refused("m", "b1", 130.0).is_some_and(|why| why.contains("30 s")));
+        assert_eq!((log.refused("m", "b2", 130.0), log.refused("n", "b1", 130.0)), (None, None));
+        assert_eq!(log.refused("m", "b1", 160.0), None);
+        log.refuse("n", "b1", 200.0, 60.0);
+        assert!(!log.refused.contains_key("m"), "what has passed is forgotten");
+        assert_eq!(log.forbids("m", "b", 130.0, &PlanLimits::default()), None, "it has not moved");
     }
 
     #[test]

@@ -230,6 +230,9 @@ impl<'a> State<'a> {
         if let Some(why) = input.log.forbids(&machine.name, &host.pool, input.now_s, input.limits) {
             return Err(why);
         }
+        if let Some(why) = input.log.refused(&machine.name, &host.name, input.now_s) {
+            return Err(why);
+        }
         let (more, arriving) = self.arrived.get(&host.name).copied().unwrap_or_default();
         if let Some(why) = host_obstacle(machine, host, &more, arriving, input.limits) {
             return Err(why);

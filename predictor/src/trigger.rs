@@ -80,13 +80,16 @@ pub struct Trigger {
     raised: bool,
     actions: u32,
     acted_at_s: Option<f64>,
+    /// How it stood before the last action: actions, and when.
+    #[serde(default)]
+    before: Option<(u32, Option<f64>)>,
 }
 
 impl Trigger {
     /// A trigger that has seen nothing.
     #[must_use]
     pub fn new(config: TriggerConfig) -> Self {
-        Self { config, high_steps: 0, raised: false, actions: 0, acted_at_s: None }
+        Self { config, high_steps: 0, raised: false, actions: 0, acted_at_s: None, before: None }
     }
 
     /// Takes the score of this step; `now_s` is the caller's clock in seconds.
@@ -126,8 +129,16 @@ impl Trigger {
 
     /// Notes that an action was started: the cooldown begins.
     pub fn acted(&mut self, now_s: f64) {
+        self.before = Some((self.actions, self.acted_at_s));
         self.actions = self.actions.saturating_add(1);
         self.acted_at_s = Some(now_s);
+    }
+
+    /// Takes the last action back: it was refused, nothing has moved, and there is no effect to wait for.
+    pub fn retract(&mut self) {
+        if let Some((actions, acted_at_s)) = self.before.take() {
+            (self.actions, self.acted_at_s) = (actions, acted_at_s);
+        }
     }
 
     /// Seconds until the cooldown ends; 0 if there is none.
@@ -203,6 +214,18 @@ mod tests {
         assert!(acts(trigger.step(0.9, 2_002.0)));
         trigger.acted(2_002.0);
         assert!((trigger.cooldown_left(2_002.0) - 60.0).abs() < 1e-9, "back at the first cooldown");
+    }
+
+    #[test]
+    fn an_action_that_was_refused_starts_no_cooldown() {
+        let mut trigger = trigger();
+        trigger.acted(0.0);
+        assert!((trigger.cooldown_left(10.0) - 50.0).abs() < 1e-9);
+        trigger.acted(70.0);
+        trigger.retract();
+        assert_eq!(trigger.cooldown_left(71.0), 0.0, "that of the one before is over");
+        trigger.retract();
+        assert!((trigger.cooldown_left(10.0) - 50.0).abs() < 1e-9, "only the last one is taken back");
     }
 
     #[test]

@@ -234,3 +234,75 @@ fn numbers_that_are_none_do_not_make_a_plan() {
     assert!(case.plan().moves.is_empty());
     assert!(Resource::ALL.len() == 4);
 }
+
+/// Six machines with jumps of their own, over 240 seconds; pool b has as much again that goes on quietly.
+fn jumping(seed: u64) -> (Vec<Course>, Course) {
+    let mut noise = Noise::new(seed);
+    let mut machines = Vec::new();
+    for _ in 0..6 {
+        let (calm, jump) = (0.2 + 0.2 * noise.uniform(), 1.5 * noise.uniform());
+        let (every, lasts) = (20 + (40.0 * noise.uniform()) as usize, 5 + (10.0 * noise.uniform()) as usize);
+        let offset = (60.0 * noise.uniform()) as usize;
+        let value = |t: usize| calm + if (t + offset) % every < lasts { jump } else { 0.0 };
+        let recent = PerResource { cpu: (0..240).map(|t| value(t) as f32).collect(), ..PerResource::default() };
+        machines.push(Course { step_s: 1.0, recent, events: Vec::new() });
+    }
+    let level = 1.0 + noise.uniform();
+    let recent =
+        PerResource { cpu: (0..240).map(|t| level as f32 + 0.01 * (t % 3) as f32).collect(), ..PerResource::default() };
+    (machines, Course { step_s: 1.0, recent, events: Vec::new() })
+}
+
+#[test]
+fn greedy_moves_come_near_the_best_of_all_plans() {
+    let (mut greedy_sum, mut exact_sum, mut cases) = (0.0, 0.0, 0);
+    for seed in 1..60 {
+        let (courses, target) = jumping(seed);
+        let names: Vec<String> = (0..courses.len()).map(|number| format!("vm{number}")).collect();
+        let source = courses.iter().skip(1).fold(courses[0].clone(), |sum, course| sum.with(course));
+        let mut case = Case::filling();
+        case.source = contention(5.0, 0.0);
+        case.machines = names.iter().map(|name| machine(name, 0.3, 256.0, 0.0)).collect();
+        for (view, course) in case.machines.iter_mut().zip(&courses) {
+            view.course = course.clone();
+        }
+        case.course = source.clone();
+        case.pools[0].course = target.clone();
+        case.hosts[0].capacity = PerResource::default();
+        case.limits = PlanLimits {
+            goal: 0.0,
+            moves: 3,
+            in_flight: 9,
+            in_flight_per_host: 9,
+            target_score: 1.0,
+            minimum_benefit_minutes: 0.001,
+            ..PlanLimits::default()
+        };
+        let from_s = CostModel::default().predict(&case.machines[0].shape).total_ms / 1000.0;
+        let left = |moved: &dyn Fn(usize) -> bool| {
+            let chosen = || (0..6).filter(|number| moved(*number));
+            let here = chosen().fold(source.clone(), |sum, number| sum.without(&names[number], &courses[number]));
+            let there = chosen().fold(target.clone(), |sum, number| sum.with(&courses[number]));
+            let minutes = |course: &Course| course.minutes(Resource::Cpu, 3.8, from_s, 30.0).expect("long enough");
+            minutes(&here) + minutes(&there)
+        };
+        let none = left(&|_| false);
+        let sets = (0..64_u32).filter(|set| set.count_ones() <= 3);
+        let exact = none - sets.map(|set| left(&|number| set >> number & 1 == 1)).fold(f64::MAX, f64::min);
+        let plan = case.plan();
+        let taken = |number: usize| plan.moves.iter().any(|chosen| chosen.machine == names[number]);
+        let greedy = none - left(&taken);
+        assert!(greedy >= -1e-9 && greedy <= exact + 1e-9, "seed {seed}: {greedy} of {exact}");
+        if let Some(first) = plan.moves.first() {
+            let best = (0..6).map(|one| none - left(&|number| number == one)).fold(0.0, f64::max);
+            let net = first.benefit_minutes - first.harm_minutes;
+            assert!(net >= 0.8 * best - 1e-9, "seed {seed}: the first avoids {net} of {best}");
+        }
+        if exact > 0.01 {
+            (greedy_sum, exact_sum, cases) = (greedy_sum + greedy, exact_sum + exact, cases + 1);
+            assert!(greedy >= 0.5 * exact, "seed {seed}: {greedy} of {exact}");
+        }
+    }
+    assert!(cases > 20, "{cases} cases have something to avoid");
+    assert!(greedy_sum > 0.9 * exact_sum, "{greedy_sum} of {exact_sum} over {cases} cases");
+}

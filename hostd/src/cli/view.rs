@@ -176,6 +176,18 @@ fn pool_text(pool: &PoolView) -> String {
     if let Some(expected) = pool.expected_contention_s {
         text.push_str(&format!("  contention is expected in {}\n", duration(expected * 1000.0)));
     }
+    if let Some(fallback) = &pool.fallback {
+        text.push_str(&format!("  forecasts are not trusted: {fallback}\n"));
+    }
+    for risk in &pool.at_risk {
+        text.push_str(&format!(
+            "  {} is likely to lack {} ({:.0} %): {}\n",
+            risk.machine,
+            word(risk.resource),
+            100.0 * risk.probability,
+            risk.reason
+        ));
+    }
     for host in &pool.hosts {
         let usage = host.usage.unwrap_or_default();
         text.push_str(&format!(

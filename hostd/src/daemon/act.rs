@@ -46,6 +46,7 @@ impl Daemon {
             }
             Err(error) => {
                 tracing::warn!(machine = chosen.machine, error, "a planned migration could not be started");
+                self.planner().refused(&chosen);
                 chosen.plan.outcome = PlanOutcome::Refused;
                 chosen.plan.reasons.push(error);
             }

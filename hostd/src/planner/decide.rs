@@ -2,8 +2,8 @@
 
 use migration::report::{Trigger as Why, TriggerKind};
 use predictor::{
-    Contention, Decision, HostView, MachineView, MigrationShape, PlanInput, PoolForecaster, PoolView, Rejection,
-    Resource, plan,
+    Contention, Decision, HostView, MachineView, MigrationShape, PlanInput, PlanLimits, PoolForecaster, PoolView,
+    Rejection, Resource, plan,
 };
 
 use super::convert::capacity_of;
@@ -49,6 +49,9 @@ impl Planner {
         let machines = self.machines(&state);
         let (pools, hosts) = self.others(&own);
         let now_s = self.now_s();
+        // While a threshold decides, the goal is not a probability that is not trusted.
+        let goal = if self.falls_back() { 0.0 } else { self.limits.goal };
+        let limits = PlanLimits { goal, ..self.limits.clone() };
         let made = plan(&PlanInput {
             now_s,
             source_pool: &own,
@@ -61,14 +64,14 @@ impl Planner {
             in_flight: self.in_flight(),
             log: &self.log,
             cost: &self.cost,
-            limits: &self.limits,
+            limits: &limits,
         });
         let mut stored = self.stored_plan(id, score, &contention, &made, &machines);
         let Some(best) = made.moves.first() else { return self.nothing_to_do(stored).map(Err) };
         stored.machine = Some(best.machine.clone());
         stored.source = Some(best.from_host.clone());
         stored.destination = Some(best.to_host.clone());
-        if self.waits(&mut stored, best, now_s) {
+        if !self.falls_back() && self.waits(&mut stored, best, now_s) {
             return self.keep_waiting(stored).map(Err);
         }
         stored.outcome = PlanOutcome::Started;
@@ -104,6 +107,7 @@ impl Planner {
         made: &predictor::Plan,
         machines: &[MachineView],
     ) -> Plan {
+        let distrust = self.guarded.iter().filter_map(|guarded| guarded.reason.as_ref());
         Plan {
             id: id.to_owned(),
             at_unix_ms: unix_ms(),
@@ -114,7 +118,7 @@ impl Planner {
             machine: None,
             source: None,
             destination: None,
-            reasons: contention.reasons.iter().chain(&made.explanation).cloned().collect(),
+            reasons: distrust.chain(&contention.reasons).chain(&made.explanation).cloned().collect(),
             candidates: candidates(made, machines),
             migration: None,
             latest_start_unix_ms: None,

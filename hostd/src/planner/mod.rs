@@ -14,11 +14,13 @@ pub mod convert;
 mod decide;
 pub mod events;
 pub mod history;
+mod trust;
 mod wait;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use predictor::guard::{Guard, Guarded};
 use predictor::{
     BankError, Contention, CostModel, Decision, Hold, MigrationShape, MoveLog, PlanLimits, PoolConfig, PoolForecaster,
     Resource, Sample, Tick, Trigger, TriggerConfig,
@@ -96,6 +98,9 @@ pub struct Planner {
     states: Vec<PoolState>,
     trigger: Trigger,
     last_decision: Decision,
+    /// Whether this pool's probabilities mean what they say, and what is acted on.
+    guard: Guard,
+    guarded: Option<Guarded>,
     log: MoveLog,
     cost: CostModel,
     limits: PlanLimits,
@@ -140,11 +145,14 @@ impl Planner {
             ..PlanLimits::default()
         };
         let step_s = config.sample_interval_ms as f64 / 1000.0;
+        let horizon_steps = ((planner.horizon_s / step_s).ceil() as usize).clamp(1, predictor::bank::LONGEST_HORIZON);
         Self {
             host: config.host.clone(),
             config: config.clone(),
             started: (Instant::now(), unix_ms() as f64 / 1000.0),
-            horizon_steps: ((planner.horizon_s / step_s).ceil() as usize).clamp(1, predictor::bank::LONGEST_HORIZON),
+            horizon_steps,
+            guard: trust::guard(step_s, horizon_steps),
+            guarded: None,
             forecasters: BTreeMap::new(),
             contentions: BTreeMap::new(),
             states: Vec::new(),
@@ -207,8 +215,8 @@ impl Planner {
         self.forecasters.retain(|pool, _| states.iter().any(|state| &state.pool == pool));
         self.contentions.retain(|pool, _| states.iter().any(|state| &state.pool == pool));
         self.states = states;
-        let own = self.contentions.get(&self.config.pool).filter(|own| known(own)).map_or(f64::NAN, |own| own.score);
-        self.last_decision = self.trigger.step(own, now_s);
+        let score = self.trusted_score();
+        self.last_decision = self.trigger.step(score, now_s);
         Ok(())
     }
 
@@ -263,6 +271,9 @@ impl Planner {
             }),
             reasons: contention.map(|contention| contention.reasons.clone()).unwrap_or_default(),
             trigger: self.trigger_view(state),
+            calibration_error: self.guarded_of(&state.pool).and_then(|guarded| guarded.calibration_error),
+            fallback: self.guarded_of(&state.pool).and_then(|guarded| guarded.reason.clone()),
+            at_risk: self.at_risk(state),
             computed_unix_ms: unix_ms(),
         }
     }

@@ -264,3 +264,50 @@ fn a_host_says_what_its_own_forecast_has_against_a_machine() {
     let concern = planner.concern("vm7", Some(&usage(1.9))).unwrap();
     assert!(concern.contains("host `b1`") && concern.contains("1.80 cores"), "{concern}");
 }
+
+#[test]
+fn a_refused_move_starts_no_cooldown_and_is_not_repeated_at_once() {
+    let mut planner = Planner::new(&config(|_| ()));
+    let load = |step: usize| 0.3 + 0.02 * step.saturating_sub(60) as f64;
+    let (step, chosen) = run(&mut planner, 110, &[], load).expect("a decision");
+    assert!(planner.trigger.cooldown_left(planner.now_s()) > 50.0);
+    planner.refused(&chosen);
+    assert_eq!(planner.trigger.cooldown_left(planner.now_s()), 0.0, "nothing has moved");
+    planner.tick(loaded(load(step + 1)), &[]).unwrap();
+    match planner.decide("plan-2", &[]) {
+        Some(Ok(other)) => assert_ne!(other.machine, chosen.machine, "another machine may go there"),
+        Some(Err(plan)) => {
+            let said = plan.candidates.iter().any(|candidate| candidate.reason.contains("was refused there lately"));
+            assert!(said, "{:?}", plan.candidates);
+        }
+        None => panic!("the trigger still fires"),
+    }
+}
+
+#[test]
+fn forecasts_that_are_always_wrong_give_way_to_a_threshold_that_says_so() {
+    let mut planner = Planner::new(&config(|_| ()));
+    run(&mut planner, 60, &[], |_| 0.3);
+    assert_eq!(planner.views()[0].fallback, None);
+    // As if contention had been certain for a thousand windows and had never come.
+    (0..30_000).for_each(|_| _ = planner.guard.step(1.0, 1.0, 0.5));
+    assert!(run(&mut planner, 20, &[], |_| 0.3).is_none(), "a threshold sees nothing to do");
+    let view = &planner.views()[0];
+    assert!(view.fallback.as_ref().is_some_and(|why| why.contains("threshold")), "{view:?}");
+    assert!(view.calibration_error.is_some_and(|error| error > 0.15));
+    assert_eq!(planner.views()[1].fallback, None, "another pool's is not known here");
+    // 0.3 + 0.3 + 1.5 of two cores is above the threshold: it acts now, and says why.
+    let (_, chosen) = run(&mut planner, 20, &[], |_| 1.5).expect("a decision of the threshold");
+    assert!(chosen.plan.reasons[0].contains("acting on the threshold"), "{:?}", chosen.plan.reasons);
+}
+
+#[test]
+fn machines_that_will_lack_what_they_ask_for_are_named() {
+    let mut planner = Planner::new(&config(|json| json["planner"]["enabled"] = false.into()));
+    run(&mut planner, 80, &[], |step| if step < 40 { 0.3 } else { 2.5 });
+    let at_risk = &planner.views()[0].at_risk;
+    assert_eq!(at_risk.first().map(|risk| risk.machine.as_str()), Some("vm2"), "{at_risk:?}");
+    assert!(at_risk[0].probability > 0.5 && !at_risk[0].reason.is_empty(), "{at_risk:?}");
+    assert!(at_risk.iter().all(|risk| risk.machine != "vm1"), "a small machine is served: {at_risk:?}");
+    assert!(planner.views()[1].at_risk.is_empty());
+}

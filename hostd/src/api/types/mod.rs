@@ -21,8 +21,8 @@ pub use machine::{
 };
 pub use plan::{Candidate, Event, EventTarget, NewEvent, Plan, PlanOutcome};
 pub use pool::{
-    Capacity, HostSummary, MachineForecast, MachineSummary, PoolView, Quantile, Resource, ResourceForecast,
-    ResourceScore, TriggerState, TriggerView,
+    Capacity, HostSummary, MachineForecast, MachineRisk, MachineSummary, PoolView, Quantile, Resource,
+    ResourceForecast, ResourceScore, TriggerState, TriggerView,
 };
 
 pub use ::migration::report::Report;

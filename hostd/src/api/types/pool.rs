@@ -151,6 +151,19 @@ pub struct HostSummary {
     pub sampled_unix_ms: u64,
 }
 
+/// A machine that is likely to suffer when its pool runs short.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineRisk {
+    /// Name.
+    pub machine: String,
+    /// What it would lack.
+    pub resource: Resource,
+    /// Probability that it gets less than nine tenths of what it asks for at some time within the horizon.
+    pub probability: f64,
+    /// Why, in words and numbers.
+    pub reason: String,
+}
+
 /// One element of `GET /v1/pools`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoolView {
@@ -178,6 +191,16 @@ pub struct PoolView {
     pub reasons: Vec<String>,
     /// The trigger.
     pub trigger: TriggerView,
+    /// Mean distance between the probabilities that were said and what came of them, 0 to 1; `null` until enough windows are
+    /// over, and for pools that the host which answers does not plan for.
+    #[serde(default)]
+    pub calibration_error: Option<f64>,
+    /// Why a threshold on the present load decides in the place of the forecast, if it does.
+    #[serde(default)]
+    pub fallback: Option<String>,
+    /// Machines that are likely to get much less than they ask for, the most likely first.
+    #[serde(default)]
+    pub at_risk: Vec<MachineRisk>,
     /// When this was computed, by the clock of the host that did it.
     pub computed_unix_ms: u64,
 }

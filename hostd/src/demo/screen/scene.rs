@@ -341,6 +341,9 @@ mod tests {
                 cooldown_until_unix_ms: None,
                 latest_start_unix_ms: None,
             },
+            calibration_error: None,
+            fallback: None,
+            at_risk: Vec::new(),
             computed_unix_ms: 1,
         }
     }

@@ -3,7 +3,7 @@
 use crate::sample::PerResource;
 use serde::{Deserialize, Serialize};
 
-/// How a [`PoolForecaster`] works.
+/// How a [`PoolForecaster`](super::PoolForecaster) works.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PoolConfig {
@@ -19,7 +19,7 @@ pub struct PoolConfig {
     pub thresholds: PerResource<f64>,
     /// How much each resource counts in the score, 0 to 1.
     pub weights: PerResource<f64>,
-    /// Outcomes kept of each resource, horizon and level for [`PoolForecaster::refit`]; 0 = trees are never
+    /// Outcomes kept of each resource, horizon and level for [`PoolForecaster::refit`](super::PoolForecaster::refit); 0 = trees are never
     /// fitted. With five horizons each lesson takes 11 KB over all resources.
     pub lessons: usize,
 }

@@ -2,8 +2,8 @@
 
 use migration::report::{Trigger as Why, TriggerKind};
 use predictor::{
-    Contention, Decision, HostView, MachineView, MigrationShape, PlanInput, PlanLimits, PoolForecaster, PoolView,
-    Rejection, Resource, plan,
+    Contention, Course, Decision, HostView, MachineView, MigrationShape, PlanInput, PlanLimits, PoolForecaster,
+    PoolView, Rejection, Resource, plan,
 };
 
 use super::convert::capacity_of;
@@ -18,6 +18,12 @@ const BANDWIDTH: f64 = 600e6;
 
 /// Candidates that a stored plan lists.
 const CANDIDATES_MAX: usize = 50;
+
+/// Moves are judged by forecasts. The pools' courses, by which recorded days are judged better, know only what was seen before: a
+/// load that has never been so high is no reason for them to act.
+fn judged_by_forecasts() -> Course {
+    Course::default()
+}
 
 /// A move that was decided on.
 #[derive(Clone, Debug)]
@@ -56,7 +62,7 @@ impl Planner {
             now_s,
             source_pool: &own,
             source: &contention,
-            course: &self.course(&own),
+            course: &judged_by_forecasts(),
             machines: &machines,
             pools: &pools,
             hosts: &hosts,
@@ -163,7 +169,7 @@ impl Planner {
             demand: predictor::PerResource::from_fn(|resource| {
                 forecaster?.machine_forecast(&machine.name, resource, self.horizon_steps)
             }),
-            course: forecaster.and_then(|own| own.machine_course(&machine.name)).unwrap_or_default(),
+            course: judged_by_forecasts(),
             shape: shape(machine, observed, bandwidth, limits.downtime_ms),
             acceptable_downtime_ms: limits.downtime_ms as f64,
             pinned,
@@ -173,17 +179,12 @@ impl Planner {
         }
     }
 
-    /// What a pool's machines used lately, and their events.
-    fn course(&self, pool: &str) -> predictor::Course {
-        self.forecasters.get(pool).map(PoolForecaster::course).unwrap_or_default()
-    }
-
     /// The other pools and their hosts.
     fn others(&self, own: &str) -> (Vec<PoolView>, Vec<HostView>) {
         let others = || self.states.iter().filter(|state| state.pool != own);
         let pools = others().filter_map(|state| {
             let contention = self.contentions.get(&state.pool)?.clone();
-            Some(PoolView { name: state.pool.clone(), contention, course: self.course(&state.pool) })
+            Some(PoolView { name: state.pool.clone(), contention, course: judged_by_forecasts() })
         });
         let hosts = others().flat_map(|state| {
             state.hosts.iter().filter(|host| !host.draining).map(move |host| self.target(state, host))

@@ -38,9 +38,9 @@ struct Arguments {
     /// Runs on each side; the medians are compared.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     runs: u16,
-    /// Memory channels of ours, each its own TLS session.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
-    streams: u16,
+    /// Memory channels: TLS sessions of ours, multifd connections of QEMU's [default: what each does by itself, 2 and 1]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
+    streams: Option<u16>,
     /// Run the same guest on another VMM in the same run.
     #[arg(long, value_enum)]
     peer: Option<Peer>,

@@ -222,6 +222,11 @@ pub trait DestinationGuest: Send + Sync {
     /// not running.
     fn prepare(&self, layout: &MachineLayout) -> GuestResult<()>;
 
+    /// Data for these pages follows within moments, some for the first time: a hint that lets memory be made ready for many at once.
+    fn prepare_pages(&self, pages: Range<u64>) {
+        let _ = pages;
+    }
+
     /// Stores pages `first..`; `data` is a multiple of [`PAGE_BYTES`] and has been checked against the layout.
     fn write_pages(&self, first: u64, data: &[u8]) -> GuestResult<()>;
 

@@ -51,7 +51,7 @@ pub struct Limits {
     pub downtime: Duration,
     /// Bytes per second over all channels; `None` is no limit.
     pub bandwidth_bytes_per_second: Option<u64>,
-    /// Memory channels, each its own TLS session and thread, 1 to [`Limits::MAX_STREAMS`].
+    /// Memory channels, each its own TLS session and thread at both ends, 1 to [`Limits::MAX_STREAMS`].
     pub streams: u16,
     /// Give up after so many rounds without convergence.
     pub max_rounds: u32,
@@ -75,7 +75,7 @@ impl Default for Limits {
         Self {
             downtime: Duration::from_millis(50),
             bandwidth_bytes_per_second: None,
-            streams: 1,
+            streams: 2,
             max_rounds: 30,
             timeout: Duration::from_secs(600),
             force_switchover: false,

@@ -275,7 +275,7 @@ pub struct MigrationLimits {
     pub downtime_ms: u64,
     /// Bytes per second over all channels; `null` is no limit.
     pub bandwidth_bytes_per_second: Option<u64>,
-    /// Memory channels, each its own TLS session, 1 to 16.
+    /// Memory channels, each its own TLS session and thread at both hosts, 1 to 16; 2 by default.
     pub streams: u16,
     /// Give up after so many memory rounds without convergence.
     pub max_rounds: u32,
@@ -294,7 +294,7 @@ impl Default for MigrationLimits {
         Self {
             downtime_ms: 50,
             bandwidth_bytes_per_second: None,
-            streams: 1,
+            streams: 2,
             max_rounds: 30,
             timeout_s: 600,
             force_switchover: false,

@@ -91,7 +91,7 @@ pub(super) struct Start {
     /// Bandwidth limit in MiB per second.
     #[arg(long, value_name = "MIB/S")]
     bandwidth: Option<u64>,
-    /// Memory channels, 1 to 16.
+    /// Memory channels, each a core at both hosts, 1 to 16 [default: 2]
     #[arg(long)]
     streams: Option<u16>,
     /// Give up after so many seconds.

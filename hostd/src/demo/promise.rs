@@ -195,7 +195,7 @@ mod tests {
             disk: Default::default(),
             postcopy: None,
             throttle_percent_max: 0,
-            streams: 1,
+            streams: 2,
             tls: Default::default(),
             verification,
             trigger: Default::default(),

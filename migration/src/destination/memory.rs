@@ -22,6 +22,13 @@ struct Store<'a> {
 impl PageSink for Store<'_> {
     type Error = MigrationError;
 
+    fn announce(&mut self, pages: Range<u64>) {
+        // One page is as quick by its fault; and what arrives again has its memory.
+        if pages.end - pages.start > 1 && !self.arrived.contains(pages.start) {
+            self.guest.prepare_pages(pages);
+        }
+    }
+
     fn store(&mut self, first: u64, data: &[u8]) -> Result<(), MigrationError> {
         self.guest.write_pages(first, data).doing("storing pages")?;
         let count = data.len() as u64 / PAGE_BYTES;

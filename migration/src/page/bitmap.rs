@@ -156,18 +156,24 @@ impl SharedBitmap {
     /// Sets bit `index` and returns what it was; past the end it does nothing.
     pub fn insert(&self, index: u64) -> bool {
         let mask = 1 << (index % 64);
-        self.words.get((index / 64) as usize).is_some_and(|word| word.fetch_or(mask, Ordering::Relaxed) & mask != 0)
+        self.words.get((index / 64) as usize).is_some_and(|word| word.fetch_or(mask, Ordering::AcqRel) & mask != 0)
     }
 
     /// Clears bit `index` and returns what it was.
     pub fn remove(&self, index: u64) -> bool {
         let mask = 1 << (index % 64);
-        self.words.get((index / 64) as usize).is_some_and(|word| word.fetch_and(!mask, Ordering::Relaxed) & mask != 0)
+        self.words.get((index / 64) as usize).is_some_and(|word| word.fetch_and(!mask, Ordering::AcqRel) & mask != 0)
+    }
+
+    /// Whether bit `index` is set.
+    pub fn contains(&self, index: u64) -> bool {
+        let mask = 1 << (index % 64);
+        self.words.get((index / 64) as usize).is_some_and(|word| word.load(Ordering::Acquire) & mask != 0)
     }
 
     /// Number of set bits.
     pub fn count(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
+        self.words.iter().map(|word| u64::from(word.load(Ordering::Acquire).count_ones())).sum()
     }
 }
 

@@ -393,6 +393,7 @@ impl Channel {
     ) -> Result<(), E> {
         const PAGE: usize = PAGE_BYTES as usize;
         let (mut page, end) = (run.first, run.first + u64::from(run.count));
+        sink.announce(page..end);
         while page < end {
             let chunk = self.stream.fill("receiving pages")?;
             let whole = (chunk.len() / PAGE).min((end - page) as usize);
@@ -438,6 +439,11 @@ impl Channel {
 pub trait PageSink {
     /// Of the sink.
     type Error;
+
+    /// These pages are about to be stored.
+    fn announce(&mut self, pages: std::ops::Range<u64>) {
+        let _ = pages;
+    }
 
     /// Stores whole pages from `first` on.
     ///

@@ -11,6 +11,7 @@
 //! (docs/design/0005).
 
 mod dirty;
+mod filling;
 mod layout;
 mod mapping;
 mod page_size;
@@ -20,7 +21,7 @@ mod slots;
 pub mod uffd;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use migration::guest::{MemoryRegion, PAGE_BYTES};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -74,6 +75,9 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// Pages could not be stored.
+    #[error("storing pages of an arriving machine failed: the host is probably out of memory, see its kernel log")]
+    Fill(#[source] userfaultfd::Error),
     /// KVM refused a memory slot.
     #[error("KVM refuses memory slot {slot} ({action})")]
     Slot {
@@ -98,7 +102,7 @@ pub struct Memory {
     regions: Arc<[MemoryRegion]>,
     page_map: Arc<pages::PageMap>,
     last_usage: Arc<resident::LastUsage>,
-    page_size: Arc<page_size::PageSize>,
+    filling: Arc<OnceLock<filling::Filling>>,
 }
 
 impl Memory {
@@ -119,7 +123,7 @@ impl Memory {
             regions: regions.into(),
             page_map: Arc::new(pages::PageMap::open()),
             last_usage: Arc::default(),
-            page_size: Arc::default(),
+            filling: Arc::default(),
         })
     }
 

@@ -1,107 +1,79 @@
-//! Which pages an arriving machine is put on: huge ones, unless they are dearer here.
+//! Which pages an arriving machine is put on: huge ones, as long as they are no dearer than small ones.
 //!
 //! As a rule a huge page costs half as much as the 512 small ones it stands for, and the guest runs faster on it. Not where
 //! memory is fragmented, so that the kernel must move other pages away first, nor on a host that is itself a virtual machine
-//! and reports free memory to its own host, which takes huge pages first and gives them back one fault at a time (512 MiB: 820 ms
-//! instead of 240). The kernel does not tell, so the first granules that arrive are a trial of both.
+//! and reports free memory to its own host: blocks of 2 MiB that were freed a moment ago are quick, those that have been
+//! reported come back one fault at a time, some 3 ms each. The kernel does not tell, and what held for the first granules need
+//! not hold for the next. So every huge page is timed against small ones. One that was dearer is followed by a pause on small
+//! pages, which doubles with each such disappointment and halves with each success: where huge pages are cheap nearly all of
+//! memory gets them, and where they are not the arrival pays for a handful.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::mapping::HUGE_PAGE;
-use super::{Memory, lock};
 
-/// Linux 5.14; older kernels answer EINVAL, and what is copied then faults page by page.
-const MADV_POPULATE_WRITE: i32 = 23;
+/// Granules on small pages after the first huge page that was too dear, and at most.
+const PAUSE: (u32, u32) = (8, 4096);
 
-/// Granules tried of each kind; the quicker one of a kind counts.
-const TRIALS: usize = 2;
+/// So many bytes on small pages tell what they cost.
+const SAMPLE: usize = HUGE_PAGE / 2;
 
-/// What the trial has shown so far.
-#[derive(Debug, Default)]
-pub(super) struct PageSize {
-    trial: Mutex<Trial>,
-    decided: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct Trial {
-    tried: Vec<usize>,
-    huge: Vec<Duration>,
-    small: Vec<Duration>,
-}
-
-impl Trial {
-    /// What to try next; `None` when both are known.
-    fn next(&self) -> Option<Kind> {
-        match (self.huge.len(), self.small.len()) {
-            (TRIALS, TRIALS) => None,
-            (huge, small) if huge <= small => Some(Kind::Huge),
-            _ => Some(Kind::Small),
-        }
-    }
-
-    fn result(&self) -> Kind {
-        if self.small.iter().min() < self.huge.iter().min() { Kind::Small } else { Kind::Huge }
-    }
-}
-
+/// Pages that a granule of 2 MiB is put on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Huge,
     Small,
 }
 
-/// Gives memory to what is about to be written. Changes no contents.
-pub(super) fn populate(address: usize, bytes: usize) {
-    // SAFETY: populating changes no contents. If the kernel does not know the advice, or has no memory, whoever writes
-    // there finds out.
-    unsafe { libc::madvise(address as *mut _, bytes, MADV_POPULATE_WRITE) };
+/// Which kind the next granule is put on; a function of nothing but what it was told.
+#[derive(Debug)]
+pub(super) struct Choice {
+    /// What small pages cost in this pause: bytes, and the time to fill them.
+    sample: (usize, Duration),
+    /// What a granule of small pages cost when last known.
+    small: Option<Duration>,
+    /// Granules left until the next huge page is tried.
+    left: u32,
+    /// Length of the last pause.
+    pause: u32,
 }
 
-fn advise(address: usize, bytes: usize, kind: Kind) {
-    let advice = if kind == Kind::Huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
-    // SAFETY: the advice changes no contents. A kernel without huge pages refuses it, and has only small ones.
-    unsafe { libc::madvise(address as *mut _, bytes, advice) };
+impl Default for Choice {
+    fn default() -> Self {
+        Self { sample: (0, Duration::ZERO), small: None, left: 1, pause: 0 }
+    }
 }
 
-impl Memory {
-    /// To be called before memory at `address` is written for the first time.
-    pub(super) fn choose_page_size(&self, address: usize) {
-        let this = &*self.page_size;
-        if this.decided.load(Ordering::Relaxed) {
-            return;
-        }
-        let mut trial = lock(&this.trial);
-        let granule = address / HUGE_PAGE * HUGE_PAGE;
-        let Some(kind) = trial.next() else { return };
-        let inside = |(start, bytes): (usize, usize)| start <= granule && granule + HUGE_PAGE <= start + bytes;
-        if trial.tried.contains(&granule) || !self.mapped().any(inside) {
-            return;
-        }
-        trial.tried.push(granule);
-        advise(granule, HUGE_PAGE, kind);
-        let start = Instant::now();
-        populate(granule, HUGE_PAGE);
-        let times = if kind == Kind::Huge { &mut trial.huge } else { &mut trial.small };
-        times.push(start.elapsed());
-        if trial.next().is_none() {
-            let result = trial.result();
-            tracing::debug!(huge = ?trial.huge, small = ?trial.small, ?result, "pages for the machine that arrives");
-            self.advise_all(result);
-            this.decided.store(true, Ordering::Relaxed);
+impl Choice {
+    /// For a granule that nothing was written to.
+    pub(super) fn next(&mut self) -> Kind {
+        match (self.small, self.left) {
+            (_, 1..) => {
+                self.left -= 1;
+                Kind::Small
+            }
+            (None, 0) => Kind::Small,
+            (Some(_), 0) => Kind::Huge,
         }
     }
 
-    /// To be called when all has arrived: what the guest touches for the first time may be on huge pages again.
-    pub fn arrived(&self) {
-        self.advise_all(Kind::Huge);
+    /// `bytes` were stored on small pages, which took `time`, copying included: so much dearer a huge page may be, for the
+    /// sake of the guest.
+    pub(super) fn filled_small(&mut self, bytes: usize, time: Duration) {
+        self.sample = (self.sample.0 + bytes, self.sample.1 + time);
+        if self.sample.0 >= SAMPLE {
+            self.small = Some(self.sample.1.mul_f64(HUGE_PAGE as f64 / self.sample.0 as f64));
+            self.sample = (0, Duration::ZERO);
+        }
     }
 
-    fn advise_all(&self, kind: Kind) {
-        for (address, bytes) in self.mapped() {
-            advise(address, bytes, kind);
+    /// Populating a granule on a huge page took `time`.
+    pub(super) fn populated_huge(&mut self, time: Duration) {
+        if self.small.is_some_and(|small| time > small) {
+            self.pause = (self.pause * 2).clamp(PAUSE.0, PAUSE.1);
+            self.left = self.pause;
+        } else {
+            self.pause /= 2;
         }
     }
 }
@@ -110,43 +82,55 @@ impl Memory {
 mod tests {
     use super::*;
 
-    #[test]
-    fn both_kinds_are_tried_in_turn_and_the_quicker_one_wins() {
-        let ms = Duration::from_millis;
-        let mut trial = Trial::default();
-        let mut order = Vec::new();
-        for (huge, small) in [(9, 3), (1, 2)] {
-            for _ in 0..2 {
-                let kind = trial.next().unwrap();
-                order.push(kind);
-                if kind == Kind::Huge { trial.huge.push(ms(huge)) } else { trial.small.push(ms(small)) }
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Numbers of the granules on huge pages, where `huge` says what the huge page of a granule costs, and a granule of
+    /// small ones costs 2 ms.
+    fn huge_ones(granules: u32, huge: impl Fn(u32) -> Duration) -> Vec<u32> {
+        let mut choice = Choice::default();
+        let mut chosen = Vec::new();
+        for index in 0..granules {
+            match choice.next() {
+                Kind::Huge => {
+                    choice.populated_huge(huge(index));
+                    chosen.push(index);
+                }
+                Kind::Small => choice.filled_small(HUGE_PAGE, 2 * MS),
             }
         }
-        assert_eq!(order, [Kind::Huge, Kind::Small, Kind::Huge, Kind::Small]);
-        assert_eq!((trial.next(), trial.result()), (None, Kind::Huge));
-        trial.huge = vec![ms(3); 2];
-        assert_eq!(trial.result(), Kind::Small);
-        trial.small = vec![ms(3); 2];
-        assert_eq!(trial.result(), Kind::Huge, "alike: the guest likes huge pages better");
+        chosen
     }
 
     #[test]
-    fn the_trial_ends_after_the_first_granules_and_keeps_what_they_hold() {
-        let memory = Memory::new(64).unwrap();
-        let granule = |index: u64| vec![index as u8 + 1; 3 * 4096];
-        for index in 0..8 {
-            memory.write_pages(index * 512 + 7, &granule(index)).unwrap();
-            memory.write_pages(index * 512 + 100, &granule(index)).unwrap();
-        }
-        assert!(memory.page_size.decided.load(Ordering::Relaxed));
-        assert_eq!(lock(&memory.page_size.trial).tried.len(), 2 * TRIALS);
-        memory.arrived();
-        for index in 0..8 {
-            for start in [7, 100] {
-                let mut read = vec![0; 3 * 4096];
-                memory.read_pages(index * 512 + start, &mut read).unwrap();
-                assert!(read == granule(index), "granule {index}");
-            }
-        }
+    fn cheap_huge_pages_are_taken_for_all() {
+        assert_eq!(huge_ones(1000, |_| MS).len(), 999);
+        assert_eq!(huge_ones(1000, |_| 2 * MS).len(), 999, "alike: the guest likes huge pages better");
+    }
+
+    #[test]
+    fn dear_huge_pages_are_tried_ever_more_seldom() {
+        assert_eq!(huge_ones(40, |_| 9 * MS), [1, 10, 27]);
+        assert!(huge_ones(100_000, |_| 9 * MS).len() < 40);
+        // What was freed a moment ago is quick, and then the rest is not.
+        let turning = huge_ones(256, |index| if index < 100 { MS } else { 9 * MS });
+        assert!((100..106).contains(&turning.len()), "{turning:?}");
+        // And back: most of what follows is on huge pages.
+        let back = huge_ones(2000, |index| if index < 100 { 9 * MS } else { MS });
+        assert!(back.iter().filter(|&&index| index > 300).count() > 1600);
+    }
+
+    #[test]
+    fn small_pages_that_become_dear_make_huge_ones_welcome() {
+        let mut choice = Choice::default();
+        choice.filled_small(HUGE_PAGE, MS);
+        choice.populated_huge(3 * MS);
+        assert_eq!(choice.next(), Kind::Small);
+        choice.filled_small(HUGE_PAGE / 4, 2 * MS);
+        choice.populated_huge(3 * MS);
+        assert_eq!(choice.left, 16, "a quarter of a granule tells nothing yet");
+        choice.filled_small(HUGE_PAGE / 4, 2 * MS);
+        (choice.left, choice.pause) = (0, 8);
+        choice.populated_huge(3 * MS);
+        assert_eq!((choice.left, choice.pause), (0, 4));
     }
 }

@@ -1,8 +1,4 @@
 //! Reading and writing pages by number, for migration and snapshots.
-//!
-//! How a page gets into fresh memory matters more than the copy itself: 512 MiB in pieces of 64 KiB take 140 to 150 ms on huge
-//! pages, 240 to 270 on small ones that are populated a piece at a time, and 270 to 420 one fault at a time (quiet machine of
-//! two cores, Linux 6.18). So a piece is populated before it is copied to. See `page_size` for the choice.
 
 use std::fs::File;
 use std::io;
@@ -12,11 +8,7 @@ use std::os::unix::fs::FileExt;
 use migration::guest::PAGE_BYTES;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::page_size::populate;
 use super::{Memory, MemoryError};
-
-/// Shorter pieces are left to the fault: they are pages that arrive again, and have memory already.
-const POPULATE_FROM: usize = 4 * PAGE_BYTES as usize;
 
 /// Pages in one answer of [`Memory::next_populated`], 2 MiB.
 const GRANULE_PAGES: u64 = 512;
@@ -102,6 +94,17 @@ impl Memory {
         })
     }
 
+    /// These pages are about to be written, probably for the first time. Only a hint: what does not exist is not prepared.
+    pub fn prepare_pages(&self, pages: Range<u64>) {
+        let end = pages.end.min(self.pages());
+        let bytes = end.saturating_sub(pages.start) * PAGE_BYTES;
+        let prepared = self.each_piece(pages.start, bytes as usize, |pointer, piece, _| {
+            self.prepare(pointer as usize, piece.len());
+            Ok(())
+        });
+        debug_assert!(prepared.is_ok());
+    }
+
     /// Stores pages `first..`. Not recorded as a write of the machine.
     ///
     /// # Errors
@@ -109,17 +112,7 @@ impl Memory {
     /// [`MemoryError::OutOfRange`].
     pub fn write_pages(&self, first: u64, data: &[u8]) -> Result<(), MemoryError> {
         self.check(first, first + (data.len() as u64).div_ceil(PAGE_BYTES))?;
-        self.each_piece(first, data.len(), |pointer, piece, _| {
-            let source = &data[piece];
-            self.choose_page_size(pointer as usize);
-            if source.len() >= POPULATE_FROM {
-                populate(pointer as usize, source.len());
-            }
-            // SAFETY: `each_piece` hands out `piece.len()` bytes inside a live mapping that is writable; nothing runs in this machine yet, and no
-            // Rust reference to guest memory exists.
-            unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), pointer, source.len()) };
-            Ok(())
-        })
+        self.each_piece(first, data.len(), |pointer, piece, _| self.fill(pointer as usize, &data[piece]))
     }
 
     /// Makes the pages read as zeroes and gives their memory back.

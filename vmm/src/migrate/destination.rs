@@ -104,6 +104,13 @@ impl Arrival {
         self.lock().clone().ok_or_else(|| explain(Mismatch::NotPrepared))
     }
 
+    /// The machine, with all of its memory as it has arrived: not only to be filled.
+    fn filled(&self) -> GuestResult<Arc<Machine>> {
+        let machine = self.machine()?;
+        machine.memory().arrived();
+        Ok(machine)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Machine>>> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -123,6 +130,12 @@ impl DestinationGuest for Arrival {
         Ok(())
     }
 
+    fn prepare_pages(&self, pages: Range<u64>) {
+        if let Ok(machine) = self.machine() {
+            machine.memory().prepare_pages(pages);
+        }
+    }
+
     fn write_pages(&self, first: u64, data: &[u8]) -> GuestResult<()> {
         self.machine()?.memory().write_pages(first, data).map_err(explain)
     }
@@ -132,7 +145,7 @@ impl DestinationGuest for Arrival {
     }
 
     fn restore_state(&self, payloads: &[StatePayload]) -> GuestResult<()> {
-        self.machine()?.restore_state(payloads, true).map_err(explain)
+        self.filled()?.restore_state(payloads, true).map_err(explain)
     }
 
     fn resume(&self) -> GuestResult<()> {
@@ -154,12 +167,11 @@ impl DestinationGuest for Arrival {
     fn stop_dirty_tracking(&self) -> GuestResult<()> {
         let machine = self.machine()?;
         self.mark_complete();
-        machine.memory().arrived();
         machine.tracker().stop().map_err(explain)
     }
 
     fn read_pages(&self, first: u64, buffer: &mut [u8]) -> GuestResult<()> {
-        self.machine()?.memory().read_pages(first, buffer).map_err(explain)
+        self.filled()?.memory().read_pages(first, buffer).map_err(explain)
     }
 
     fn disks(&self) -> Vec<Arc<dyn DestinationDisk>> {
@@ -179,12 +191,12 @@ impl DestinationGuest for Arrival {
     }
 
     fn forget_pages(&self, pages: &Bitmap) -> GuestResult<()> {
-        self.machine()?.memory().forget_pages(pages).map_err(explain)
+        self.filled()?.memory().forget_pages(pages).map_err(explain)
     }
 
     fn expect_pages(&self, missing: &Bitmap) -> GuestResult<Arc<dyn Missing>> {
         self.late.store(true, Ordering::Relaxed);
-        Ok(Arc::new(uffd::LatePages::new(self.machine()?.memory(), missing)?))
+        Ok(Arc::new(uffd::LatePages::new(self.filled()?.memory(), missing)?))
     }
 
     fn lose(&self, reason: &str) {

@@ -84,6 +84,7 @@ pub(super) fn read(memory: &Memory, path: &Path, expected: &Summary) -> Result<(
         let count = (memory.pages() - start).min(CHUNK_PAGES);
         let part = &mut buffer[..(count * PAGE_BYTES) as usize];
         file.read_exact_at(part, start * PAGE_BYTES).map_err(file_error("read", path))?;
+        memory.prepare_pages(start..start + count);
         for (number, page) in (start..).zip(part.chunks(PAGE_BYTES as usize)) {
             if digest.add(number, page) {
                 memory.write_pages(number, page)?;

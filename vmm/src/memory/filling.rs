@@ -73,7 +73,7 @@ impl Filling {
             return;
         }
         let mut choice = lock(&self.choice);
-        if self.begun.contains(index) {
+        if self.begun.contains(index) || self.over.load(Ordering::Acquire) {
             return;
         }
         let kind = if huge { choice.next() } else { Kind::Small };
@@ -157,15 +157,14 @@ fn advise(address: usize, bytes: usize, advice: i32) {
 
 impl Memory {
     fn filling(&self) -> Option<&Filling> {
-        self.filling.get().filter(|filling| !filling.over.load(Ordering::Acquire))
+        // Also by what was not announced: whoever copies as to any other memory must not meet another channel that begins here.
+        let filling = self.filling.get_or_init(|| Filling::begin(self));
+        (!filling.over.load(Ordering::Acquire)).then_some(filling)
     }
 
     /// `bytes` bytes at `address`, inside one region, are about to be written for the first time.
     pub(super) fn prepare(&self, address: usize, bytes: usize) {
-        let filling = self.filling.get_or_init(|| Filling::begin(self));
-        if filling.over.load(Ordering::Acquire) {
-            return;
-        }
+        let Some(filling) = self.filling() else { return };
         self.each_granule(address, bytes, |index, granule, from, upto| {
             let Some(index) = index else { return Ok(()) };
             filling.begin_granule(index, granule, true);
@@ -229,11 +228,16 @@ impl Memory {
         Ok(())
     }
 
-    /// To be called when all has arrived, and before anything but [`Memory::write_pages`] touches memory: from here on it is
+    /// To be called when all has arrived, and before anything but the methods of this type touches memory: from here on it is
     /// like any other, and what the guest touches for the first time may be on huge pages. Idempotent.
     pub fn arrived(&self) {
         let Some(filling) = self.filling.get() else { return };
-        if filling.over.swap(true, Ordering::AcqRel) {
+        if filling.over.load(Ordering::Acquire) {
+            return;
+        }
+        // Whoever comes second goes on when the first is done.
+        let _choice = lock(&filling.choice);
+        if filling.over.load(Ordering::Acquire) {
             return;
         }
         for (address, bytes) in self.mapped() {
@@ -242,6 +246,7 @@ impl Memory {
             }
             advise(address, bytes, libc::MADV_HUGEPAGE);
         }
+        filling.over.store(true, Ordering::Release);
         tracing::debug!(granules = filling.begun.count(), small = filling.small.count(), "memory is filled");
     }
 }
@@ -320,11 +325,16 @@ mod tests {
         let memory = Memory::new(64).unwrap();
         let filling = Filling::begin(&memory);
         // Every other granule on a huge page: as many pieces of the mapping as there can be.
-        for index in (0..32).step_by(2) {
+        for index in (1..32).step_by(2) {
             filling.begun.insert(index);
         }
         memory.filling.set(filling).unwrap();
         fill_and_check(&memory);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let starts = maps.lines().filter_map(|line| usize::from_str_radix(line.split_once('-')?.0, 16).ok());
+        let pieces: Vec<_> =
+            starts.filter(|&start| memory.mapped().any(|(ram, bytes)| (ram..ram + bytes).contains(&start))).collect();
+        assert_eq!(pieces.len(), 1, "one mapping again, as post-copy and the kernel like it");
     }
 
     #[test]

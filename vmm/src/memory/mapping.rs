@@ -91,6 +91,13 @@ pub(super) fn region(gpa: u64, bytes: usize) -> io::Result<GuestRegionMmap<Write
     if unsafe { libc::mprotect(ram, bytes, access) } != 0 {
         return Err(io::Error::last_os_error());
     }
+    // A mapping that has had a page can be cut into pieces with other advice and becomes one again; pieces that get their first
+    // page each for itself stay apart for good (the kernel's `anon_vma`), and a copy by userfaultfd ends where a piece does.
+    // SAFETY: as above; the page is nobody's, and all zeroes before and after.
+    unsafe {
+        ram.cast::<u8>().write_volatile(0);
+        libc::madvise(ram, GUARD, libc::MADV_DONTNEED);
+    }
     // SAFETY: as above; the advice changes no contents.
     if unsafe { libc::madvise(ram, bytes, libc::MADV_HUGEPAGE) } != 0 {
         tracing::debug!(error = %io::Error::last_os_error(), "no huge pages for guest memory");

@@ -78,13 +78,14 @@ impl Memory {
         Ok(None)
     }
 
-    /// Copies pages `first..` into `buffer`. Pages without memory read as zeroes and stay without.
+    /// Copies pages `first..` into `buffer`. Pages without memory read as zeroes and stay without. Ends a filling.
     ///
     /// # Errors
     ///
     /// [`MemoryError::OutOfRange`].
     pub fn read_pages(&self, first: u64, buffer: &mut [u8]) -> Result<(), MemoryError> {
         self.check(first, first + (buffer.len() as u64).div_ceil(PAGE_BYTES))?;
+        self.arrived();
         self.each_piece(first, buffer.len(), |pointer, piece, _| {
             let target = &mut buffer[piece];
             // SAFETY: `each_piece` hands out `piece.len()` bytes inside a live mapping; the guest may write to them
@@ -105,7 +106,7 @@ impl Memory {
         debug_assert!(prepared.is_ok());
     }
 
-    /// Stores pages `first..`. Not recorded as a write of the machine.
+    /// Stores pages `first..` of a machine that does not run yet; see [`Memory::arrived`]. Not recorded as a write of the machine.
     ///
     /// # Errors
     ///

@@ -19,6 +19,7 @@ use migration::page::Bitmap;
 use userfaultfd::{Event, EventBuffer, Uffd, UffdBuilder};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use super::mapping::HUGE_PAGE;
 use super::{Memory, MemoryError};
 
 const PAGE: usize = PAGE_BYTES as usize;
@@ -101,6 +102,7 @@ impl LatePages {
     /// [`UffdError`] if userfaultfd cannot be had or refuses the mapping.
     pub fn new(memory: &Memory, announced: &Bitmap) -> Result<Self, UffdError> {
         let uffd = open()?;
+        memory.arrived();
         let mut regions = Vec::new();
         let mut first = 0;
         for region in memory.ram().iter() {
@@ -133,8 +135,10 @@ impl LatePages {
                 return Err(MemoryError::OutOfRange { first: page, end, pages }.into());
             };
             let room = (region.first + region.pages - page) as usize * PAGE;
-            let length = (data.len() / PAGE * PAGE).min(room);
             let target = region.address + (page - region.first) as usize * PAGE;
+            // Never across a granule: where two mappings meet, which is between granules only, a copy would be refused.
+            let room = room.min(HUGE_PAGE - target % HUGE_PAGE);
+            let length = (data.len() / PAGE * PAGE).min(room);
             // SAFETY: the source is a live slice of at least `length` bytes; the target lies in a mapping that `self.memory`
             // keeps, and the kernel only fills pages that nobody has seen yet.
             let result = unsafe { self.uffd.copy(data.as_ptr().cast(), target as *mut _, length, true) };
@@ -220,6 +224,7 @@ impl Memory {
     ///
     /// [`MemoryError`] if the kernel refuses.
     pub fn forget_pages(&self, pages: &Bitmap) -> Result<(), MemoryError> {
+        self.arrived();
         let mut from = 0;
         while let Some(run) = pages.next_run(from, u64::MAX) {
             from = run.end;
@@ -303,6 +308,20 @@ mod tests {
         let mut all = vec![0; 8 * PAGE];
         memory.read_pages(0, &mut all).unwrap();
         assert_eq!(all.chunks(PAGE).map(|page| page[7]).collect::<Vec<_>>(), [1, 1, 2, 9, 2, 0, 1, 1]);
+    }
+
+    #[test]
+    fn pages_are_stored_across_mappings() {
+        let memory = Memory::new(16).unwrap();
+        let (address, _) = memory.mapped().next().unwrap();
+        // SAFETY: the granule lies in the mapping, and nothing was written to it; the advice splits the mapping in three.
+        unsafe { libc::madvise((address + HUGE_PAGE) as *mut _, HUGE_PAGE, libc::MADV_NOHUGEPAGE) };
+        let Ok(late) = LatePages::new(&memory, &Bitmap::full(memory.pages())) else { return };
+        late.fill(500, &[5; 600 * PAGE]).unwrap();
+        late.finish().unwrap();
+        let mut all = vec![0; 600 * PAGE];
+        memory.read_pages(500, &mut all).unwrap();
+        assert!(all.iter().all(|&byte| byte == 5));
     }
 
     #[test]

@@ -104,13 +104,6 @@ impl Arrival {
         self.lock().clone().ok_or_else(|| explain(Mismatch::NotPrepared))
     }
 
-    /// The machine, with all of its memory as it has arrived: not only to be filled.
-    fn filled(&self) -> GuestResult<Arc<Machine>> {
-        let machine = self.machine()?;
-        machine.memory().arrived();
-        Ok(machine)
-    }
-
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Machine>>> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -145,7 +138,7 @@ impl DestinationGuest for Arrival {
     }
 
     fn restore_state(&self, payloads: &[StatePayload]) -> GuestResult<()> {
-        self.filled()?.restore_state(payloads, true).map_err(explain)
+        self.machine()?.restore_state(payloads, true).map_err(explain)
     }
 
     fn resume(&self) -> GuestResult<()> {
@@ -171,7 +164,7 @@ impl DestinationGuest for Arrival {
     }
 
     fn read_pages(&self, first: u64, buffer: &mut [u8]) -> GuestResult<()> {
-        self.filled()?.memory().read_pages(first, buffer).map_err(explain)
+        self.machine()?.memory().read_pages(first, buffer).map_err(explain)
     }
 
     fn disks(&self) -> Vec<Arc<dyn DestinationDisk>> {
@@ -191,12 +184,12 @@ impl DestinationGuest for Arrival {
     }
 
     fn forget_pages(&self, pages: &Bitmap) -> GuestResult<()> {
-        self.filled()?.memory().forget_pages(pages).map_err(explain)
+        self.machine()?.memory().forget_pages(pages).map_err(explain)
     }
 
     fn expect_pages(&self, missing: &Bitmap) -> GuestResult<Arc<dyn Missing>> {
         self.late.store(true, Ordering::Relaxed);
-        Ok(Arc::new(uffd::LatePages::new(self.filled()?.memory(), missing)?))
+        Ok(Arc::new(uffd::LatePages::new(self.machine()?.memory(), missing)?))
     }
 
     fn lose(&self, reason: &str) {

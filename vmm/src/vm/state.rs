@@ -122,6 +122,7 @@ impl Machine {
     ///
     /// [`StateFailure`] if a payload is missing, damaged or does not fit; the machine is then of no use any more.
     pub fn restore_state(&self, payloads: &[StatePayload], advance: bool) -> Result<(), StateFailure> {
+        self.memory().arrived();
         let mut transition = lock(&self.transition);
         let sockets = transition.sockets.take().ok_or(MachineError::State {
             state: self.state(),

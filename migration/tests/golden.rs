@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use migration::guest::{CpuProfile, DeviceSlot, DiskLayout, MachineLayout, MemoryRegion, StatePayload};
 use migration::wire::frame::{
-    BlockHeader, Digests, HEADER_BYTES, Header, Kind, PageRun, Subject, data_bytes, decode_runs, decode_table_head,
-    encode_table, table_bytes, table_head_bytes,
+    BlockHeader, Digests, HEADER_BYTES, Header, Kind, PackedHeader, PageRun, Subject, data_bytes, decode_runs,
+    decode_table_head, encode_table, table_bytes, table_head_bytes,
 };
 use migration::wire::handshake::{Hello, MAGIC, Role, Welcome, proof};
 use migration::wire::message::{Comparison, Message, PostcopyFigures, Totals};
@@ -112,9 +112,14 @@ fn frames() -> Vec<(String, Vec<u8>)> {
     block.extend([0x5a; 512]);
     let mut digests = Vec::new();
     Digests::encode(Subject::Disk(1), 99, [1, u64::MAX, 1 << 40].into_iter(), &mut digests);
-    for (name, kind, payload) in
-        [("pages", Kind::Pages, pages), ("block", Kind::Block, block), ("digests", Kind::Digests, digests)]
-    {
+    let mut packed = PackedHeader { kind: Kind::Block, length: 528 }.encode().to_vec();
+    packed.extend([0xc3; 40]);
+    for (name, kind, payload) in [
+        ("pages", Kind::Pages, pages),
+        ("block", Kind::Block, block),
+        ("digests", Kind::Digests, digests),
+        ("packed", Kind::Packed, packed),
+    ] {
         frames.push((name.to_owned(), frame(kind, 1 << 40, &payload)));
     }
     frames
@@ -180,6 +185,11 @@ fn again(header: Header, payload: &[u8]) -> Vec<u8> {
         Kind::Digests => {
             let digests = Digests::decode(payload).unwrap();
             Digests::encode(digests.subject, digests.first, digests.values.into_iter(), &mut again);
+        }
+        Kind::Packed => {
+            let (head, data) = PackedHeader::decode(payload).unwrap();
+            again.extend_from_slice(&head.encode());
+            again.extend_from_slice(data);
         }
     }
     again

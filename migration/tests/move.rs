@@ -75,6 +75,27 @@ fn many_channels_share_the_work() {
     assert_eq!(settle(&world, &source, &destination, &report, &received), Ok(Owner::Destination));
 }
 
+/// What the fake guest holds becomes less than two thirds; a link of 20 MB/s is slower than any compression.
+#[test]
+fn a_slow_link_gets_compressed_pages_and_blocks() {
+    for streams in [1, 3] {
+        let (world, source, destination) = machines(8192, &[100 * BLOCK_BYTES]);
+        source.boot(Workload { filled_pages: 4000, sweep_pages: 100, pages_per_ms: 1, ..busy() });
+        for block in 20..90 {
+            source.disks[0].guest_write(block, vec![block as u8; BLOCK_BYTES as usize]);
+        }
+        let mut pair = Pair::new();
+        pair.source_options.limits.streams = streams;
+        pair.source_options.limits.bandwidth_bytes_per_second = Some(20_000_000);
+        let (report, received) = pair.run(&source, &destination);
+        assert_eq!(settle(&world, &source, &destination, &report, &received), Ok(Owner::Destination));
+        assert_eq!(report.verification.memory_digest_ok, Some(true));
+        let (pages, bytes) = (4000 * 7 / 8 * 4096, report.rounds[0].bytes);
+        assert!(bytes < pages * 2 / 3 + (10 << 20) * u64::from(streams) / 3, "{bytes} of {pages} bytes");
+        assert!(report.disk.bytes_sent < 45 * BLOCK_BYTES, "{} blocks", report.disk.bytes_sent / BLOCK_BYTES);
+    }
+}
+
 #[test]
 fn full_images_are_compared_before_commit() {
     let (world, source, destination) = machines(2048, &[10 * BLOCK_BYTES + 1024]);

@@ -1,9 +1,10 @@
 //! Frames and messages of a migration.
 
 use migration::guest::{BLOCK_BYTES, DiskLayout, MachineLayout, MemoryRegion, PAGE_BYTES};
+use migration::page::pack;
 use migration::wire::frame::{
-    BlockHeader, Digests, HEADER_BYTES, Header, Kind, data_bytes, decode_runs, decode_table_head, encode_table,
-    table_bytes, table_head_bytes,
+    BlockHeader, Digests, HEADER_BYTES, Header, Kind, PackedHeader, data_bytes, decode_runs, decode_table_head,
+    encode_table, table_bytes, table_head_bytes,
 };
 use migration::wire::handshake::proves;
 use migration::wire::layout;
@@ -33,6 +34,18 @@ pub fn frame(data: &[u8]) {
                 let mut again = Vec::new();
                 Digests::encode(digests.subject, digests.first, digests.values.iter().copied(), &mut again);
                 assert_eq!(again, payload);
+            }
+        }
+        Kind::Packed => {
+            if let Ok((packed, rest)) = PackedHeader::decode(payload) {
+                assert_eq!([&packed.encode()[..], rest].concat(), payload);
+                let mut plain = vec![0; packed.length as usize];
+                if pack::unpack(rest, &mut plain).is_ok() {
+                    match packed.kind {
+                        Kind::Pages => pages(&plain, packed.length),
+                        _ => drop(BlockHeader::decode(&plain)),
+                    }
+                }
             }
         }
     }

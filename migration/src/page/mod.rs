@@ -2,6 +2,7 @@
 
 mod bitmap;
 mod digest;
+pub mod pack;
 mod zero;
 
 pub use bitmap::{Bitmap, SharedBitmap};

@@ -131,8 +131,9 @@ impl Outgoing<'_> {
         if self.stop.is_raised() {
             return Err(TransportError::Stopped.into());
         }
-        self.limiter.take(bytes.len() as u64, || self.stop.is_raised());
+        self.channel.held_back(self.limiter.wait(|| self.stop.is_raised()));
         let sent = self.channel.send_block(disk, block, bytes)?;
+        self.limiter.charge(sent);
         self.share.totals.data += 1;
         self.share.bytes += sent;
         self.share.data_bytes += bytes.len() as u64;

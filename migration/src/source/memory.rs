@@ -149,8 +149,12 @@ impl MemoryWorker {
             return Err(TransportError::Stopped.into());
         }
         let data = &batch.data[..batch.filled * PAGE];
-        self.limiter.take(data.len() as u64 + 16 * batch.runs.len() as u64, || self.stop.is_raised());
-        let bytes = if batch.runs.is_empty() { 0 } else { channel.send_pages(&batch.runs, data)? };
+        let mut bytes = 0;
+        if !batch.runs.is_empty() {
+            channel.held_back(self.limiter.wait(|| self.stop.is_raised()));
+            bytes = channel.send_pages(&batch.runs, data)?;
+            self.limiter.charge(bytes);
+        }
         share.totals.data += batch.filled as u64;
         share.totals.zero += batch.runs.iter().filter(|run| run.zero).map(|run| u64::from(run.count)).sum::<u64>();
         share.looked += batch.looked as u64;

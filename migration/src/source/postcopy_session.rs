@@ -70,12 +70,12 @@ impl Work {
 
     /// Waits for the budget, which what is sent next will be charged to.
     fn wait(&self) -> Result<(), MigrationError> {
-        self.limiter.take(0, || self.stop.is_raised());
+        self.limiter.wait(|| self.stop.is_raised());
         if self.stop.is_raised() { Err(TransportError::Stopped.into()) } else { Ok(()) }
     }
 
     fn charge(&self, total: &AtomicU64, sent: u64, covered: u64) {
-        self.limiter.take(sent, || true);
+        self.limiter.charge(sent);
         total.fetch_add(sent, Ordering::Relaxed);
         self.control.progress(sent, covered);
     }

@@ -4,6 +4,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::TransportError;
+use super::pack::{Packer, Unpacked};
 use super::stream::{Stop, TlsStream};
 use crate::guest::PAGE_BYTES;
 use crate::report::TlsInfo;
@@ -11,7 +12,7 @@ use crate::wire::WireError;
 use crate::wire::frame::{self, BlockHeader, Digests, HEADER_BYTES, Header, Kind, MAX_RUNS, PageRun, Subject};
 use crate::wire::handshake::{self, Hello, MAGIC, Role, Welcome};
 use crate::wire::message::{MAX_TEXT, Message, sanitised};
-use crate::wire::version::{FEATURES, NEWEST, OLDEST};
+use crate::wire::version::{FEATURES, LZ4, NEWEST, OLDEST};
 
 /// Longest hello, welcome, or refusal of one.
 pub const MAX_HELLO: u64 = 8 << 10;
@@ -28,6 +29,9 @@ pub struct Channel {
     received: u64,
     scratch: Vec<u8>,
     runs: Vec<PageRun>,
+    /// Frames with much data may be compressed.
+    packer: Option<Packer>,
+    unpacked: Unpacked,
 }
 
 /// What came on a channel; pages and blocks are handed to a sink instead.
@@ -64,7 +68,8 @@ impl Incoming {
 impl Channel {
     /// Frames over a session whose handshake is done.
     pub fn new(stream: TlsStream, role: Role) -> Self {
-        Self { stream, role, sent: 0, received: 0, scratch: Vec::new(), runs: Vec::new() }
+        let (scratch, runs) = (Vec::new(), Vec::new());
+        Self { stream, role, sent: 0, received: 0, scratch, runs, packer: None, unpacked: Unpacked::default() }
     }
 
     /// The session below, to say something on it that is not a frame.
@@ -174,6 +179,10 @@ impl Channel {
         let sent = channel.send(&Message::Hello(hello));
         match (channel.receive_within(MAX_HELLO, "waiting for the destination's welcome"), sent) {
             (Ok(Message::Welcome(welcome)), _) if (OLDEST..=NEWEST).contains(&welcome.version) => {
+                let packs = matches!(role, Role::Memory(_) | Role::Disk);
+                if packs && welcome.features.iter().any(|name| name == LZ4) {
+                    channel.packer = Some(Packer::default());
+                }
                 Ok((channel, welcome))
             }
             (Ok(other), _) => Err(WireError::Unexpected { found: other.name(), expected: "Welcome" }.into()),
@@ -223,6 +232,13 @@ impl Channel {
         self.stream.flush()
     }
 
+    /// The bandwidth limit held the next frame back for so long: the link is slower than it looks.
+    pub fn held_back(&mut self, time: Duration) {
+        if let Some(packer) = &mut self.packer {
+            packer.held_back(time);
+        }
+    }
+
     /// Sends a page frame: `data` holds the pages of the runs that are not zero, one after the other. Returns the bytes
     /// put on the wire, before TLS.
     ///
@@ -231,20 +247,13 @@ impl Channel {
     /// [`TransportError`].
     pub fn send_pages(&mut self, runs: &[PageRun], data: &[u8]) -> Result<u64, TransportError> {
         debug_assert!(runs.len() <= MAX_RUNS && frame::data_bytes(runs) == data.len() as u64);
-        let table = frame::table_bytes(runs.len());
-        let header = self.header(Kind::Pages, table + data.len())?;
-        self.scratch.clear();
-        self.scratch.extend_from_slice(&header);
-        frame::encode_table(runs, &mut self.scratch);
-        // The head has a record of its own, so that records of page data begin at a page: the receiver then stores them
-        // without putting pages together from pieces.
-        self.stream.queue(&self.scratch)?;
-        for part in data.chunks(BATCH_BYTES) {
-            self.stream.queue(part)?;
-            self.stream.flush()?;
-        }
+        let mut table = std::mem::take(&mut self.scratch);
+        table.clear();
+        frame::encode_table(runs, &mut table);
+        let sent = self.send_payload(Kind::Pages, &table, data);
+        self.scratch = table;
         self.stream.flush()?;
-        Ok((HEADER_BYTES + table + data.len()) as u64)
+        sent
     }
 
     /// Sends a block frame; written out when a batch is full. Returns the bytes put on the wire, before TLS.
@@ -253,14 +262,36 @@ impl Channel {
     ///
     /// [`TransportError`].
     pub fn send_block(&mut self, disk: u16, block: u64, data: &[u8]) -> Result<u64, TransportError> {
-        let head = BlockHeader { disk, block }.encode();
-        let mut start = self.header(Kind::Block, head.len() + data.len())?.to_vec();
-        start.extend_from_slice(&head);
-        self.stream.queue(&start)?;
-        if self.stream.queue(data)? >= BATCH_BYTES {
-            self.stream.flush()?;
+        self.send_payload(Kind::Block, &BlockHeader { disk, block }.encode(), data)
+    }
+
+    /// Sends a frame with much data, compressed where that pays; written out batch by batch.
+    fn send_payload(&mut self, kind: Kind, head: &[u8], data: &[u8]) -> Result<u64, TransportError> {
+        let Some(mut packer) = self.packer.take() else { return self.send_parts(kind, head, data) };
+        let packed = if data.is_empty() { None } else { packer.pack(kind, &[head, data]) };
+        let start = Instant::now();
+        let sent = match packed {
+            Some((header, packed)) => self.send_parts(Kind::Packed, &header.encode(), packed),
+            None => self.send_parts(kind, head, data),
+        }?;
+        if !data.is_empty() {
+            packer.sent(sent as usize, start);
         }
-        Ok((start.len() + data.len()) as u64)
+        self.packer = Some(packer);
+        Ok(sent)
+    }
+
+    fn send_parts(&mut self, kind: Kind, head: &[u8], data: &[u8]) -> Result<u64, TransportError> {
+        let header = self.header(kind, head.len() + data.len())?;
+        // The head has a record of its own, so that records of page data begin at a page: the receiver then stores them
+        // without putting pages together from pieces.
+        self.stream.queue(&[&header, head].concat())?;
+        for part in data.chunks(BATCH_BYTES) {
+            if self.stream.queue(part)? >= BATCH_BYTES {
+                self.stream.flush()?;
+            }
+        }
+        Ok((HEADER_BYTES + head.len() + data.len()) as u64)
     }
 
     /// Sends digests of consecutive pages or blocks; written out when a batch is full.
@@ -304,6 +335,41 @@ impl Channel {
         Ok(&self.scratch)
     }
 
+    /// Bytes of the payload that is being read, at least one: of the frame that was unpacked, or as they arrive.
+    fn fill(&mut self, doing: &'static str) -> Result<&[u8], TransportError> {
+        if self.unpacked.rest().is_empty() { self.stream.fill(doing) } else { Ok(self.unpacked.rest()) }
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        if self.unpacked.rest().is_empty() {
+            self.stream.consume(bytes);
+        } else {
+            self.unpacked.consume(bytes);
+        }
+    }
+
+    fn read_exact(&mut self, mut buffer: &mut [u8], doing: &'static str) -> Result<(), TransportError> {
+        while !buffer.is_empty() {
+            let chunk = self.fill(doing)?;
+            let take = chunk.len().min(buffer.len());
+            let (now, later) = buffer.split_at_mut(take);
+            now.copy_from_slice(&chunk[..take]);
+            buffer = later;
+            self.consume(take);
+        }
+        Ok(())
+    }
+
+    /// Reads a packed frame to its end; what it holds is read next.
+    fn unpack(&mut self, length: u32, doing: &'static str) -> Result<Incoming, TransportError> {
+        self.payload(length, doing)?;
+        let header = self.unpacked.unpack(&self.scratch)?;
+        Ok(match header.kind {
+            Kind::Block => Incoming::Block { length: header.length },
+            _ => Incoming::Pages { length: header.length },
+        })
+    }
+
     /// The next frame of any kind.
     ///
     /// # Errors
@@ -316,6 +382,7 @@ impl Channel {
             Kind::Pages => Ok(Incoming::Pages { length: header.length }),
             Kind::Block => Ok(Incoming::Block { length: header.length }),
             Kind::Digests => Ok(Incoming::Digests(Digests::decode(self.payload(header.length, doing)?)?)),
+            Kind::Packed => self.unpack(header.length, doing),
         }
     }
 
@@ -369,12 +436,14 @@ impl Channel {
             let detail = format!("{length} bytes are less than a table");
             return Err(TransportError::from(WireError::Malformed { kind: "page frame", detail }).into());
         }
-        self.stream.read_exact(&mut head, DOING)?;
+        self.read_exact(&mut head, DOING)?;
         let count = frame::decode_table_head(&head, length).map_err(TransportError::from)?;
-        self.scratch.resize(frame::table_bytes(count) - head.len(), 0);
-        self.stream.read_exact(&mut self.scratch, DOING)?;
+        let mut table = std::mem::take(&mut self.scratch);
+        table.resize(frame::table_bytes(count) - head.len(), 0);
+        self.read_exact(&mut table, DOING)?;
         let mut runs = std::mem::take(&mut self.runs);
-        frame::decode_runs(&self.scratch, length, pages, &mut runs).map_err(TransportError::from)?;
+        frame::decode_runs(&table, length, pages, &mut runs).map_err(TransportError::from)?;
+        self.scratch = table;
         for run in &runs {
             if run.zero {
                 sink.zero(run.first..run.first + u64::from(run.count))?;
@@ -395,16 +464,16 @@ impl Channel {
         let (mut page, end) = (run.first, run.first + u64::from(run.count));
         sink.announce(page..end);
         while page < end {
-            let chunk = self.stream.fill("receiving pages")?;
+            let chunk = self.fill("receiving pages")?;
             let whole = (chunk.len() / PAGE).min((end - page) as usize);
             if whole > 0 {
                 sink.store(page, &chunk[..whole * PAGE])?;
-                self.stream.consume(whole * PAGE);
+                self.consume(whole * PAGE);
                 page += whole as u64;
             } else {
                 // Only from a sender that lays its records out otherwise.
                 let mut carry = [0; PAGE];
-                self.stream.read_exact(&mut carry, "receiving pages")?;
+                self.read_exact(&mut carry, "receiving pages")?;
                 sink.store(page, &carry)?;
                 page += 1;
             }
@@ -418,7 +487,11 @@ impl Channel {
     ///
     /// [`TransportError`].
     pub fn read_block(&mut self, length: u32) -> Result<(BlockHeader, &[u8]), TransportError> {
-        let payload = self.payload(length, "receiving blocks")?;
+        let payload = if self.unpacked.rest().is_empty() {
+            self.payload(length, "receiving blocks")?
+        } else {
+            self.unpacked.take()
+        };
         Ok(BlockHeader::decode(payload)?)
     }
 

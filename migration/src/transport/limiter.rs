@@ -28,16 +28,23 @@ impl Limiter {
         Self { control, bucket: Mutex::new(Bucket { balance: 0.0, filled: Instant::now() }) }
     }
 
-    /// Takes `bytes` from the budget, and waits as long as it is overdrawn or until `stop` says so.
-    pub fn take(&self, bytes: u64, stop: impl Fn() -> bool) {
-        let Some(rate) = self.control.bandwidth() else { return };
-        self.refill(rate, bytes as f64);
+    /// Waits as long as the budget is overdrawn, or until `stop` says so; returns for how long.
+    pub fn wait(&self, stop: impl Fn() -> bool) -> Duration {
+        let start = Instant::now();
         while let Some(rate) = self.control.bandwidth() {
             let wait = self.refill(rate, 0.0);
             if wait.is_zero() || stop() {
-                return;
+                break;
             }
             std::thread::sleep(wait.min(NAP));
+        }
+        start.elapsed()
+    }
+
+    /// Takes `bytes` that were sent from the budget: whoever sends next waits for them.
+    pub fn charge(&self, bytes: u64) {
+        if let Some(rate) = self.control.bandwidth() {
+            self.refill(rate, bytes as f64);
         }
     }
 
@@ -64,13 +71,15 @@ mod tests {
         let limiter = Limiter::new(control.clone());
         let start = Instant::now();
         for _ in 0..20 {
-            limiter.take(100_000, || false);
+            limiter.wait(|| false);
+            limiter.charge(100_000);
         }
         let slow = start.elapsed();
         assert!(slow >= Duration::from_millis(150), "2 MB at 10 MB/s took {slow:?}");
         control.set_bandwidth(None);
         let start = Instant::now();
-        limiter.take(1 << 40, || false);
+        limiter.charge(1 << 40);
+        limiter.wait(|| false);
         assert!(start.elapsed() < Duration::from_millis(100));
     }
 
@@ -79,7 +88,9 @@ mod tests {
         let control = Control::new();
         control.set_bandwidth(Some(1));
         let start = Instant::now();
-        Limiter::new(control).take(1 << 40, || start.elapsed() > Duration::from_millis(30));
+        let limiter = Limiter::new(control);
+        limiter.charge(1 << 40);
+        assert!(limiter.wait(|| start.elapsed() > Duration::from_millis(30)) > Duration::from_millis(20));
         assert!(start.elapsed() < Duration::from_secs(5));
     }
 }

@@ -18,6 +18,9 @@
 //! | 2 pages | table of page runs, then the pages of the runs that are not zero | 4 MiB + table |
 //! | 3 block | disk, block number, bytes of one block | 64 KiB + 16 |
 //! | 4 digests | what, first number, digests | 512 KiB + 16 |
+//! | 5 packed | head, then an LZ4 block that is the payload of a page or block frame | as for pages |
+//!
+//! Kind 5 is sent only if both ends named the feature `lz4`.
 
 use super::{WireError, u32_at, u64_at};
 use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
@@ -55,11 +58,13 @@ pub enum Kind {
     Block = 3,
     /// Digests, for verification.
     Digests = 4,
+    /// The payload of a page or block frame, compressed.
+    Packed = 5,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 4] = [Kind::Message, Kind::Pages, Kind::Block, Kind::Digests];
+    pub const ALL: [Kind; 5] = [Kind::Message, Kind::Pages, Kind::Block, Kind::Digests, Kind::Packed];
 
     /// Its name in messages.
     pub fn name(self) -> &'static str {
@@ -68,6 +73,7 @@ impl Kind {
             Kind::Pages => "page",
             Kind::Block => "block",
             Kind::Digests => "digest",
+            Kind::Packed => "packed",
         }
     }
 
@@ -75,7 +81,7 @@ impl Kind {
     pub fn cap(self) -> u64 {
         match self {
             Kind::Message => 64 << 20,
-            Kind::Pages => MAX_PAGE_DATA + (TABLE_HEADER_BYTES + MAX_RUNS * RUN_BYTES) as u64,
+            Kind::Pages | Kind::Packed => MAX_PAGE_DATA + (TABLE_HEADER_BYTES + MAX_RUNS * RUN_BYTES) as u64,
             Kind::Block => BLOCK_BYTES + BLOCK_HEADER_BYTES as u64,
             Kind::Digests => (MAX_DIGESTS * 8 + DIGEST_HEADER_BYTES) as u64,
         }
@@ -216,6 +222,52 @@ pub fn decode_runs(table: &[u8], length: u32, pages: u64, into: &mut Vec<PageRun
 /// Bytes of the head of a page table.
 pub const fn table_head_bytes() -> usize {
     TABLE_HEADER_BYTES
+}
+
+/// Bytes before the LZ4 block of a packed frame.
+pub const PACKED_HEADER_BYTES: usize = 8;
+
+/// The head of a packed frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedHeader {
+    /// What it becomes, [`Kind::Pages`] or [`Kind::Block`].
+    pub kind: Kind,
+    /// Bytes of the payload that it becomes.
+    pub length: u32,
+}
+
+impl PackedHeader {
+    /// As it goes on the wire: `kind: u8 | zero: 3 bytes | length: u32`.
+    pub fn encode(&self) -> [u8; PACKED_HEADER_BYTES] {
+        let mut bytes = [0; PACKED_HEADER_BYTES];
+        bytes[0] = self.kind as u8;
+        bytes[4..].copy_from_slice(&self.length.to_le_bytes());
+        bytes
+    }
+
+    /// Decodes it from the start of a packed frame's payload, and checks the length against the cap of what it becomes, before
+    /// anyone allocates for it.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::Malformed`], [`WireError::TooLong`].
+    pub fn decode(payload: &[u8]) -> Result<(Self, &[u8]), WireError> {
+        let malformed = |detail: String| WireError::Malformed { kind: "packed frame", detail };
+        let (head, data) = payload
+            .split_at_checked(PACKED_HEADER_BYTES)
+            .ok_or_else(|| malformed("shorter than its head".to_owned()))?;
+        let kind = match head[..4] {
+            [2, 0, 0, 0] => Kind::Pages,
+            [3, 0, 0, 0] => Kind::Block,
+            [kind, ..] => return Err(malformed(format!("of kind {kind}; pages and blocks are accepted"))),
+            [] => return Err(malformed("without a kind".to_owned())),
+        };
+        let length = u32_at(head, 4).unwrap_or_default();
+        if u64::from(length) > kind.cap() {
+            return Err(WireError::TooLong { kind: kind.name(), length: length.into(), cap: kind.cap() });
+        }
+        Ok((Self { kind, length }, data))
+    }
 }
 
 /// The head of a block frame.

@@ -19,8 +19,11 @@ pub const COMPARE_FULL: &str = "compare-full";
 /// The guest can run at the destination before all of it is there. A destination names it only if its host can do that.
 pub const POSTCOPY: &str = "postcopy";
 
+/// Pages and blocks may come compressed.
+pub const LZ4: &str = "lz4";
+
 /// Features of this build.
-pub const FEATURES: [&str; 3] = [VERIFY, COMPARE_FULL, POSTCOPY];
+pub const FEATURES: [&str; 4] = [VERIFY, COMPARE_FULL, POSTCOPY, LZ4];
 
 /// Most feature names that are read from a peer.
 pub const MAX_FEATURES: usize = 64;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use migration::guest::{BLOCK_BYTES, StatePayload};
+use migration::page::pack::pack;
 use migration::testing::FakeMachine;
 use migration::transport::channels::Channel;
 use migration::wire::frame::{Header, Kind, PageRun};
@@ -68,6 +69,37 @@ fn tables_that_do_not_fit_their_frame() {
         stream.queue(&[&header.encode()[..], &table].concat()).expect("queued");
         stream.flush().expect("sent");
         victim.gave_up("malformed page frame");
+    }
+}
+
+#[test]
+fn packed_frames_that_hold_something_else() {
+    let packed = |kind: u8, length: u32, plain: &[u8]| {
+        let mut data = Vec::new();
+        assert!(pack(plain, &mut data));
+        [&[kind, 0, 0, 0][..], &length.to_le_bytes(), &data].concat()
+    };
+    let plain = [0; 5000];
+    for (payload, expected) in [
+        (vec![2, 0, 0], "shorter than its head"),
+        (packed(2, 0, &plain), "is no LZ4 block of 0 bytes"),
+        (packed(2, 4999, &plain), "is no LZ4 block of 4999 bytes"),
+        (packed(2, 5001, &plain), "unpacks to 5000 bytes instead of 5001"),
+        (packed(2, u32::MAX, &plain), "at most"),
+        (packed(1, 5000, &plain), "of kind 1"),
+        (packed(5, 5000, &plain), "of kind 5"),
+        (vec![2, 0, 0, 0, 0, 1, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff], "is no LZ4 block"),
+        // Unpacked it is what `tables_that_do_not_fit_their_frame` and `messages_at_the_wrong_moment` send as it is.
+        (packed(2, 5000, &plain), "a table of 0 runs"),
+        (packed(3, 5000, &plain), "unexpected block frame"),
+    ] {
+        let victim = waiting();
+        let (_control, memory, _disk) = victim.ready();
+        let mut stream = memory.into_stream();
+        let header = Header { kind: Kind::Packed, length: payload.len() as u32, sequence: 1 };
+        stream.queue(&[&header.encode()[..], &payload].concat()).expect("queued");
+        stream.flush().expect("sent");
+        victim.gave_up(expected);
     }
 }
 

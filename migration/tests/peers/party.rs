@@ -93,6 +93,8 @@ impl Lair {
     pub fn new(pair: &mut Pair) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         pair.source_options.address = listener.local_addr().expect("its address");
+        // What waits here serves one channel of each kind.
+        pair.source_options.limits.streams = 1;
         let acceptor = Acceptor::new(&pair.destination_options.identity, "host-a").expect("a good identity");
         Self { listener, acceptor }
     }

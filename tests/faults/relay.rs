@@ -81,6 +81,7 @@ struct Held {
     ready: bool,
     /// Messages after it that were not pings: by the source, by the destination.
     source_said: usize,
+    committed: bool,
     destination_said: usize,
     reached: bool,
     release: Option<Release>,
@@ -210,11 +211,15 @@ fn message(held: &mut Held, number: usize, to_destination: bool, kind: u8, lengt
             match (held.source_said, held.postcopy, length) {
                 (1, true, _) => Some(Boundary::PostcopyPrepare),
                 (1, false, _) => Some(Boundary::State),
-                (_, _, BARE) => Some(Boundary::Commit),
+                (_, _, BARE) => {
+                    held.committed = true;
+                    Some(Boundary::Commit)
+                }
                 _ => None,
             }
         }
-        (0, false) if kind == DATA && length != SMALL => {
+        // After Commit nobody pings, and Resumed is as small if the resume took less than 128 us.
+        (0, false) if kind == DATA && (length != SMALL || held.committed) => {
             held.destination_said += 1;
             let said = [Boundary::PostcopyReady, Boundary::Prepared, Boundary::Resumed, Boundary::Verified];
             let first = usize::from(!held.postcopy);

@@ -22,6 +22,7 @@ if [ "$want" = test ]; then
 fi
 if [ "$want" = bench ]; then
   need_command qemu-system-x86_64 qemu-system-x86
+  need_command fio fio
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

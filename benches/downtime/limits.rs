@@ -10,6 +10,8 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use serde::Serialize;
 
+use crate::{fio, latency};
+
 /// Bytes moved for each measurement: enough to leave the caches, little enough to take a second at worst.
 const BYTES: usize = 512 << 20;
 const CHUNK: usize = 256 << 10;
@@ -25,17 +27,30 @@ pub struct Limits {
     pub tls_encrypt_bytes_per_second: f64,
     /// The same, decrypting.
     pub tls_decrypt_bytes_per_second: f64,
+    /// A page asked for and got over TLS on loopback, median in microseconds.
+    pub tls_round_trip_us: f64,
+    /// A bare userfaultfd fault that another thread serves, median in microseconds.
+    pub fault_us: Option<f64>,
+    /// fio on a file where the machines' disks are, reading.
+    pub disk_read_bytes_per_second: Option<f64>,
+    /// The same, writing.
+    pub disk_write_bytes_per_second: Option<f64>,
 }
 
 impl Limits {
     /// Measures all of them, one after the other.
     pub fn measure() -> Result<Self> {
         let (encrypt, decrypt) = tls()?;
+        let disk = fio::rates(&std::env::temp_dir())?;
         Ok(Self {
             memory_copy_bytes_per_second: memory_copy(),
             loopback_tcp_bytes_per_second: loopback()?,
             tls_encrypt_bytes_per_second: encrypt,
             tls_decrypt_bytes_per_second: decrypt,
+            tls_round_trip_us: latency::round_trip_us()?,
+            fault_us: latency::fault_us()?,
+            disk_read_bytes_per_second: disk.map(|(read, _)| read),
+            disk_write_bytes_per_second: disk.map(|(_, write)| write),
         })
     }
 }
@@ -80,7 +95,8 @@ fn loopback() -> Result<f64> {
     Ok(rate(received, taken))
 }
 
-fn connections() -> Result<(ClientConnection, ServerConnection)> {
+/// Two ends of a TLS session that know each other; the handshake is still to be done.
+pub fn connections() -> Result<(ClientConnection, ServerConnection)> {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".into()])?;
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     let mut roots = RootCertStore::empty();

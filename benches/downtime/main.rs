@@ -3,9 +3,13 @@
 //! `downtime --scenario idle --peer qemu --json FILE`; see `--help`.
 
 mod cpu;
+mod fio;
+mod latency;
 mod limits;
+mod link;
 mod measure;
 mod ours;
+mod plot;
 mod qemu;
 mod qmp;
 mod result;
@@ -20,6 +24,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 
 use crate::limits::Limits;
+use crate::link::Link;
+use crate::measure::Setting;
 use crate::result::Outcome;
 use crate::scenario::Scenario;
 
@@ -41,13 +47,19 @@ struct Arguments {
     /// Memory channels: TLS sessions of ours, multifd connections of QEMU's [default: what each does by itself, 2 and 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
     streams: Option<u16>,
+    /// Narrow the link between the hosts to so many MiB per second (tc tbf).
+    #[arg(long, value_name = "MIB_S", value_parser = clap::value_parser!(u32).range(1..))]
+    link: Option<u32>,
+    /// Make the link longer by so many milliseconds in each direction (a relay of our own).
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    delay: Option<u32>,
     /// Run the same guest on another VMM in the same run.
     #[arg(long, value_enum)]
     peer: Option<Peer>,
     /// Write the results as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Write the table as Markdown.
+    /// Write the table as Markdown, and a picture of it beside it.
     #[arg(long)]
     report: Option<PathBuf>,
 }
@@ -108,16 +120,23 @@ fn run(arguments: &Arguments) -> Result<()> {
     let peer = arguments.peer.map(|Peer::Qemu| qemu::Qemu::version()).transpose()?;
     eprintln!("measuring limits of this machine ...");
     let limits = Limits::measure()?;
+    let setting = Setting {
+        link: Link { mib_per_second: arguments.link, delay_ms: arguments.delay },
+        streams: arguments.streams,
+    };
     let mut outcomes = Vec::new();
     for scenario in arguments.scenario.scenarios() {
         let peer = peer.as_deref().filter(|_| scenario.has_peer());
-        outcomes.push(measure::scenario(scenario, arguments.runs, arguments.streams, peer, &limits)?);
+        outcomes.push(measure::scenario(scenario, arguments.runs, &setting, peer, &limits)?);
     }
     let startup = arguments.scenario.startup().then(|| startup::measure(arguments.runs)).transpose()?;
     print!("{}", result::table(&outcomes, startup.as_ref(), &limits));
     if let Some(path) = &arguments.report {
-        std::fs::write(path, result::document(&outcomes, startup.as_ref(), &limits))
+        let picture = path.with_extension("svg");
+        let name = picture.file_name().unwrap_or_default().to_string_lossy();
+        std::fs::write(path, result::document(&outcomes, startup.as_ref(), &limits, &name))
             .with_context(|| format!("write {}", path.display()))?;
+        std::fs::write(&picture, result::picture(&outcomes)).with_context(|| format!("write {}", picture.display()))?;
     }
     if let Some(path) = &arguments.json {
         let text = match (outcomes.as_slice(), &startup) {

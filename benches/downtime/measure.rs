@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 use headroom_guest::Client;
 use hostd::demo::observer::{Observer, Target};
 use hostd::lab::Lab;
-use vmm::config::MigrationLimits;
 
 use crate::cpu::Watch;
 use crate::limits::Limits;
+use crate::link::Link;
 use crate::ours::{self, Vmm};
 use crate::qemu::{Moved, Qemu};
 use crate::result::{Outcome, PeerOutcome, PeerRun, Run};
@@ -29,11 +29,20 @@ const CONTROL_PORT: u16 = 9000;
 /// The machine's name to the observer.
 const TARGET: &str = "bench";
 
+/// What all runs have in common.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Setting {
+    /// Between the hosts.
+    pub link: Link,
+    /// Memory channels; what each side does by itself if not given.
+    pub streams: Option<u16>,
+}
+
 /// Measures one scenario.
 pub fn scenario(
     scenario: Scenario,
     runs: u16,
-    streams: Option<u16>,
+    setting: &Setting,
     peer: Option<&str>,
     limits: &Limits,
 ) -> Result<Outcome> {
@@ -42,18 +51,13 @@ pub fn scenario(
     for run in 1..=runs {
         hostd::lab::interrupt::check()?;
         eprintln!("{scenario:?} run {run} of {runs} ...");
-        ours.push(
-            our_run(scenario, streams.unwrap_or(MigrationLimits::default().streams))
-                .with_context(|| format!("{scenario:?}, run {run}"))?,
-        );
+        ours.push(our_run(scenario, setting).with_context(|| format!("{scenario:?}, run {run}"))?);
         if peer.is_some() {
-            theirs.push(
-                peer_run(scenario, streams.unwrap_or(1)).with_context(|| format!("{scenario:?} on QEMU, run {run}"))?,
-            );
+            theirs.push(peer_run(scenario, setting).with_context(|| format!("{scenario:?} on QEMU, run {run}"))?);
         }
     }
     let peer = peer.map(|version| PeerOutcome { name: "qemu", version: version.to_owned(), runs: theirs });
-    Ok(Outcome::new(scenario, ours, peer, limits.clone()))
+    Ok(Outcome::new(scenario, setting.link, ours, peer, limits.clone()))
 }
 
 /// Writes the bundled guest where a VMM can read it.
@@ -63,14 +67,15 @@ pub fn kernel(lab: &Lab) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn our_run(scenario: Scenario, streams: u16) -> Result<Run> {
+fn our_run(scenario: Scenario, setting: &Setting) -> Result<Run> {
     let lab = site::build()?;
+    setting.link.shape(&lab)?;
     let (a, b) = (lab.host("host1")?, lab.host("host2")?);
     let source = Vmm::start(a, scenario, Some(kernel(&lab)?))?;
     let destination = Vmm::start(b, scenario, None)?;
     let migrate = || {
         let watch = Watch::start(source.id(), destination.id())?;
-        let report = ours::migrate((a, &source), (b, &destination), streams, scenario.mode())?;
+        let report = ours::migrate((a, &source), (b, &destination), setting, scenario.mode())?;
         Ok((report, watch.stop()?))
     };
     let ((mut report, cpu), seen) = observed(&lab, migrate).context("headroom-vmm")?;
@@ -92,15 +97,16 @@ fn our_run(scenario: Scenario, streams: u16) -> Result<Run> {
     Ok(Run { report, cpu })
 }
 
-fn peer_run(scenario: Scenario, streams: u16) -> Result<PeerRun> {
+fn peer_run(scenario: Scenario, setting: &Setting) -> Result<PeerRun> {
     let lab = site::build()?;
+    setting.link.shape(&lab)?;
     let (a, b) = (lab.host("host1")?, lab.host("host2")?);
     let kernel: &Path = &kernel(&lab)?;
     let mut source = Qemu::start(a, scenario, kernel, false)?;
     let mut destination = Qemu::start(b, scenario, kernel, true)?;
     let migrate = || {
         let watch = Watch::start(source.id(), destination.id())?;
-        let moved = source.migrate((b, &mut destination), streams, scenario.mode())?;
+        let moved = source.migrate((b, &mut destination), setting, scenario.mode())?;
         Ok((moved, watch.stop()?))
     };
     let ((moved, cpu), seen) = observed(&lab, migrate)?;

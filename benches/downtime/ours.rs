@@ -16,6 +16,7 @@ use vmm::config::{
     TapSource, TlsIdentity,
 };
 
+use crate::measure::Setting;
 use crate::scenario::{DISK_MIB, DOWNTIME_LIMIT_MS, MEMORY_MIB, Scenario};
 use crate::site::{self, GUEST_MAC, TAP};
 
@@ -119,7 +120,7 @@ fn identity(host: &LabHost) -> Result<TlsIdentity> {
 pub fn migrate(
     source: (&LabHost, &Vmm),
     destination: (&LabHost, &Vmm),
-    streams: u16,
+    setting: &Setting,
     mode: MigrationMode,
 ) -> Result<Report> {
     let (id, token) = ("bench", "5a".repeat(32));
@@ -134,10 +135,12 @@ pub fn migrate(
         recover_s: PATIENCE.as_secs(),
         mark: None,
     })?;
-    let limits = MigrationLimits { streams, downtime_ms: DOWNTIME_LIMIT_MS, mode, ..MigrationLimits::default() };
+    let limits = MigrationLimits::default();
+    let streams = setting.streams.unwrap_or(limits.streams);
+    let limits = MigrationLimits { streams, downtime_ms: DOWNTIME_LIMIT_MS, mode, ..limits };
     source.1.client.send(&SendConfig {
         id: id.into(),
-        address: receiving.address,
+        address: setting.link.route(destination.0, receiving.address)?,
         token,
         source_host: source.0.name().into(),
         destination_host: destination.0.name().into(),

@@ -1,5 +1,6 @@
 //! The peer: the same guest image on Debian's QEMU (`microvm`), migrated over plain TCP.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use hostd::lab::LabHost;
 use migration::policy::MigrationMode;
 use serde_json::json;
 
+use crate::measure::Setting;
 use crate::qmp::Qmp;
 use crate::scenario::{DOWNTIME_LIMIT_MS, MEMORY_MIB, Scenario};
 use crate::site::{self, GUEST_MAC, TAP};
@@ -79,13 +81,14 @@ impl Qemu {
     }
 
     /// Moves this machine to the QEMU that waits on `host`, with no limit on bandwidth: by pre-copy, over several connections
-    /// (multifd) if `streams` is more than one, or by post-copy after one round.
+    /// (multifd) if more than one is asked for, or by post-copy after one round.
     pub fn migrate(
         &mut self,
         (host, destination): (&LabHost, &mut Self),
-        streams: u16,
+        setting: &Setting,
         mode: MigrationMode,
     ) -> Result<Moved> {
+        let streams = setting.streams.unwrap_or(1);
         let postcopy = mode == MigrationMode::Postcopy;
         // This release cannot do both at once.
         let multifd = streams > 1 && !postcopy;
@@ -99,6 +102,7 @@ impl Qemu {
         self.qmp.execute("migrate-set-parameters", &limits)?;
         let uri = format!("tcp:{}:{PORT}", host.address());
         destination.qmp.execute("migrate-incoming", &json!({"uri": uri}))?;
+        let uri = format!("tcp:{}", setting.link.route(host, SocketAddr::new(host.address().into(), PORT))?);
         self.qmp.execute("migrate", &json!({"uri": uri}))?;
         let (deadline, mut asked) = (Instant::now() + Duration::from_secs(60), !postcopy);
         while Instant::now() < deadline {

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 
 use crate::cpu::HostCpu;
 use crate::limits::Limits;
+use crate::link::Link;
+use crate::plot::{Pair, Panel, svg};
 use crate::scenario::{DOWNTIME_LIMIT_MS, FILLED_MIB, MEMORY_MIB, Scenario};
 use crate::startup::Startup;
 
@@ -59,6 +61,8 @@ pub struct Ratio {
 pub struct Outcome {
     /// Which.
     pub scenario: Scenario,
+    /// Between the hosts.
+    pub link: Link,
     /// The guest's work.
     pub guest: Value,
     /// Our migration reports.
@@ -94,10 +98,10 @@ pub fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 impl Outcome {
     /// Puts the runs together.
-    pub fn new(scenario: Scenario, runs: Vec<Run>, peer: Option<PeerOutcome>, limits: Limits) -> Self {
+    pub fn new(scenario: Scenario, link: Link, runs: Vec<Run>, peer: Option<PeerOutcome>, limits: Limits) -> Self {
         let guest =
             json!({"memory_mib": MEMORY_MIB, "filled_mib": FILLED_MIB, "vcpus": 1, "workload": scenario.workload()});
-        let mut outcome = Self { scenario, guest, runs, peer, ratio: None, limits };
+        let mut outcome = Self { scenario, link, guest, runs, peer, ratio: None, limits };
         outcome.ratio = outcome.peer.as_ref().map(|peer| Ratio {
             total: outcome.total_ms() / median(peer.runs.iter().map(|run| run.total_ms)),
             gap: outcome.gap_ms() / median(peer.runs.iter().map(|run| run.network_gap_ms)),
@@ -188,11 +192,68 @@ pub fn table(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits) -
         gigabytes(limits.tls_encrypt_bytes_per_second),
         gigabytes(limits.tls_decrypt_bytes_per_second),
     );
+    if let (Some(read), Some(write)) = (limits.disk_read_bytes_per_second, limits.disk_write_bytes_per_second) {
+        let _ = writeln!(
+            text,
+            "fio, 64 KiB direct, 32 in flight, in GB/s: {:.2} reading, {:.2} writing",
+            gigabytes(read),
+            gigabytes(write)
+        );
+    }
+    if let Some(fault) = limits.fault_us {
+        let trip = limits.tls_round_trip_us;
+        let _ = writeln!(
+            text,
+            "A bare userfaultfd fault {fault:.0} us, a page over TLS on loopback {trip:.0} us (medians)"
+        );
+        let faults: Vec<(f64, f64, u64)> = outcomes
+            .iter()
+            .flat_map(|outcome| &outcome.runs)
+            .filter_map(|run| run.report.postcopy.as_ref())
+            .map(|post| (post.fault_us_p50, post.fault_us_p99, post.faults))
+            .collect();
+        if !faults.is_empty() {
+            let (p50, p99) = (median(faults.iter().map(|f| f.0)), median(faults.iter().map(|f| f.1)));
+            let _ = writeln!(
+                text,
+                "A fault of the guest in post-copy: p50 {p50:.0} us, p99 {p99:.0} us (medians of runs with {} faults in all): p50 is {:.1} times those two together",
+                faults.iter().map(|f| f.2).sum::<u64>(),
+                p50 / (fault + trip)
+            );
+        }
+    }
     text
 }
 
+/// The medians as a picture.
+pub fn picture(outcomes: &[Outcome]) -> String {
+    let pairs = |ours: fn(&Outcome) -> f64, peer: fn(&PeerRun) -> f64| {
+        let pair = |outcome: &Outcome| Pair {
+            name: format!("{:?}", outcome.scenario).to_lowercase(),
+            ours: ours(outcome),
+            peer: outcome.peer.as_ref().map(|other| median(other.runs.iter().map(peer))),
+        };
+        outcomes.iter().map(pair).collect()
+    };
+    let panels = [
+        Panel { title: "total time, ms", pairs: pairs(Outcome::total_ms, |run| run.total_ms) },
+        Panel {
+            title: "longest silence of the guest on the network, ms",
+            pairs: pairs(Outcome::gap_ms, |run| run.network_gap_ms),
+        },
+    ];
+    let peer = outcomes.iter().find_map(|outcome| outcome.peer.as_ref());
+    svg(&panels, peer.map_or("", |peer| &peer.version))
+}
+
+/// The day in UTC, as the system's own `date` says it.
+fn today() -> String {
+    let output = std::process::Command::new("date").args(["-u", "+%Y-%m-%d"]).output();
+    output.map_or_else(|_| "a day unknown".to_owned(), |out| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+}
+
 /// The table with what a reader needs to judge it.
-pub fn document(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits) -> String {
+pub fn document(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits, picture: &str) -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("unknown CPU").to_owned();
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -206,9 +267,11 @@ pub fn document(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits
     format!(
         "# Benchmarks\n\nWritten by `make bench`. Guest: {MEMORY_MIB} MiB, one vCPU, {FILLED_MIB} MiB filled. Ours moves memory (and the disk, where the \
          scenario has one) over mutual TLS 1.3. {peer} Both run in turn, medians of {} runs. `gap` is the longest silence that an \
-         observer outside the hosts saw at 1,000 echo requests a second.\n\nMachine: {cores} cores, {model}, Linux {}.\n\n{}",
+         observer outside the hosts saw at 1,000 echo requests a second.{}\n\nMachine: {cores} cores, {model}, Linux {}, on {}.\n\n![ours and the peer's]({picture})\n\n{}",
         outcomes.first().map_or(0, |outcome| outcome.runs.len()),
+        outcomes.first().map_or_else(String::new, |outcome| outcome.link.words()),
         kernel.trim(),
+        today(),
         table(outcomes, startup, limits),
     )
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::measure::kernel;
+use crate::measure::{Setting, kernel};
 use crate::ours::{self, Vmm};
 use crate::result::median;
 use crate::scenario::Scenario;
@@ -44,7 +44,7 @@ pub fn measure(runs: u16) -> Result<Startup> {
         let first = vmm.info()?.first_instruction_us.context("headroom-vmm did not measure its first instruction")?;
         let overhead = vmm.metrics()?.overhead_bytes;
         let destination = Vmm::start(b, Scenario::Disk, None)?;
-        ours::migrate((a, &vmm), (b, &destination), 1, Scenario::Disk.mode())?;
+        ours::migrate((a, &vmm), (b, &destination), &Setting::default(), Scenario::Disk.mode())?;
         let arrived = destination.metrics()?.overhead_bytes;
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         results.push(Run {

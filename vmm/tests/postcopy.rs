@@ -105,7 +105,7 @@ fn a_guest_that_outruns_the_link_falls_over_to_postcopy() {
     let (mut world, here) = World::new();
     let there = world.host(&["--incoming"]);
     let address = listen(&world.authority, &there, ID, 20);
-    send(&world.authority, &here, address, limits(MigrationMode::Hybrid, 48));
+    send(&world.authority, &here, address, limits(MigrationMode::Hybrid, 8));
     let report = here.migrated().report.expect("the source has a report");
     arrived(&report);
     assert_eq!(report.mode, Mode::Hybrid);

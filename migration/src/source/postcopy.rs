@@ -119,6 +119,7 @@ pub(super) struct Running {
 impl Running {
     /// Cuts everything off: before Commit the migration has failed.
     pub(super) fn end(self) {
+        self.work.commit();
         self.session.end();
     }
 }
@@ -137,6 +138,7 @@ pub(super) struct Postcopy {
 impl Postcopy {
     pub(super) fn new(link: Link, sent: Sent, running: Running, unanswered: Option<(MigrationError, Instant)>) -> Self {
         let Running { session, work } = running;
+        work.commit();
         Self { link, sent, session: Some(session), work, unanswered, recoveries: 0 }
     }
 

@@ -6,9 +6,9 @@
 
 use std::net::{Shutdown, TcpStream};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub(super) struct Work {
     limiter: Limiter,
     control: Control,
     stop: Stop,
+    /// The guest runs at the destination, or may.
+    committed: (Mutex<bool>, Condvar),
     pub(super) memory_bytes: AtomicU64,
     pub(super) disk_bytes: AtomicU64,
 }
@@ -63,9 +65,22 @@ impl Work {
             limiter: Limiter::new(context.control.clone()),
             control: context.control.clone(),
             stop: context.stop.clone(),
+            committed: Default::default(),
             memory_bytes: AtomicU64::new(0),
             disk_bytes: AtomicU64::new(0),
         })
+    }
+
+    /// Lets the pushing begin: until then it would only take the processors from the switchover, at both hosts.
+    pub(super) fn commit(&self) {
+        *self.committed.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.committed.1.notify_all();
+    }
+
+    fn wait_committed(&self) {
+        let committed = self.committed.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = self.committed.1.wait_while(committed, |committed| !*committed);
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits for the budget, which what is sent next will be charged to.
@@ -132,6 +147,7 @@ impl Session {
         all.extend(pushing);
         for channel in all {
             if let Err(error) = session.spawn(work, channel, tell.clone()) {
+                work.commit();
                 session.end();
                 return Err(error);
             }
@@ -245,6 +261,7 @@ fn answer(work: &Work, channel: &mut Channel) -> Result<PostcopyFigures, Migrati
 
 fn push_pages(work: &Work, channel: &mut Channel) -> Result<(), MigrationError> {
     let mut pages = Pages::new(work, PUSH_PAGES as usize);
+    work.wait_committed();
     loop {
         // The budget first: what waits for it must still be there for a demand.
         work.wait()?;
@@ -257,6 +274,7 @@ fn push_pages(work: &Work, channel: &mut Channel) -> Result<(), MigrationError> 
 
 fn push_blocks(work: &Work, channel: &mut Channel) -> Result<(), MigrationError> {
     let mut totals = Totals::default();
+    work.wait_committed();
     for disk in 0..work.layout.disks.len() {
         let mut blocks = Blocks::new(work, disk)?;
         loop {

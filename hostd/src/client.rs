@@ -159,6 +159,11 @@ impl Client {
         self.call(Method::POST, &format!("/v1/migrations/{}/abandon", escape(id)), None::<&()>).await
     }
 
+    /// Runs a machine in doubt at its source again: its destination is gone for good.
+    pub async fn take_back_migration(&self, id: &str) -> Result<Migration> {
+        self.call(Method::POST, &format!("/v1/migrations/{}/take-back", escape(id)), None::<&()>).await
+    }
+
     /// Lets a migration switch over that was held back.
     pub async fn continue_migration(&self, id: &str) -> Result<Migration> {
         self.call(Method::POST, &format!("/v1/migrations/{}/continue", escape(id)), None::<&()>).await

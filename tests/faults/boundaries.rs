@@ -272,6 +272,45 @@ fn messages_are_lost_and_daemons_with_them() {
     play_all(cases.map(|case| Case { release: Release::Cut, ..case }));
 }
 
+/// The destination dies with Commit on its way and never comes back: nobody can say whether it ran the machine, until an operator
+/// does.
+#[test]
+fn a_machine_in_doubt_is_taken_back_from_a_host_that_is_gone() {
+    if !ready(Need::Kvm) {
+        return;
+    }
+    let stage = Stage::new();
+    let world = &stage.world;
+    let take_back = |id: &str| world.ask("a1", async |client| client.take_back_migration(id).await);
+    stage.relay.arm(&[Boundary::Commit], false);
+    let precopy = MigrationLimits { mode: MigrationMode::Precopy, ..MigrationLimits::default() };
+    let started = world.start_migration("vm1", "a1", "b1", Some(precopy)).expect("a migration that starts");
+    assert!(stage.relay.wait(DEADLINE), "Commit never came:\n{}", world.logs());
+    let early = take_back(&started.id).expect_err("it is not in doubt yet").to_string();
+    assert!(early.contains("not in doubt"), "{early}");
+    let vmm = stage.vmm_of("b1");
+    world.host("b1").kill_daemon();
+    kill(vmm);
+    stage.relay.release(Release::Cut);
+    let waiting = world.wait("doubt", || {
+        let now = world.ask("a1", async |client| client.migration(&started.id).await).ok()?;
+        assert!(!now.stage.ended(), "{now:?}");
+        (now.stage == MigrationStage::Settling).then_some(now.error?)
+    });
+    assert!(waiting.contains("take-back") && waiting.contains(&started.id), "{waiting}");
+    assert_eq!(stage.status("a1"), Some(MachineStatus::InDoubt));
+    take_back(&started.id).expect("the destination does not answer");
+    let ended = world.wait_migration("a1", &started.id);
+    assert_eq!(ended.stage, MigrationStage::Failed, "{ended:#?}");
+    world.wait("the machine", || (stage.status("a1") == Some(MachineStatus::Running)).then_some(()));
+    world.check_oracles(&stage.spec);
+    // It comes back, and had not run it: all is well, and moves go on.
+    stage.restart_daemon("b1");
+    let again = world.wait("another move", || world.start_migration("vm1", "a1", "b1", None).ok());
+    assert_eq!(world.wait_migration("a1", &again.id).stage, MigrationStage::Completed, "{}", world.logs());
+    stage.world.finish();
+}
+
 /// The source is in doubt, the destination's daemon is down while its VMM takes the machine over, and then that dies too: what
 /// the guest has done there must not be undone by running it at its source as it was before.
 #[test]

@@ -65,6 +65,15 @@ pub(super) fn routes() -> Vec<Route> {
             202,
             post(abandon),
         ),
+        route(
+            "POST",
+            "/v1/migrations/{id}/take-back",
+            "Run a machine in doubt here again: its destination is gone for good",
+            None,
+            Some("Migration"),
+            202,
+            post(take_back),
+        ),
     ]
 }
 
@@ -117,6 +126,16 @@ async fn abandon(
     // What is running of the machine ends, and what it had in memory is gone.
     permit(&daemon, &actor, Action::Delete, &id)?;
     Ok(accepted(daemon.executor.abandon(&id).await?))
+}
+
+async fn take_back(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(id): Segment,
+) -> Result<Response, Failure> {
+    // If the word is wrong the machine runs twice, which ruins it as surely as deleting it.
+    permit(&daemon, &actor, Action::Delete, &id)?;
+    Ok(accepted(daemon.executor.take_back(&id).await?))
 }
 
 async fn proceed(

@@ -36,6 +36,16 @@ pub(super) enum Command {
     },
     /// Change what a migration may cost while it runs.
     Limit(Limit),
+    /// Run a machine here again that is in doubt, because its destination died at the moment of the switchover and will never
+    /// say whether it ran it. Make sure first that it is powered off or fenced, and that its disks are not used: if it comes
+    /// back with the machine, the machine runs twice.
+    TakeBack {
+        /// Migration.
+        id: String,
+        /// Your word that the destination is gone for good.
+        #[arg(long, required = true)]
+        destination_is_gone: bool,
+    },
     /// Give up a post-copy whose link is lost: the machine is stopped for good, and what only the other host has of its memory
     /// is lost. Its disks stay at the source as they were at the switchover.
     Abandon {
@@ -230,6 +240,10 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
                 let limit = limit.map_or("not limited".to_owned(), |rate| format!("{}/s at most", bytes(rate as f64)));
                 format!("{}: bandwidth {limit}, downtime at most {} ms", one.id, one.limits.downtime_ms)
             })?;
+        }
+        Command::TakeBack { id, .. } => {
+            let migration = client.take_back_migration(&id).await?;
+            output.print(&migration, |one| format!("{}: {} runs on {} again", one.id, one.machine, one.source))?;
         }
         Command::Abandon { id } => {
             let migration = client.abandon_migration(&id).await?;

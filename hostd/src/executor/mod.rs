@@ -168,12 +168,14 @@ pub struct Active {
     cancelled: watch::Sender<bool>,
     /// At the destination: nothing more will come, whatever is missing.
     abandoned: watch::Sender<bool>,
+    /// At the source, in doubt: an operator says that the destination is gone for good.
+    taken_back: watch::Sender<bool>,
 }
 
 impl Active {
     fn new(migration: Migration) -> Self {
         let no = || watch::Sender::new(false);
-        Self { state: watch::Sender::new(migration), cancelled: no(), abandoned: no() }
+        Self { state: watch::Sender::new(migration), cancelled: no(), abandoned: no(), taken_back: no() }
     }
 
     /// As it is now.

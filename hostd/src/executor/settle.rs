@@ -7,6 +7,7 @@ use migration::report::{Outcome, Report};
 use vmm::api::Settle;
 
 use super::retry::Failure;
+use super::source::wait_true;
 use super::{Active, Executor, ExecutorError};
 use crate::api::types::{MachineStatus, Migration, MigrationStage};
 use crate::clock::utc;
@@ -103,7 +104,14 @@ impl Executor {
         if let Err(error) = self.inner.machines.set_status(entry, MachineStatus::InDoubt, Some(&migration.id)) {
             tracing::error!(error = chain(&error), "cannot store that a machine is in doubt");
         }
-        let settlement = self.ask_until_settled(active).await;
+        let mut taken_back = active.taken_back.subscribe();
+        let settlement = tokio::select! {
+            settlement = self.ask_until_settled(active) => settlement,
+            () = wait_true(&mut taken_back) => {
+                self.watch_the_dead(active);
+                Settlement::Never
+            }
+        };
         self.inner.audit.noted("settled", &migration.object(), &format!("{settlement:?}"));
         match settlement {
             Settlement::Runs => {
@@ -178,9 +186,11 @@ impl Executor {
                 Ok(settlement) => return settlement,
                 Err(error) => {
                     let error = format!(
-                        "the machine waits until host `{}` says where it runs: {}",
+                        "the machine waits until host `{}` says where it runs: {}; if that host is gone for good, `headroom \
+                         migration take-back {} --destination-is-gone` runs it here",
                         migration.destination,
-                        chain(&error)
+                        chain(&error),
+                        migration.id
                     );
                     tracing::warn!(id = migration.id, error, "not settled yet");
                     active.state.send_modify(|migration| migration.error = Some(error));
@@ -189,6 +199,31 @@ impl Executor {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(BACKOFF.1);
         }
+    }
+
+    /// A machine was taken back because its destination is gone for good. Should that come back all the same, and have run it,
+    /// there are two of them: whoever can end one must know.
+    fn watch_the_dead(&self, active: &Active) {
+        let (executor, migration) = (self.clone(), active.get());
+        tokio::spawn(async move {
+            loop {
+                let Ok(peer) = executor.peer(&migration) else { return };
+                match peer.settle(&migration.attempt_id()).await {
+                    // From here on it never will.
+                    Ok(Settlement::Never) => return,
+                    Ok(Settlement::Runs | Settlement::Lost) => {
+                        let alarm = format!(
+                            "`{}` was taken back here, and host `{}`, which was said to be gone, has run it: stop one of them now",
+                            migration.machine, migration.destination
+                        );
+                        tracing::error!(id = migration.id, "alarm: {alarm}");
+                        executor.inner.audit.noted("alarm", &migration.object(), &alarm);
+                        return;
+                    }
+                    Err(_) => tokio::time::sleep(BACKOFF.1).await,
+                }
+            }
+        });
     }
 
     /// Tells the destination that nothing will come. If it cannot be reached its own deadline clears up.

@@ -62,6 +62,34 @@ impl Executor {
         Ok(active.get())
     }
 
+    /// Runs a machine here again that is in doubt, on an operator's word that the destination is gone for good and that what
+    /// it may have run of the machine is gone with it.
+    ///
+    /// # Errors
+    ///
+    /// [`ExecutorError::NotNow`] if it is not in doubt, or the destination's daemon answers: then it says itself where the
+    /// machine runs.
+    pub async fn take_back(&self, id: &str) -> Result<Migration> {
+        const WHAT: &str = "taken back";
+        let active = self.own(id, WHAT)?;
+        let migration = active.get();
+        if migration.stage != MigrationStage::Settling {
+            return Err(refusal(
+                id,
+                WHAT,
+                "it is not in doubt where the machine runs; `headroom migration show` says it",
+            ));
+        }
+        if let Ok(peer) = self.peer(&migration)
+            && peer.migration(&migration.attempt_id()).await.is_ok()
+        {
+            return Err(refusal(id, WHAT, "the destination answers: it says where the machine runs within seconds"));
+        }
+        self.inner.audit.noted("taken-back", &migration.object(), "an operator says that the destination is gone");
+        active.taken_back.send_replace(true);
+        Ok(active.get())
+    }
+
     /// Lets a migration switch over that was held back, or was to be.
     ///
     /// # Errors

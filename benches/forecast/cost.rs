@@ -12,7 +12,7 @@ use predictor::model::ets::Ets;
 use predictor::model::forest::Forest;
 use predictor::model::mstl::Mstl;
 use predictor::model::{Budget, Model};
-use predictor::{BankConfig, PerResource, PoolConfig, PoolForecaster, Resource, Sample};
+use predictor::{BankConfig, PerResource, PoolConfig, Pools, Resource, Sample};
 use serde::Serialize;
 
 /// One bank, as `headroom forecast evaluate` measures it.
@@ -31,7 +31,7 @@ pub struct Tick {
     /// Banks alone: every sample taken, and three horizons with their quantiles read.
     pub banks_ms: f64,
     pub banks_slowest_ms: f64,
-    /// Whole pools as hostd runs them: members, events, sums, maxima, probabilities.
+    /// Whole pools as hostd runs them: members, events, sums, maxima, probabilities, lessons for trees.
     pub pools_ms: f64,
     pub pools_slowest_ms: f64,
 }
@@ -128,7 +128,8 @@ fn banks(machines: usize) -> Result<Vec<f64>> {
 
 fn pool_ticks(machines: usize, pools: usize) -> Result<Vec<f64>> {
     let config = PoolConfig { step_s: 300.0, horizon_steps: 12, ..PoolConfig::default() };
-    let mut forecasters = (0..pools).map(|_| PoolForecaster::new(config.clone())).collect::<Result<Vec<_>, _>>()?;
+    let mut all = Pools::new(config)?;
+    let names: Vec<String> = (0..pools).map(|pool| format!("pool-{pool:03}")).collect();
     let of = machines.div_ceil(pools);
     let capacity = PerResource::from_fn(|_| Some(60.0 * of as f64));
     let (since, mut state, mut times) = (Instant::now(), 2, Vec::new());
@@ -143,9 +144,9 @@ fn pool_ticks(machines: usize, pools: usize) -> Result<Vec<f64>> {
             })
             .collect();
         let (done, took) = timed(since, || {
-            forecasters.iter_mut().zip(&samples).try_for_each(|(forecaster, samples)| {
+            names.iter().zip(&samples).try_for_each(|(pool, samples)| {
                 let tick = predictor::Tick { now_s: 300.0 * t as f64, capacity, samples, events: &[] };
-                forecaster.tick(&tick).map(|contention| drop(std::hint::black_box(contention)))
+                all.tick(pool, &tick).map(|contention| drop(std::hint::black_box(contention)))
             })
         });
         done?;
@@ -183,7 +184,7 @@ fn trees(since: Instant) -> Result<f64> {
     const LEVELS: f64 = 3.0;
     const ROUNDS: usize = 20_000;
     let config = BankConfig { horizons: vec![1], ..BankConfig::default() };
-    let (mut fleet, mut bank) = (Fleet::new(1, &[12, 288], 10_000), predictor::Bank::new(config)?);
+    let (mut fleet, mut bank) = (Fleet::new(1, &[12, 288], 10_000, 0), predictor::Bank::new(config)?);
     let (mut member, mut state) = (Member::default(), 4);
     for t in 0..40_000 {
         let value = Some(50.0 + 10.0 * noise(&mut state));

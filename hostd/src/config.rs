@@ -189,6 +189,8 @@ pub struct PlannerConfig {
     pub early_risk: f64,
     /// Violation minutes (time above the limit, weighted by probability) that a move must avoid to be worth it.
     pub minimum_benefit_minutes: f64,
+    /// Outcomes that are kept of each horizon and resource, of all pools together, to fit trees to; each takes 160 bytes. 0 = no trees.
+    pub lessons: usize,
     /// What planned migrations may cost; without it each machine's own limits.
     pub limits: Option<MigrationLimits>,
 }
@@ -211,6 +213,7 @@ impl Default for PlannerConfig {
             lead_s: 60.0,
             early_risk: 0.1,
             minimum_benefit_minutes: 0.05,
+            lessons: predictor::experience::LESSONS,
             limits: None,
         }
     }

@@ -33,8 +33,8 @@ const FURTHEST: f32 = 50.0;
 /// What many machines' pasts say about each horizon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Fleet {
-    /// By horizon, then by level.
-    models: Vec<[Shared; CORRECTED]>,
+    /// By horizon, with a head for each level.
+    models: Vec<Shared>,
     /// Lengths in steps of the cycles that the time is told in.
     cycles: Vec<usize>,
     /// What all machines' quantiles are off by at each phase of the shortest cycle, in usual errors, by horizon.
@@ -65,14 +65,13 @@ struct Noted {
 }
 
 impl Fleet {
-    /// For banks with so many horizons and those cycles, keeping so many lessons of each horizon and level.
+    /// For banks with so many horizons and those cycles, keeping so many lessons of each horizon, of so many steps.
     #[must_use]
-    pub fn new(horizons: usize, cycles: &[usize], lessons: usize) -> Self {
-        let model = |level: usize| {
-            Shared::new(Loss::Pinball(LEVELS[level + FROM]), Growth::default(), WIDTH, lessons, 20_000.0)
-        };
+    pub fn new(horizons: usize, cycles: &[usize], lessons: usize, span: usize) -> Self {
+        let losses: [Loss; CORRECTED] = std::array::from_fn(|level| Loss::Pinball(LEVELS[level + FROM]));
+        let model = |_| Shared::new(&losses, Growth::default(), WIDTH, [lessons, span], 20_000.0);
         let phases = vec![[[0.0; CORRECTED]; PHASES]; horizons];
-        Self { phases, models: (0..horizons).map(|_| std::array::from_fn(model)).collect(), cycles: cycles.to_vec() }
+        Self { phases, models: (0..horizons).map(model).collect(), cycles: cycles.to_vec() }
     }
 
     /// After each sample that `bank` has taken: learns what came of what was said of the machine. `time` is the number of this step, counted
@@ -85,7 +84,7 @@ impl Fleet {
             let Some(noted) = member.said.pop_front() else { break };
             if let Some(value) = value {
                 let weight = noted.scale / member.usual[noted.horizon];
-                self.learn(&noted, &mut member.corrections[noted.horizon], value as f32, weight);
+                self.learn(&noted, &mut member.corrections[noted.horizon], [value as f32, weight], time);
             }
         }
         if value.is_none() || !(member.clock + number).is_multiple_of(EVERY) {
@@ -100,11 +99,11 @@ impl Fleet {
         }
     }
 
-    fn learn(&mut self, noted: &Noted, corrections: &mut [f32; CORRECTED], value: f32, weight: f32) {
+    fn learn(&mut self, noted: &Noted, corrections: &mut [f32; CORRECTED], [value, weight]: [f32; 2], time: u64) {
         let outcome = ((value - noted.point) / noted.scale).clamp(-FURTHEST, FURTHEST);
         let weight = weight.clamp(0.02, 20.0);
-        for (level, shared) in self.models[noted.horizon].iter_mut().enumerate() {
-            shared.learn(&noted.row, noted.bank[level], noted.trees[level], outcome, weight);
+        self.models[noted.horizon].learn(&noted.row, &noted.bank, &noted.trees, [outcome, weight], time);
+        for level in 0..CORRECTED {
             if let Some(said) = noted.trees[level] {
                 let share = LEVELS[level + FROM] as f32;
                 let step = if outcome > said { share } else { share - 1.0 };
@@ -137,7 +136,7 @@ impl Fleet {
         // Never below nothing nor below a lower level: what is compared with outcomes is what is told.
         let mut least = ((quantiles[0] - point) / scale).max(-point / scale);
         let trees = std::array::from_fn(|level: usize| {
-            let said = models[level].opinion(&row, bank[level])? + correction(level);
+            let said = models.opinion(level, &row, bank[level])? + correction(level);
             least = least.max(said);
             Some(least)
         });
@@ -151,7 +150,7 @@ impl Fleet {
         let mut forecast = bank.forecast(steps)?;
         let Some(noted) = self.note(member, bank, horizon, time) else { return Some(forecast) };
         for level in 0..CORRECTED {
-            let trusted = self.models[horizon][level].trusted();
+            let trusted = self.models[horizon].trusted(level);
             if let Some(said) = noted.trees[level].filter(|_| trusted) {
                 forecast.quantiles[level + FROM] = f64::from((noted.point + said * noted.scale).max(0.0));
             }
@@ -164,19 +163,24 @@ impl Fleet {
 
     /// Fits anew what `budget` allows. Call it off the hot path, about once a day.
     pub fn refit(&mut self, budget: &mut Budget) -> usize {
-        self.models.iter_mut().flatten().filter_map(|shared| shared.refit(budget).then_some(())).count()
+        self.models.iter_mut().map(|shared| shared.refit(budget)).sum()
     }
 
     /// Bytes that it takes, lessons included.
     #[must_use]
     pub fn state_bytes(&self) -> usize {
-        self.models.iter().flatten().map(Shared::state_bytes).sum()
+        self.models.iter().map(Shared::state_bytes).sum()
     }
 
-    /// The models by horizon and level.
+    /// The models by horizon, with a head for each level.
     #[must_use]
-    pub fn models(&self) -> &[[Shared; CORRECTED]] {
+    pub fn models(&self) -> &[Shared] {
         &self.models
+    }
+
+    /// The same, to be fitted.
+    pub(crate) fn models_mut(&mut self) -> &mut [Shared] {
+        &mut self.models
     }
 }
 
@@ -193,7 +197,7 @@ mod tests {
     /// Pinball loss at 0.95, and the share covered, of six machines whose next value is uncertain after some values only.
     fn replay(refits: bool) -> (f64, f64) {
         let config = BankConfig { horizons: vec![1], ..BankConfig::default() };
-        let mut fleet = Fleet::new(1, &[], 20_000);
+        let mut fleet = Fleet::new(1, &[], 20_000, 0);
         let mut machines: Vec<(Bank, Member, u64, f64, f64)> = (1..=6)
             .map(|seed| (Bank::new(config.clone()).expect("sound"), Member::default(), seed, 10.0, f64::NAN))
             .collect();
@@ -235,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_series_that_hardly_moves_is_left_to_its_bank() {
-        let mut fleet = Fleet::new(3, &[], 1_000);
+        let mut fleet = Fleet::new(3, &[], 1_000, 0);
         let (mut bank, mut member) = (Bank::new(BankConfig::default()).expect("sound"), Member::default());
         for t in 0..3_000 {
             let value = if t % 1_000 == 999 { None } else { Some(if t % 500 == 0 { 1e12 } else { 7.0 }) };

@@ -45,11 +45,11 @@ struct Noted {
 }
 
 impl Insight {
-    /// For so many windows, keeping so many lessons of each.
+    /// For so many windows, keeping so many lessons of each, of so many steps.
     #[must_use]
-    pub fn new(windows: usize, lessons: usize) -> Self {
+    pub fn new(windows: usize, lessons: usize, span: usize) -> Self {
         let growth = Growth::default();
-        Self { windows: vec![Shared::new(Loss::Logistic, growth, WIDTH, lessons, 5_000.0); windows] }
+        Self { windows: vec![Shared::new(&[Loss::Logistic], growth, WIDTH, [lessons, span], 5_000.0); windows] }
     }
 
     /// After each sample of a series and [`Maxima::watch`]: learns what came of what was said of it, and corrects what is said now.
@@ -59,7 +59,7 @@ impl Insight {
         while let Some(noted) = waiting.said.front().filter(|noted| noted.due <= waiting.clock) {
             if let (Some(highest), Some(shared)) = (maxima.highest(noted.window), self.windows.get_mut(noted.window)) {
                 let came = if highest > f64::from(noted.limit) { 1.0 } else { 0.0 };
-                shared.learn(&noted.row, noted.offset, noted.with_trees, came, 1.0);
+                shared.learn(&noted.row, &[noted.offset], &[noted.with_trees], [came, 1.0], time);
             }
             waiting.said.pop_front();
         }
@@ -67,8 +67,8 @@ impl Insight {
         let common = common(maxima, limit, time);
         for (window, shared) in self.windows.iter().enumerate() {
             let Some((row, offset)) = features(maxima, window, limit, &common) else { continue };
-            let with_trees = shared.opinion(&row, offset).map(|said| said.clamp(offset - FURTHEST, offset + FURTHEST));
-            let shift = with_trees.filter(|_| shared.trusted()).map_or(0.0, |said| said - offset);
+            let with_trees = shared.opinion(0, &row, offset).map(|said| said.clamp(offset - FURTHEST, offset + FURTHEST));
+            let shift = with_trees.filter(|_| shared.trusted(0)).map_or(0.0, |said| said - offset);
             maxima.shift(window, f64::from(shift));
             if waiting.clock.is_multiple_of(EVERY) {
                 let due = waiting.clock + maxima.steps(window) as u64;
@@ -83,7 +83,7 @@ impl Insight {
 
     /// Fits anew what `budget` allows. Call it off the hot path, about once a day.
     pub fn refit(&mut self, budget: &mut Budget) -> usize {
-        self.windows.iter_mut().filter_map(|shared| shared.refit(budget).then_some(())).count()
+        self.windows.iter_mut().map(|shared| shared.refit(budget)).sum()
     }
 
     /// Bytes that it takes, lessons included.
@@ -96,6 +96,11 @@ impl Insight {
     #[must_use]
     pub fn windows(&self) -> &[Shared] {
         &self.windows
+    }
+
+    /// The same, to be fitted.
+    pub(crate) fn windows_mut(&mut self) -> &mut [Shared] {
+        &mut self.windows
     }
 }
 
@@ -248,25 +253,25 @@ mod tests {
 
     #[test]
     fn what_only_the_pools_together_show_is_learned_from_them() {
-        let mut without = Insight::new(1, 20_000);
+        let mut without = Insight::new(1, 20_000, 0);
         let alone = brier(&mut without, 0);
-        assert!(without.windows()[0].opinion(&[0.0; WIDTH], 0.0).is_none(), "no budget, no trees");
-        let mut insight = Insight::new(1, 20_000);
+        assert!(without.windows()[0].opinion(0, &[0.0; WIDTH], 0.0).is_none(), "no budget, no trees");
+        let mut insight = Insight::new(1, 20_000, 0);
         let together = brier(&mut insight, u64::MAX);
         assert!(together < 0.9 * alone, "{together} against {alone}");
-        assert!(insight.windows()[0].trusted() && insight.state_bytes() > 100_000);
+        assert!(insight.windows()[0].trusted(0) && insight.state_bytes() > 100_000);
         let stored = serde_json::to_string(&insight).expect("can be stored");
         let restored: Insight = serde_json::from_str(&stored).expect("and read");
-        assert_eq!(restored.windows()[0].opinion(&[0.5; WIDTH], 0.1), insight.windows()[0].opinion(&[0.5; WIDTH], 0.1));
+        assert_eq!(restored.windows()[0].opinion(0, &[0.5; WIDTH], 0.1), insight.windows()[0].opinion(0, &[0.5; WIDTH], 0.1));
     }
 
     #[test]
     fn lessons_are_bounded_and_limits_that_cannot_be_teach_nothing() {
-        let mut insight = Insight::new(1, 100);
+        let mut insight = Insight::new(1, 100, 0);
         brier(&mut insight, u64::MAX);
         assert_eq!(insight.windows()[0].len(), 100);
         let mut maxima = Maxima::new(&BankConfig::default()).expect("sound");
-        let (mut waiting, mut insight) = (Waiting::default(), Insight::new(3, 100));
+        let (mut waiting, mut insight) = (Waiting::default(), Insight::new(3, 100, 0));
         for limit in [0.0, -1.0, f64::NAN, f64::INFINITY].into_iter().cycle().take(200) {
             maxima.update(Some(3.0));
             insight.follow(&mut waiting, &mut maxima, limit, 0);

@@ -4,7 +4,8 @@
 //! samples of machines --> PoolForecaster --> Contention --> Trigger --> plan() --> Plan
 //!  (missing ones too)      Bank per series    probability    hysteresis  candidates  moves, costs,
 //!  scheduled events  -->   quantiles          per resource   cooldown    hard limits latest start, reasons
-//!                                                                            ^
+//!                            |       ^                                       ^
+//!                            '-> Pools: trees over all of them               |
 //!                          finished migrations --> CostModel -----------------'
 //! ```
 //!
@@ -24,6 +25,7 @@ pub mod cost;
 pub mod course;
 pub mod evaluate;
 pub mod events;
+pub mod experience;
 pub mod fleet;
 pub mod forecast;
 pub mod guard;
@@ -32,6 +34,7 @@ pub mod maximum;
 pub mod model;
 pub mod plan;
 pub mod pool;
+pub mod pools;
 pub mod recurrence;
 pub mod replay;
 pub mod sample;
@@ -52,5 +55,6 @@ pub use forecast::{Distribution, Forecast, LEVELS};
 pub use maximum::Maxima;
 pub use plan::{Move, Plan, PlanInput, plan};
 pub use pool::{MachineHistory, PoolConfig, PoolForecaster, Tick};
+pub use pools::Pools;
 pub use sample::{PerResource, RateMeter, Resource, Sample};
 pub use trigger::{Decision, Hold, Trigger, TriggerConfig};

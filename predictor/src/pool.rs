@@ -14,11 +14,11 @@ pub use history::MachineHistory;
 use crate::bank::{Bank, BankConfig, BankError};
 use crate::contention::{Contention, Onset, Outlook, ResourceContention, combine, describe};
 use crate::events::{Change, Event, EventBook, Evidence, Record, Scope};
+use crate::experience::Experience;
 use crate::fleet::Fleet;
 use crate::forecast::Forecast;
-use crate::insight::{Insight, Waiting};
+use crate::insight::Waiting;
 use crate::maximum::Maxima;
-use crate::model::Budget;
 use crate::sample::{PerResource, Resource, Sample, plausible};
 use crate::window::Window;
 use serde::{Deserialize, Serialize};
@@ -55,17 +55,13 @@ pub struct PoolForecaster {
     events: EventBook,
     /// Sum of the machines at the last tick, events included.
     measured: PerResource<Option<f64>>,
-    /// What trees make of all of it.
-    dear: PerResource<Dear>,
+    /// What was said of the pool and is compared with what comes.
+    #[serde(default)]
+    waiting: PerResource<Waiting>,
+    /// What there was at the last tick.
+    #[serde(default)]
+    capacity: PerResource<Option<f64>>,
     now_s: f64,
-}
-
-/// Trees for one resource: over the pool's windows, and over its machines.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Dear {
-    insight: Insight,
-    waiting: Waiting,
-    fleet: Fleet,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -125,61 +121,57 @@ impl PoolForecaster {
             sums: each(|| Series::new(&bank_config))?,
             events: EventBook::default(),
             measured: PerResource::default(),
-            dear: PerResource::from_fn(|_| Dear {
-                insight: Insight::new(bank_config.horizons.len(), config.lessons),
-                waiting: Waiting::default(),
-                fleet: Fleet::new(bank_config.horizons.len(), &bank_config.seasons, config.lessons),
-            }),
+            waiting: PerResource::default(),
+            capacity: PerResource::default(),
             now_s: 0.0,
             bank_config,
             config,
         })
     }
 
-    /// Takes one step's samples and says how the pool stands. Call it once a step, also when nothing could be measured.
+    /// Takes one step's samples and says how the pool stands. Call it once a step, also when nothing could be measured. This pool knows
+    /// nothing of others; see [`crate::Pools`] for many that learn from each other.
     ///
     /// # Errors
     /// None with a configuration that [`PoolForecaster::new`] accepted.
     pub fn tick(&mut self, tick: &Tick<'_>) -> Result<Contention, BankError> {
+        self.tick_with(tick, None)
+    }
+
+    /// As [`PoolForecaster::tick`], learning from and for all others that are given the same experience.
+    pub(crate) fn tick_with(
+        &mut self,
+        tick: &Tick<'_>,
+        mut experience: Option<&mut PerResource<Experience>>,
+    ) -> Result<Contention, BankError> {
         self.now_s = tick.now_s;
+        self.capacity = tick.capacity;
         self.follow_membership(tick.samples)?;
         self.events.declare(tick.events, tick.now_s);
         self.measured = PerResource::from_fn(|resource| self.sum_of(tick.samples, resource));
         self.weigh_events(tick);
-        self.learn(tick.samples);
+        self.learn(tick.samples, experience.as_deref_mut());
         for resource in Resource::ALL {
-            if let Some(capacity) = plausible(tick.capacity[resource]) {
-                let limit = capacity * self.config.thresholds[resource];
+            if let Some(limit) = self.limit(resource) {
                 let time = self.step_number();
-                let (maxima, dear) = (&mut self.sums[resource].maxima, &mut self.dear[resource]);
+                let (maxima, waiting) = (&mut self.sums[resource].maxima, &mut self.waiting[resource]);
                 maxima.watch(limit);
-                if self.config.lessons > 0 {
-                    dear.insight.follow(&mut dear.waiting, maxima, limit, time);
+                if let Some(experience) = experience.as_deref_mut() {
+                    experience[resource].insight.follow(waiting, maxima, limit, time);
                 }
             }
         }
         Ok(self.contention(&tick.capacity))
     }
 
+    /// Above what the pool counts as contended.
+    pub(crate) fn limit(&self, resource: Resource) -> Option<f64> {
+        Some(plausible(self.capacity[resource])? * self.config.thresholds[resource])
+    }
+
     /// The number of this step, counted from the caller's epoch.
-    fn step_number(&self) -> u64 {
+    pub(crate) fn step_number(&self) -> u64 {
         (self.now_s / self.config.step_s).max(0.0).round() as u64
-    }
-
-    /// Fits the trees anew to what was lived through, as far as `budget` allows: call it off the hot path, about once a day, or often with
-    /// a small budget, since what was left over is fitted first the next time. Returns how many ensembles were fitted.
-    pub fn refit(&mut self, budget: &mut Budget) -> usize {
-        let fit = |resource| {
-            let dear: &mut Dear = &mut self.dear[resource];
-            dear.insight.refit(budget) + dear.fleet.refit(budget)
-        };
-        Resource::ALL.into_iter().map(fit).sum()
-    }
-
-    /// Bytes that the trees and what they learn from take.
-    #[must_use]
-    pub fn dear_bytes(&self) -> usize {
-        self.dear.iter().map(|(_, dear)| dear.insight.state_bytes() + dear.fleet.state_bytes()).sum()
     }
 
     /// The machines named in `samples` are the members from now on; the sums are made anew if that changed.
@@ -211,7 +203,7 @@ impl PoolForecaster {
         for resource in Resource::ALL {
             self.sums[resource].maxima.inherit(&before[resource].maxima);
             // What was said of other members is compared with nothing.
-            self.dear[resource].waiting = Waiting::default();
+            self.waiting[resource] = Waiting::default();
             let firsts: Vec<(f64, &Window)> = self
                 .machines
                 .iter()
@@ -276,9 +268,9 @@ impl PoolForecaster {
     }
 
     /// Takes the believed effect of events out of the samples and learns from what is left.
-    fn learn(&mut self, samples: &[Sample]) {
+    fn learn(&mut self, samples: &[Sample], mut experience: Option<&mut PerResource<Experience>>) {
         let time = self.step_number();
-        let Self { machines, events, dear, config, .. } = self;
+        let Self { machines, events, .. } = self;
         let mut machine_effects = PerResource::<f64>::default();
         for (number, sample) in samples.iter().enumerate() {
             let Some(history) = machines.get_mut(&sample.machine) else { continue };
@@ -290,9 +282,9 @@ impl PoolForecaster {
                 let without = value.map(|value| (value - effect).max(0.0));
                 machine_effects[resource] += value.zip(without).map_or(0.0, |(value, without)| value - without);
                 history.take(resource, without);
-                if config.lessons > 0 && number < STUDENTS {
+                if let Some(experience) = experience.as_deref_mut().filter(|_| number < STUDENTS) {
                     let (member, bank) = (&mut history.members[resource], &history.banks[resource]);
-                    dear[resource].fleet.follow(member, bank, without, time, number as u64);
+                    experience[resource].fleet.follow(member, bank, without, time, number as u64);
                 }
             }
         }
@@ -422,11 +414,22 @@ impl PoolForecaster {
     /// One machine's use `steps` ahead, events of its own included. `None` before its first sample.
     #[must_use]
     pub fn machine_forecast(&self, machine: &str, resource: Resource, steps: usize) -> Option<Forecast> {
+        self.machine_forecast_with(None, machine, resource, steps)
+    }
+
+    /// The same with what many machines have taught.
+    pub(crate) fn machine_forecast_with(
+        &self,
+        fleet: Option<&Fleet>,
+        machine: &str,
+        resource: Resource,
+        steps: usize,
+    ) -> Option<Forecast> {
         let history = self.machines.get(machine)?;
-        let (bank, member, fleet) = (&history.banks[resource], &history.members[resource], &self.dear[resource].fleet);
-        let base = match self.bank_config.horizons.iter().position(|known| *known == steps) {
-            Some(horizon) => fleet.forecast(member, bank, horizon, self.step_number())?,
-            None => bank.forecast(steps)?,
+        let (bank, member) = (&history.banks[resource], &history.members[resource]);
+        let base = match (fleet, self.bank_config.horizons.iter().position(|known| *known == steps)) {
+            (Some(fleet), Some(horizon)) => fleet.forecast(member, bank, horizon, self.step_number())?,
+            _ => bank.forecast(steps)?,
         };
         let (now_s, step_s) = (self.now_s, self.config.step_s);
         let expected: f64 = self
@@ -460,6 +463,12 @@ impl PoolForecaster {
     #[must_use]
     pub fn event_record(&self, name: &str) -> Record {
         self.events.record(name)
+    }
+
+    /// How the banks of its sums are set up.
+    #[must_use]
+    pub fn bank_config(&self) -> &BankConfig {
+        &self.bank_config
     }
 
     /// How it was set up.

@@ -3,7 +3,6 @@
 mod common;
 
 use common::{Noise, cpu_sample};
-use predictor::model::Budget;
 use predictor::{Change, Contention, Event, PerResource, PoolConfig, PoolForecaster, Resource, Sample, Scope, Tick};
 
 const CAPACITY: PerResource<Option<f64>> = PerResource { cpu: Some(4.0), memory: None, io: None, network: None };
@@ -282,34 +281,4 @@ fn contention_that_an_event_brings_begins_with_it() {
     let expected = cpu.reaches(0.3).expect("contention is expected");
     assert!((25.0..=28.0).contains(&expected), "in 26 s, not in {expected:.1} s");
     assert_eq!(cpu.onset.len(), cpu.maxima.len());
-}
-
-#[test]
-fn trees_are_fitted_within_a_budget_and_bounded_memory() {
-    let run = |budget: u64| {
-        let mut noise = Noise::new(21);
-        let config = PoolConfig { step_s: 1.0, horizon_steps: 12, lessons: 500, ..PoolConfig::default() };
-        let mut pool = PoolForecaster::new(config).expect("sound");
-        let (mut fitted, mut scores) = (0, Vec::new());
-        for t in 0..1_500 {
-            let burst = if t % 50 < 3 { 1.5 } else { 0.0 };
-            scores.push(tick(&mut pool, f64::from(t), &machines(2.5 + burst, &mut noise), &[]).score);
-            if t % 100 == 99 {
-                fitted += pool.refit(&mut Budget::new(budget));
-            }
-        }
-        let forecast = pool.machine_forecast("vm0", Resource::Cpu, 12).expect("samples");
-        assert!(forecast.quantiles.windows(2).all(|pair| pair[0] <= pair[1]), "{forecast:?}");
-        (fitted, pool.dear_bytes(), scores)
-    };
-    let (none, bytes, scores) = run(0);
-    assert_eq!(none, 0);
-    let (few, ..) = run(10_000_000);
-    let (all, fitted_bytes, fitted_scores) = run(u64::MAX);
-    assert!(few > 0 && few < all, "{few} of {all}");
-    assert!(scores != fitted_scores && fitted_scores.iter().all(|score| (0.0..=1.0).contains(score)));
-    assert_eq!(fitted_scores, run(u64::MAX).2, "the same input gives the same scores");
-    // 500 lessons of 35 numbers for four windows and for three levels at each, of CPU only, and as many ensembles of 60 trees.
-    let most = 16 * (500 * 35 * 4 + 60 * 300);
-    assert!(bytes < fitted_bytes && fitted_bytes < most + 100_000, "{bytes} {fitted_bytes} {most}");
 }

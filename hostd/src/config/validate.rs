@@ -246,6 +246,7 @@ fn planner(planner: &PlannerConfig, sample_interval_ms: u64, findings: &mut Find
     findings.range("planner.lead_s", planner.lead_s, 0.0, 86_400.0);
     findings.range("planner.early_risk", planner.early_risk, 0.01, 0.99);
     findings.range("planner.minimum_benefit_minutes", planner.minimum_benefit_minutes, 0.0, 1e6);
+    findings.range("planner.lessons", planner.lessons as f64, 0.0, 1e6);
     let (thresholds, weights) = (planner.thresholds, planner.weights);
     for (name, threshold, weight) in [
         ("cpu", thresholds.cpu, weights.cpu),

@@ -1,6 +1,7 @@
 //! The daemon: its parts, and what the APIs ask of it.
 
 mod act;
+mod refit;
 mod run;
 
 use std::path::PathBuf;
@@ -77,6 +78,9 @@ pub enum SetupError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Nothing can be forecast.
+    #[error("`sample_interval_ms` and `planner.horizon_s` cannot be forecast")]
+    Forecast(#[from] predictor::BankError),
 }
 
 impl Daemon {
@@ -96,7 +100,7 @@ impl Daemon {
         let room = Room::new(capacity::measure(&config), config.capacity.disk_space_mib, config.images_dir());
         let machines = Machines::new(Arc::clone(&config), store.clone(), room);
         let peers = Peers::new(&config, &identity);
-        let mut planner = Planner::new(&config);
+        let mut planner = Planner::new(&config)?;
         planner.remember(&earlier_plans(&store)?);
         planner.recall(History::load(&store, &config, unix_ms())?);
         let planner = Arc::new(Mutex::new(planner));

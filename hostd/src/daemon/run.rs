@@ -99,6 +99,7 @@ pub async fn run(config: HostConfig, options: Options) -> Result<(), RunError> {
         )),
         tokio::spawn(exchange(Arc::clone(&daemon), stopped.clone())),
         tokio::spawn(crate::drain::run(Arc::clone(&daemon), stopped.clone())),
+        tokio::spawn(super::refit::run(Arc::clone(&daemon), stopped.clone())),
         tokio::spawn(measure(Arc::clone(&daemon), stopped)),
     ];
     daemon.audit.noted("started", &format!("host:{}", daemon.config.host), env!("CARGO_PKG_VERSION"));

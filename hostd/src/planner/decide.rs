@@ -2,8 +2,8 @@
 
 use migration::report::{Trigger as Why, TriggerKind};
 use predictor::{
-    Contention, Course, Decision, HostView, MachineView, MigrationShape, PlanInput, PlanLimits, PoolForecaster,
-    PoolView, Rejection, Resource, plan,
+    Contention, Course, Decision, HostView, MachineView, MigrationShape, PlanInput, PlanLimits, PoolView,
+    Rejection, Resource, plan,
 };
 
 use super::convert::capacity_of;
@@ -153,7 +153,6 @@ impl Planner {
     }
 
     fn candidate(&self, state: &PoolState, host: &HostSummary, machine: &MachineSummary) -> MachineView {
-        let forecaster = self.forecasters.get(&state.pool);
         let limits = self.config.planner.limits.as_ref().unwrap_or(&machine.limits);
         let network = host.capacity.network_bytes_per_second.max(1.0);
         let bandwidth = limits.bandwidth_bytes_per_second.map_or(f64::INFINITY, |limit| limit as f64);
@@ -167,7 +166,7 @@ impl Planner {
             name: machine.name.clone(),
             host: host.host.clone(),
             demand: predictor::PerResource::from_fn(|resource| {
-                forecaster?.machine_forecast(&machine.name, resource, self.horizon_steps)
+                self.pools.machine_forecast(&state.pool, &machine.name, resource, self.horizon_steps)
             }),
             course: judged_by_forecasts(),
             shape: shape(machine, observed, bandwidth, limits.downtime_ms),
@@ -215,8 +214,8 @@ impl Planner {
 
     /// What a machine is expected to use at most (90 %) at the end of the horizon; `None` if it was not measured yet.
     pub(super) fn expected_demand(&self, machine: &str, resource: Resource) -> Option<f64> {
-        let forecast = |forecaster: &PoolForecaster| forecaster.machine_forecast(machine, resource, self.horizon_steps);
-        self.forecasters.values().find_map(forecast).map(|forecast| forecast.quantile(0.9))
+        let forecast = |(pool, _)| self.pools.machine_forecast(pool, machine, resource, self.horizon_steps);
+        self.pools.iter().find_map(forecast).map(|forecast| forecast.quantile(0.9))
     }
 
     fn in_flight(&self) -> usize {

@@ -86,7 +86,7 @@ impl Planner {
         for state in states {
             let mut found = Vec::new();
             for sample in state.samples() {
-                if self.forecasters.values().any(|forecaster| forecaster.history(&sample.machine).is_some()) {
+                if self.pools.iter().any(|(_, forecaster)| forecaster.history(&sample.machine).is_some()) {
                     continue;
                 }
                 if let Some(steps) = self.stored.take(&sample.machine, now_unix_ms) {
@@ -96,11 +96,8 @@ impl Planner {
             if found.is_empty() {
                 continue;
             }
-            let forecaster = self.forecaster(&state.pool)?;
-            let replayed = found.into_iter().map(|(machine, steps)| Ok((machine, forecaster.replay(steps)?)));
-            let replayed: Vec<_> = replayed.collect::<Result<_, BankError>>()?;
-            tracing::info!(pool = state.pool, machines = replayed.len(), "forecasts go on from stored measurements");
-            forecaster.adopt_all(replayed)?;
+            tracing::info!(pool = state.pool, machines = found.len(), "forecasts go on from stored measurements");
+            self.pools.play_back(&state.pool, found)?;
         }
         Ok(())
     }

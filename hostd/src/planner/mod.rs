@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! summaries of all hosts ─► forecaster of each pool ─► contention ─► trigger (own pool, leader only) ─► plan ─► executor
-//! declared events        ─►                                                                               │
+//! declared events        ─►      ▲ refit: trees, off the hot path                                          │
 //!                            cost model  ◄──── what the migration really took ◄──────────────────────────┘
 //! ```
 //!
@@ -14,6 +14,7 @@ pub mod convert;
 mod decide;
 pub mod events;
 pub mod history;
+pub mod refit;
 mod trust;
 mod wait;
 
@@ -22,8 +23,8 @@ use std::time::Instant;
 
 use predictor::guard::{Guard, Guarded};
 use predictor::{
-    BankError, Contention, CostModel, Decision, Hold, MigrationShape, MoveLog, PlanLimits, PoolConfig, PoolForecaster,
-    Resource, Sample, Tick, Trigger, TriggerConfig,
+    BankError, Contention, CostModel, Decision, Hold, MigrationShape, MoveLog, PlanLimits, PoolConfig, Pools, Resource,
+    Sample, Tick, Trigger, TriggerConfig,
 };
 
 use crate::api::types::{
@@ -93,7 +94,8 @@ pub struct Planner {
     config: HostConfig,
     started: (Instant, f64),
     horizon_steps: usize,
-    forecasters: BTreeMap<String, PoolForecaster>,
+    /// Forecasters of all pools, and the trees that all of them have taught.
+    pools: Pools,
     contentions: BTreeMap<String, Contention>,
     states: Vec<PoolState>,
     trigger: Trigger,
@@ -121,7 +123,11 @@ struct Observed {
 
 impl Planner {
     /// A planner that has seen nothing.
-    pub fn new(config: &HostConfig) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// If the sampling interval or horizon cannot be forecast; the configuration's check keeps them within bounds.
+    pub fn new(config: &HostConfig) -> Result<Self, BankError> {
         let planner = &config.planner;
         let trigger = TriggerConfig {
             act_above: planner.start_score,
@@ -146,14 +152,14 @@ impl Planner {
         };
         let step_s = config.sample_interval_ms as f64 / 1000.0;
         let horizon_steps = ((planner.horizon_s / step_s).ceil() as usize).clamp(1, predictor::bank::LONGEST_HORIZON);
-        Self {
+        Ok(Self {
             host: config.host.clone(),
             config: config.clone(),
             started: (Instant::now(), unix_ms() as f64 / 1000.0),
             horizon_steps,
             guard: trust::guard(step_s, horizon_steps),
             guarded: None,
-            forecasters: BTreeMap::new(),
+            pools: Pools::new(pool_config(config, horizon_steps))?,
             contentions: BTreeMap::new(),
             states: Vec::new(),
             trigger: Trigger::new(trigger),
@@ -166,7 +172,7 @@ impl Planner {
             last_plan_s: None,
             waiting: None,
             stored: History::default(),
-        }
+        })
     }
 
     /// Seconds since 1970, but monotonic: the predictor must not see the clock being set.
@@ -174,25 +180,8 @@ impl Planner {
         self.started.1 + self.started.0.elapsed().as_secs_f64()
     }
 
-    fn pool_config(&self) -> PoolConfig {
-        let thresholds = self.config.planner.thresholds;
-        PoolConfig {
-            step_s: self.config.sample_interval_ms as f64 / 1000.0,
-            horizon_steps: self.horizon_steps,
-            thresholds: predictor::PerResource {
-                cpu: thresholds.cpu,
-                memory: thresholds.memory,
-                io: thresholds.io,
-                network: thresholds.network,
-            },
-            weights: self.weights(),
-            ..PoolConfig::default()
-        }
-    }
-
     fn weights(&self) -> predictor::PerResource<f64> {
-        let weights = self.config.planner.weights;
-        predictor::PerResource { cpu: weights.cpu, memory: weights.memory, io: weights.io, network: weights.network }
+        weights(&self.config)
     }
 
     /// Takes one step's measurements of all pools. Call it once a sampling interval.
@@ -209,10 +198,10 @@ impl Planner {
             let events = events::for_pool(&state.pool, &samples, declared);
             let capacity = capacity_of(&state.capacity());
             let tick = Tick { now_s, capacity, samples: &samples, events: &events };
-            let contention = self.forecaster(&state.pool)?.tick(&tick)?;
+            let contention = self.pools.tick(&state.pool, &tick)?;
             self.contentions.insert(state.pool.clone(), contention);
         }
-        self.forecasters.retain(|pool, _| states.iter().any(|state| &state.pool == pool));
+        self.pools.retain(|pool| states.iter().any(|state| &state.pool == pool));
         self.contentions.retain(|pool, _| states.iter().any(|state| &state.pool == pool));
         self.states = states;
         let score = self.trusted_score();
@@ -220,25 +209,17 @@ impl Planner {
         Ok(())
     }
 
-    fn forecaster(&mut self, pool: &str) -> Result<&mut PoolForecaster, BankError> {
-        if !self.forecasters.contains_key(pool) {
-            let forecaster = PoolForecaster::new(self.pool_config())?;
-            self.forecasters.insert(pool.to_owned(), forecaster);
-        }
-        self.forecasters.get_mut(pool).ok_or(BankError::NotPositive { name: "pools", value: 0.0 })
-    }
-
     /// A machine that has moved takes its history along to its new pool.
     fn hand_over_histories(&mut self, states: &[PoolState]) -> Result<(), BankError> {
         for state in states {
             for sample in state.samples() {
                 let machine = sample.machine;
-                if self.forecasters.get(&state.pool).is_some_and(|own| own.history(&machine).is_some()) {
+                if self.pools.get(&state.pool).is_some_and(|own| own.history(&machine).is_some()) {
                     continue;
                 }
-                let history = self.forecasters.values().find_map(|other| other.history(&machine)).cloned();
+                let history = self.pools.iter().find_map(|(_, other)| other.history(&machine)).cloned();
                 if let Some(history) = history {
-                    self.forecaster(&state.pool)?.adopt(&machine, history)?;
+                    self.pools.pool(&state.pool)?.adopt(&machine, history)?;
                 }
             }
         }
@@ -306,7 +287,6 @@ impl Planner {
     /// Forecasts of all machines of this host's pool.
     pub fn machine_forecasts(&self) -> Vec<MachineForecast> {
         let Some(state) = self.states.iter().find(|state| state.pool == self.config.pool) else { return Vec::new() };
-        let Some(forecaster) = self.forecasters.get(&state.pool) else { return Vec::new() };
         let horizons = convert::horizons(self.horizon_steps);
         let forecast = |host: &HostSummary, machine: &str| MachineForecast {
             machine: machine.to_owned(),
@@ -315,7 +295,7 @@ impl Planner {
                 .into_iter()
                 .flat_map(|resource| horizons.iter().map(move |steps| (resource, *steps)))
                 .filter_map(|(resource, steps)| {
-                    let forecast = forecaster.machine_forecast(machine, resource, steps)?;
+                    let forecast = self.pools.machine_forecast(&state.pool, machine, resource, steps)?;
                     Some(convert::forecast(resource, &forecast, self.step_s()))
                 })
                 .collect(),
@@ -352,6 +332,29 @@ impl Planner {
             self.bandwidth = Some(self.bandwidth.map_or(throughput, |known| 0.7 * known + 0.3 * throughput));
         }
     }
+}
+
+/// How pools are forecast. All but what this configuration sets is as in `headroom forecast evaluate`.
+fn pool_config(config: &HostConfig, horizon_steps: usize) -> PoolConfig {
+    let thresholds = config.planner.thresholds;
+    PoolConfig {
+        step_s: config.sample_interval_ms as f64 / 1000.0,
+        horizon_steps,
+        thresholds: predictor::PerResource {
+            cpu: thresholds.cpu,
+            memory: thresholds.memory,
+            io: thresholds.io,
+            network: thresholds.network,
+        },
+        weights: weights(config),
+        lessons: config.planner.lessons,
+        ..PoolConfig::default()
+    }
+}
+
+fn weights(config: &HostConfig) -> predictor::PerResource<f64> {
+    let weights = config.planner.weights;
+    predictor::PerResource { cpu: weights.cpu, memory: weights.memory, io: weights.io, network: weights.network }
 }
 
 /// Whether anything is known of a pool: without one sample the score is a zero that says nothing.

@@ -13,6 +13,10 @@ fn config(change: impl FnOnce(&mut serde_json::Value)) -> HostConfig {
     serde_json::from_value(json).unwrap()
 }
 
+fn planner(change: impl FnOnce(&mut serde_json::Value)) -> Planner {
+    Planner::new(&config(change)).unwrap()
+}
+
 fn machine(name: &str, cpu_cores: f64, status: MachineStatus) -> MachineSummary {
     let usage = Usage { cpu_cores, cpu_demand_cores: cpu_cores, memory_mib: 64.0, ..Usage::default() };
     MachineSummary {
@@ -70,7 +74,7 @@ fn run(planner: &mut Planner, steps: usize, events: &[Event], load: impl Fn(usiz
 
 #[test]
 fn a_quiet_pool_is_left_alone() {
-    let mut planner = Planner::new(&config(|_| ()));
+    let mut planner = planner(|_| ());
     assert!(run(&mut planner, 120, &[], |step| 0.3 + 0.02 * (step % 3) as f64).is_none());
     let views = planner.views();
     assert_eq!(views.len(), 2);
@@ -80,7 +84,7 @@ fn a_quiet_pool_is_left_alone() {
 
 #[test]
 fn a_ramp_is_answered_before_the_pool_is_full() {
-    let mut planner = Planner::new(&config(|_| ()));
+    let mut planner = planner(|_| ());
     // 0.9 of 1.9 usable cores until step 60, then 0.02 more each step: full at step 110.
     let load = |step: usize| 0.3 + 0.02 * step.saturating_sub(60) as f64;
     let (step, chosen) = run(&mut planner, 110, &[], load).expect("a decision before contention");
@@ -96,7 +100,7 @@ fn a_ramp_is_answered_before_the_pool_is_full() {
 
 #[test]
 fn a_declared_event_is_answered_before_any_load_is_seen() {
-    let mut planner = Planner::new(&config(|_| ()));
+    let mut planner = planner(|_| ());
     let now = unix_ms();
     let event = Event {
         id: "evt-1".into(),
@@ -116,11 +120,11 @@ fn a_declared_event_is_answered_before_any_load_is_seen() {
 
 #[test]
 fn a_cooldown_survives_a_restart() {
-    let mut planner = Planner::new(&config(|_| ()));
+    let mut planner = planner(|_| ());
     let load = |step: usize| 0.3 + 0.02 * step.saturating_sub(60) as f64;
     let (_, mut chosen) = run(&mut planner, 110, &[], load).expect("a decision");
     chosen.plan.migration = Some("mig-1".into());
-    let mut again = Planner::new(&config(|_| ()));
+    let mut again = self::planner(|_| ());
     again.remember(&[chosen.plan]);
     assert!(run(&mut again, 110, &[], load).is_none());
 }
@@ -128,16 +132,16 @@ fn a_cooldown_survives_a_restart() {
 #[test]
 fn nobody_but_the_leader_acts_and_only_if_enabled() {
     let full = |_| 1.9;
-    let mut other = Planner::new(&config(|json| json["host"] = "a2".into()));
+    let mut other = planner(|json| json["host"] = "a2".into());
     assert!(run(&mut other, 60, &[], full).is_none());
-    let mut disabled = Planner::new(&config(|json| json["planner"]["enabled"] = false.into()));
+    let mut disabled = planner(|json| json["planner"]["enabled"] = false.into());
     assert!(run(&mut disabled, 60, &[], full).is_none());
     assert!(disabled.views()[0].score.unwrap() > 0.9);
 }
 
 #[test]
 fn without_room_elsewhere_the_plan_says_so_once() {
-    let mut planner = Planner::new(&config(|_| ()));
+    let mut planner = planner(|_| ());
     let running = MachineStatus::Running;
     let mut refusals = Vec::new();
     for _ in 0..60 {
@@ -161,17 +165,17 @@ fn without_room_elsewhere_the_plan_says_so_once() {
 
 #[test]
 fn a_machine_that_moved_takes_its_history_along_and_is_counted_once() {
-    let mut planner = Planner::new(&config(|_| ()));
+    let mut planner = planner(|_| ());
     run(&mut planner, 50, &[], |_| 0.5);
     let running = MachineStatus::Running;
     let a = || vec![host("a1", 1.0, vec![machine("vm1", 0.3, running), machine("vm2", 0.5, MachineStatus::Migrating)])];
     let b = || vec![host("b1", 2.0, vec![machine("vm2", 0.5, MachineStatus::Incoming)])];
     planner.tick(pools(a(), b()), &[]).unwrap();
-    assert_eq!(planner.forecasters["b"].machines().count(), 0, "it still counts where it comes from");
+    assert_eq!(planner.pools.get("b").unwrap().machines().count(), 0, "it still counts where it comes from");
     let there = vec![host("b1", 2.0, vec![machine("vm2", 0.5, running)])];
     planner.tick(pools(vec![host("a1", 1.0, vec![machine("vm1", 0.3, running)])], there), &[]).unwrap();
-    assert!(planner.forecasters["b"].history("vm2").unwrap().len() > 50, "its history came along");
-    assert!(planner.forecasters["a"].history("vm2").is_none());
+    assert!(planner.pools.get("b").unwrap().history("vm2").unwrap().len() > 50, "its history came along");
+    assert!(planner.pools.get("a").unwrap().history("vm2").is_none());
 }
 
 /// The batch on `vm2`, so many seconds from now.
@@ -191,7 +195,7 @@ fn batch(starts_in_s: u64) -> Event {
 
 #[test]
 fn a_move_waits_for_its_latest_safe_start_and_is_dropped_if_it_is_not_needed() {
-    let mut planner = Planner::new(&config(|json| json["planner"]["lead_s"] = 5.0.into()));
+    let mut planner = planner(|json| json["planner"]["lead_s"] = 5.0.into());
     let flat = |step: usize| 0.3 + 0.01 * (step % 2) as f64;
     assert!(run(&mut planner, 60, &[], flat).is_none());
     // Decisions of 20 steps; the planner's clock stands still meanwhile.
@@ -227,7 +231,7 @@ fn forecasts_go_on_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let store = crate::store::Store::open(&folder.path().join("s.redb")).unwrap();
     let config = config(|_| ());
-    let mut before = Planner::new(&config);
+    let mut before = Planner::new(&config).unwrap();
     let (now, steps) = (unix_ms(), 120);
     for step in 0..steps {
         let states = loaded(0.4 + 0.05 * (step % 7) as f64);
@@ -236,13 +240,13 @@ fn forecasts_go_on_after_a_restart() {
         store.add_samples(now - (steps - step) as u64 * 1000, &samples, step + 1 == steps).unwrap();
         before.tick(states, &[]).unwrap();
     }
-    let mut after = Planner::new(&config);
+    let mut after = Planner::new(&config).unwrap();
     after.recall(History::load(&store, &config, now).unwrap());
     for planner in [&mut before, &mut after] {
         planner.tick(loaded(0.5), &[]).unwrap();
     }
     for machine in ["vm1", "vm2", "vm3"] {
-        assert!(after.forecasters["a"].history(machine).unwrap().len() >= steps, "{machine} starts cold");
+        assert!(after.pools.get("a").unwrap().history(machine).unwrap().len() >= steps, "{machine} starts cold");
     }
     let upper = |planner: &Planner| planner.expected_demand("vm2", Resource::Cpu).unwrap();
     let (known, replayed) = (upper(&before), upper(&after));
@@ -253,10 +257,10 @@ fn forecasts_go_on_after_a_restart() {
 
 #[test]
 fn a_host_says_what_its_own_forecast_has_against_a_machine() {
-    let mut planner = Planner::new(&config(|json| {
+    let mut planner = planner(|json| {
         json["host"] = "b1".into();
         json["pool"] = "b".into();
-    }));
+    });
     assert!(planner.concern("vm7", None).is_none(), "nothing is known yet");
     run(&mut planner, 60, &[], |_| 0.5);
     let usage = |cores| Usage { cpu_cores: cores, cpu_demand_cores: cores, ..Usage::default() };
@@ -267,7 +271,7 @@ fn a_host_says_what_its_own_forecast_has_against_a_machine() {
 
 #[test]
 fn a_refused_move_starts_no_cooldown_and_is_not_repeated_at_once() {
-    let mut planner = Planner::new(&config(|_| ()));
+    let mut planner = planner(|_| ());
     let load = |step: usize| 0.3 + 0.02 * step.saturating_sub(60) as f64;
     let (step, chosen) = run(&mut planner, 110, &[], load).expect("a decision");
     assert!(planner.trigger.cooldown_left(planner.now_s()) > 50.0);
@@ -286,7 +290,7 @@ fn a_refused_move_starts_no_cooldown_and_is_not_repeated_at_once() {
 
 #[test]
 fn forecasts_that_are_always_wrong_give_way_to_a_threshold_that_says_so() {
-    let mut planner = Planner::new(&config(|_| ()));
+    let mut planner = planner(|_| ());
     run(&mut planner, 60, &[], |_| 0.3);
     assert_eq!(planner.views()[0].fallback, None);
     // As if contention had been certain for a thousand windows and had never come.
@@ -303,7 +307,7 @@ fn forecasts_that_are_always_wrong_give_way_to_a_threshold_that_says_so() {
 
 #[test]
 fn machines_that_will_lack_what_they_ask_for_are_named() {
-    let mut planner = Planner::new(&config(|json| json["planner"]["enabled"] = false.into()));
+    let mut planner = planner(|json| json["planner"]["enabled"] = false.into());
     run(&mut planner, 80, &[], |step| if step < 40 { 0.3 } else { 2.5 });
     let at_risk = &planner.views()[0].at_risk;
     assert_eq!(at_risk.first().map(|risk| risk.machine.as_str()), Some("vm2"), "{at_risk:?}");
@@ -311,3 +315,5 @@ fn machines_that_will_lack_what_they_ask_for_are_named() {
     assert!(at_risk.iter().all(|risk| risk.machine != "vm1"), "a small machine is served: {at_risk:?}");
     assert!(planner.views()[1].at_risk.is_empty());
 }
+
+mod refit;

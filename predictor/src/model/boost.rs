@@ -93,8 +93,14 @@ impl Lessons<'_> {
     /// What fitting to them costs, in visits of one feature of one row.
     #[must_use]
     pub fn work(&self, growth: &Growth) -> u64 {
+        Self::work_of(self.count(), self.width, growth)
+    }
+
+    /// The same of so many rows of so many features.
+    #[must_use]
+    pub fn work_of(rows: usize, width: usize, growth: &Growth) -> u64 {
         let share = f64::from(growth.row_share.clamp(0.0, 1.0)) * f64::from(growth.feature_share.clamp(0.0, 1.0));
-        let visits = share * (self.count() * self.width * growth.rounds * growth.depth.clamp(1, DEEPEST)) as f64;
+        let visits = share * (rows * width * growth.rounds * growth.depth.clamp(1, DEEPEST)) as f64;
         visits as u64 + 1
     }
 }

@@ -1,5 +1,6 @@
 //! How a pool's forecaster is set up.
 
+use crate::experience::LESSONS;
 use crate::sample::PerResource;
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +20,8 @@ pub struct PoolConfig {
     pub thresholds: PerResource<f64>,
     /// How much each resource counts in the score, 0 to 1.
     pub weights: PerResource<f64>,
-    /// Outcomes kept of each resource, horizon and level for [`PoolForecaster::refit`](super::PoolForecaster::refit); 0 = trees are never
-    /// fitted. With five horizons each lesson takes 11 KB over all resources.
+    /// Outcomes kept of each resource and horizon, of all pools and machines together, for [`crate::Pools`] to fit trees to; 0 = trees
+    /// are never fitted. With five horizons each takes 3 KB over all resources.
     pub lessons: usize,
 }
 
@@ -33,7 +34,7 @@ impl Default for PoolConfig {
             stale_steps: 6,
             thresholds: PerResource { cpu: 0.95, memory: 0.9, io: 0.9, network: 0.9 },
             weights: PerResource { cpu: 1.0, memory: 1.0, io: 0.7, network: 0.7 },
-            lessons: 0,
+            lessons: LESSONS,
         }
     }
 }

@@ -38,6 +38,11 @@ impl MachineHistory {
         self.silent[resource] = if value.is_some() { 0 } else { self.silent[resource].saturating_add(1) };
     }
 
+    /// Samples without the effect of events.
+    pub(crate) fn windows(&self) -> &PerResource<Window> {
+        &self.windows
+    }
+
     /// How many steps it covers.
     #[must_use]
     pub fn len(&self) -> usize {

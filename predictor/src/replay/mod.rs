@@ -7,13 +7,11 @@ pub mod pool;
 pub mod summary;
 
 use crate::bank::{Bank, BankConfig, BankError};
+use crate::experience::{Experience, LESSONS};
 use crate::fleet::{Fleet, Member};
 use crate::model::Budget;
 use crate::sample::plausible;
 use serde::{Deserialize, Serialize};
-
-/// Lessons of all series together that are kept for each horizon.
-pub(crate) const LESSONS: usize = 100_000;
 
 /// When to score. All in steps of the series' period.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -204,7 +202,7 @@ pub fn replay_machines(
         columns.iter().map(|column| column.iter().map(|value| plausible(*value)).collect()).collect();
     let machines = columns.iter().map(|column| Replay::new(column, protocol, config));
     let mut machines = machines.collect::<Result<Vec<_>, _>>()?;
-    let mut fleet = Fleet::new(config.horizons.len(), &config.seasons, LESSONS);
+    let Experience { mut fleet, .. } = Experience::new(config, LESSONS);
     for t in 0..columns.iter().map(Vec::len).max().unwrap_or(0) {
         for (number, machine) in machines.iter_mut().enumerate() {
             machine.step(t, number as u64, protocol, &mut fleet);

@@ -1,7 +1,8 @@
 //! Probabilities that a pool exceeds its capacity within a window, replayed and scored.
 
-use super::{LESSONS, Protocol, fill_forward, sorted_quantile};
+use super::{Protocol, fill_forward, sorted_quantile};
 use crate::bank::{BankConfig, BankError};
+use crate::experience::{Experience, LESSONS};
 use crate::insight::{Insight, Waiting};
 use crate::maximum::Maxima;
 use crate::model::Budget;
@@ -90,7 +91,7 @@ pub fn replay_pools(
 ) -> Result<Vec<Vec<Said>>, BankError> {
     let known = sums.iter().filter_map(|sums| Replay::new(sums, protocol, config).transpose());
     let mut pools = known.collect::<Result<Vec<_>, _>>()?;
-    let mut insight = Insight::new(protocol.horizons.len(), LESSONS);
+    let Experience { mut insight, .. } = Experience::new(config, LESSONS);
     let mut said = vec![Vec::new(); protocol.horizons.len()];
     for t in 0..sums.iter().map(Vec::len).max().unwrap_or(0) {
         for pool in &mut pools {

@@ -1,0 +1,54 @@
+//! What many series have taught of one resource: one set of trees for all pools, one for all machines.
+//!
+//! `headroom forecast evaluate` and `hostd` make theirs here, so that what is published is what runs.
+
+use crate::bank::BankConfig;
+use crate::fleet::Fleet;
+use crate::insight::Insight;
+use crate::model::shared::Shared;
+use serde::{Deserialize, Serialize};
+
+/// Lessons that are kept for each horizon, unless told otherwise.
+pub const LESSONS: usize = 30_000;
+/// Of the longest cycle, a day: lessons are spread over so many of them, and not all of the last few.
+const CYCLES: usize = 35;
+
+/// See the module's description.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Experience {
+    /// Of pools.
+    pub insight: Insight,
+    /// Of machines.
+    pub fleet: Fleet,
+}
+
+impl Experience {
+    /// For banks that are made with `bank`, keeping so many lessons for each horizon.
+    #[must_use]
+    pub fn new(bank: &BankConfig, lessons: usize) -> Self {
+        let horizons = bank.horizons.len();
+        let span = CYCLES * bank.seasons.iter().copied().max().unwrap_or(0);
+        Self { insight: Insight::new(horizons, lessons, span), fleet: Fleet::new(horizons, &bank.seasons, lessons, span) }
+    }
+
+    /// All ensembles, those of pools first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Shared> {
+        self.insight.windows().iter().chain(self.fleet.models())
+    }
+
+    /// The same, to be fitted.
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Shared> {
+        self.insight.windows_mut().iter_mut().chain(self.fleet.models_mut())
+    }
+
+    /// Takes lessons of a time before its own.
+    pub(crate) fn absorb(&mut self, older: &Self) {
+        self.all_mut().zip(older.all()).for_each(|(own, older)| own.absorb(older));
+    }
+
+    /// Bytes that it takes, lessons included.
+    #[must_use]
+    pub fn state_bytes(&self) -> usize {
+        self.all().map(Shared::state_bytes).sum()
+    }
+}

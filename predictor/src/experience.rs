@@ -8,10 +8,12 @@ use crate::insight::Insight;
 use crate::model::shared::Shared;
 use serde::{Deserialize, Serialize};
 
-/// Lessons that are kept for each horizon, unless told otherwise.
-pub const LESSONS: usize = 30_000;
-/// Of the longest cycle, a day: lessons are spread over so many of them, and not all of the last few.
-const CYCLES: usize = 35;
+/// Lessons that are kept for each horizon at most, unless told otherwise.
+pub const LESSONS: usize = 100_000;
+/// Steps that lessons of pools reach back, 33 days of five minutes: a pool gives 3,200 in them,
+const POOL_SPAN: usize = 9_600;
+/// and those of machines, three weeks: a machine gives 860.
+const MACHINE_SPAN: usize = 6_000;
 
 /// See the module's description.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,8 +29,10 @@ impl Experience {
     #[must_use]
     pub fn new(bank: &BankConfig, lessons: usize) -> Self {
         let horizons = bank.horizons.len();
-        let span = CYCLES * bank.seasons.iter().copied().max().unwrap_or(0);
-        Self { insight: Insight::new(horizons, lessons, span), fleet: Fleet::new(horizons, &bank.seasons, lessons, span) }
+        Self {
+            insight: Insight::new(horizons, lessons, POOL_SPAN),
+            fleet: Fleet::new(horizons, &bank.seasons, lessons, MACHINE_SPAN),
+        }
     }
 
     /// All ensembles, those of pools first.

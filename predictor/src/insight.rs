@@ -67,7 +67,8 @@ impl Insight {
         let common = common(maxima, limit, time);
         for (window, shared) in self.windows.iter().enumerate() {
             let Some((row, offset)) = features(maxima, window, limit, &common) else { continue };
-            let with_trees = shared.opinion(0, &row, offset).map(|said| said.clamp(offset - FURTHEST, offset + FURTHEST));
+            let with_trees =
+                shared.opinion(0, &row, offset).map(|said| said.clamp(offset - FURTHEST, offset + FURTHEST));
             let shift = with_trees.filter(|_| shared.trusted(0)).map_or(0.0, |said| said - offset);
             maxima.shift(window, f64::from(shift));
             if waiting.clock.is_multiple_of(EVERY) {
@@ -262,7 +263,10 @@ mod tests {
         assert!(insight.windows()[0].trusted(0) && insight.state_bytes() > 100_000);
         let stored = serde_json::to_string(&insight).expect("can be stored");
         let restored: Insight = serde_json::from_str(&stored).expect("and read");
-        assert_eq!(restored.windows()[0].opinion(0, &[0.5; WIDTH], 0.1), insight.windows()[0].opinion(0, &[0.5; WIDTH], 0.1));
+        assert_eq!(
+            restored.windows()[0].opinion(0, &[0.5; WIDTH], 0.1),
+            insight.windows()[0].opinion(0, &[0.5; WIDTH], 0.1)
+        );
     }
 
     #[test]

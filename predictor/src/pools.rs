@@ -77,9 +77,7 @@ impl Work {
     #[must_use]
     pub fn run(self) -> Done {
         match self {
-            Self::Fit { resource, ensemble, head, fit } => {
-                Done::Fitted { resource, ensemble, head, fitted: fit.run() }
-            }
+            Self::Fit { resource, ensemble, head, fit } => Done::Fitted { resource, ensemble, head, fitted: fit.run() },
             Self::Study(study) => Done::Studied(Box::new(study.run())),
         }
     }
@@ -217,10 +215,9 @@ impl Pools {
     /// Takes what was made. Returns whether trees were fitted.
     pub fn install(&mut self, done: Done) -> bool {
         match done {
-            Done::Fitted { resource, ensemble, head, fitted } => self.experience[resource]
-                .all_mut()
-                .nth(ensemble)
-                .is_some_and(|shared| shared.install(head, fitted)),
+            Done::Fitted { resource, ensemble, head, fitted } => {
+                self.experience[resource].all_mut().nth(ensemble).is_some_and(|shared| shared.install(head, fitted))
+            }
             Done::Studied(older) => {
                 for resource in Resource::ALL {
                     self.experience[resource].absorb(&older[resource]);

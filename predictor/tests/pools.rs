@@ -72,10 +72,8 @@ fn trees_are_fitted_within_a_budget_and_bounded_memory() {
 /// The squared error of what is said of the next window, from step `from` on, while the outcome is open.
 fn brier(scores: &[f64], bursts: &[bool], from: usize) -> f64 {
     let open = |t: &usize| (20..27).contains(&(t % 50));
-    let errors: Vec<f64> = (from..scores.len())
-        .filter(open)
-        .map(|t| (scores[t] - f64::from(u8::from(bursts[t / 50]))).powi(2))
-        .collect();
+    let errors: Vec<f64> =
+        (from..scores.len()).filter(open).map(|t| (scores[t] - f64::from(u8::from(bursts[t / 50]))).powi(2)).collect();
     errors.iter().sum::<f64>() / errors.len() as f64
 }
 
@@ -99,12 +97,16 @@ fn a_tick_during_a_fit_waits_for_nothing_and_uses_the_trees_fitted_last() {
         }
         if t >= 200 && fit_at(t - 200) {
             let done: Vec<Done> = open.drain(..).map(Work::run).collect();
-            assert!(done.into_iter().map(|done| pools.install(done)).all(|fitted| fitted));
+            assert!(done.into_iter().all(|done| pools.install(done)));
         }
     });
     let mut alone = Pools::new(config(0)).expect("sound");
     let alone = run(&mut alone, steps, |pools, _| assert!(pools.begin(&mut Budget::unlimited()).is_none()));
-    assert_eq!(beside[..3_201], alone[..3_201], "no trees before the first are there: neither waited for nor half made");
+    assert_eq!(
+        beside[..3_201],
+        alone[..3_201],
+        "no trees before the first are there: neither waited for nor half made"
+    );
     assert_ne!(at_once[3_001..3_201], alone[3_001..3_201]);
     let bursts = coins(9, steps / 50 + 1);
     let [alone, beside] = [alone, beside].map(|scores| brier(&scores, &bursts, 4_800));
@@ -132,7 +134,9 @@ fn a_past_that_is_played_back_teaches_as_if_it_had_been_lived() {
     assert!(pools.begin(&mut Budget::new(1_000)).is_none(), "a past is not gone through without a budget");
     let forecast = |pools: &Pools| pools.machine_forecast("a", "vm0", Resource::Cpu, 12).expect("samples");
     let before = forecast(&pools);
-    let Some(Work::Study(study)) = pools.begin(&mut Budget::unlimited()) else { panic!("a past is to be studied first") };
+    let Some(Work::Study(study)) = pools.begin(&mut Budget::unlimited()) else {
+        panic!("a past is to be studied first")
+    };
     pools.install(Work::Study(study).run());
     assert!(pools.refit(&mut Budget::unlimited()) > 0);
     let cpu = &pools.experience().cpu;
@@ -148,12 +152,8 @@ fn a_past_that_is_played_back_teaches_as_if_it_had_been_lived() {
 fn what_is_evaluated_is_what_runs() {
     // The same capacity, windows and series: to the last bit the same probabilities, with trees.
     let (step_s, steps) = (300.0, 2_600);
-    let pool_config = PoolConfig {
-        step_s,
-        horizon_steps: 12,
-        thresholds: PerResource::from_fn(|_| 1.0),
-        ..PoolConfig::default()
-    };
+    let pool_config =
+        PoolConfig { step_s, horizon_steps: 12, thresholds: PerResource::from_fn(|_| 1.0), ..PoolConfig::default() };
     let bank = BankConfig::for_horizon(step_s, 12);
     let protocol = Protocol {
         horizons: bank.horizons.clone(),

@@ -29,19 +29,22 @@ const PARTS: usize = 3;
 pub struct Shared {
     growth: Growth,
     width: usize,
-    /// Lessons kept; then the oldest is forgotten for each new one.
+    /// Lessons kept at most,
     most: usize,
+    /// and at present: as many as come in `span` steps. The oldest is forgotten for each new one.
+    room: usize,
     /// Features, row by row, as upper halves of `f32`: trees look at which of 64 parts a feature is in.
     rows: Vec<u16>,
     targets: Vec<f32>,
     weights: Vec<f32>,
     next: usize,
-    /// Steps that lessons are to reach back: until they do, every other one is left out when there are too many,
+    /// Steps that lessons are to reach back. If more than `most` come in them, every other one is left out,
     span: u64,
     /// and of new ones only one in so many is taken.
     every: u32,
-    /// When the first one was taken, and what chance has come to since.
+    /// When the present span began, how many were taken in it, and what chance has come to.
     began: Option<u64>,
+    taken: usize,
     dice: u64,
     heads: Vec<Head>,
     /// Weight of the newest loss.
@@ -83,17 +86,13 @@ impl Shared {
     /// outcomes by which trees are judged.
     #[must_use]
     pub fn new(losses: &[Loss], growth: Growth, width: usize, [most, span]: [usize; 2], memory: f64) -> Self {
-        let head = |loss: &Loss| Head {
-            loss: *loss,
-            offsets: Vec::new(),
-            fresh: 0,
-            model: None,
-            record: Record::default(),
-        };
+        let head =
+            |loss: &Loss| Head { loss: *loss, offsets: Vec::new(), fresh: 0, model: None, record: Record::default() };
         Self {
             growth,
             width,
             most: most.max(2),
+            room: most.max(2),
             rows: Vec::new(),
             targets: Vec::new(),
             weights: Vec::new(),
@@ -101,6 +100,7 @@ impl Shared {
             span: span as u64,
             every: 1,
             began: None,
+            taken: 0,
             dice: 1,
             heads: losses.iter().map(head).collect(),
             rate: 1.0 / memory.max(1.0),
@@ -128,26 +128,31 @@ impl Shared {
                 head.record.note(losses, self.rate);
             }
         }
-        if self.taken() {
+        if self.takes() {
             let row: Vec<u16> = row.iter().map(|feature| half(*feature)).collect();
             self.keep(&row, offsets, [target, weight], time);
         }
     }
 
     /// Whether chance takes this lesson. Not every so many: machines come in turn.
-    fn taken(&mut self) -> bool {
+    fn takes(&mut self) -> bool {
         self.dice ^= self.dice << 13;
         self.dice ^= self.dice >> 7;
         self.dice ^= self.dice << 17;
-        self.every <= 1 || (self.dice >> 32) % u64::from(self.every) == 0
+        self.every <= 1 || (self.dice >> 32).is_multiple_of(u64::from(self.every))
     }
 
     fn keep(&mut self, row: &[u16], offsets: &[f32], [target, weight]: [f32; 2], time: u64) {
-        let began = *self.began.get_or_insert(time);
-        if self.len() >= self.most && time.saturating_sub(began) < self.span {
+        let over = time.saturating_sub(*self.began.get_or_insert(time)) >= self.span;
+        if over && self.span > 0 {
+            // Next to no lessons are no reason to forget those that there are.
+            self.turn(self.taken.clamp(LEAST.min(self.most), self.most));
+            (self.began, self.taken) = (Some(time), 0);
+        } else if self.taken >= self.most && self.span > 0 {
             self.thin();
         }
-        let place = Some(self.next).filter(|_| self.len() >= self.most);
+        self.taken += 1;
+        let place = Some(self.next).filter(|_| self.len() >= self.room);
         match place {
             Some(place) => self.rows[place * self.width..][..self.width].copy_from_slice(row),
             None => self.rows.extend_from_slice(row),
@@ -158,11 +163,31 @@ impl Shared {
             head.fresh += 1;
             put(&mut head.offsets, place, *offset);
         }
-        self.next = (self.next + 1) % self.most;
+        self.next = (self.next + 1) % self.room;
     }
 
-    /// Leaves every other lesson out. The ring has not begun to turn.
+    /// Where the oldest lesson is.
+    fn oldest(&self) -> usize {
+        if self.len() < self.room { 0 } else { self.next }
+    }
+
+    /// The oldest lesson first, and room for so many from now on.
+    fn turn(&mut self, room: usize) {
+        let (at, forgotten) = (self.oldest(), self.len().saturating_sub(room));
+        self.rows.rotate_left(at * self.width);
+        self.rows.drain(..forgotten * self.width);
+        let numbers = [&mut self.targets, &mut self.weights].into_iter();
+        for values in numbers.chain(self.heads.iter_mut().map(|head| &mut head.offsets)) {
+            values.rotate_left(at);
+            values.drain(..forgotten);
+        }
+        self.room = room;
+        self.next = self.len() % room;
+    }
+
+    /// Leaves every other lesson out.
     fn thin(&mut self) {
+        self.turn(self.most);
         let (mut place, width) = (0, self.width);
         self.rows.retain(|_| {
             place += 1;
@@ -176,7 +201,7 @@ impl Shared {
                 number % 2 == 1
             });
         }
-        self.next = self.len();
+        (self.next, self.taken) = (self.len(), self.taken.div_ceil(2));
         self.every = self.every.saturating_mul(2);
     }
 
@@ -194,7 +219,7 @@ impl Shared {
     pub fn begin(&mut self, head: usize) -> Option<Fit> {
         // Oldest first: the newest ones judge.
         let turned = |values: &[f32], at: usize| [&values[at..], &values[..at]].concat();
-        let at = if self.len() < self.most { 0 } else { self.next };
+        let at = self.oldest();
         let (newer, older) = self.rows.split_at(at * self.width);
         let rows = older.iter().chain(newer).map(|feature| whole(*feature)).collect();
         let (targets, weights) = (turned(&self.targets, at), turned(&self.weights, at));
@@ -221,7 +246,8 @@ impl Shared {
     pub fn refit(&mut self, budget: &mut Budget) -> usize {
         let mut count = 0;
         for head in 0..self.heads.len() {
-            let Some(fit) = self.due(head).filter(|(_, work)| budget.spend(*work)).and_then(|_| self.begin(head)) else {
+            let Some(fit) = self.due(head).filter(|(_, work)| budget.spend(*work)).and_then(|_| self.begin(head))
+            else {
                 continue;
             };
             count += usize::from(self.install(head, fit.run()));
@@ -235,18 +261,18 @@ impl Shared {
             return;
         }
         let own = self.clone();
-        (self.began, self.next, self.every) = (older.began, 0, older.every.max(own.every));
+        (self.began, self.taken, self.next, self.room) = (older.began, 0, 0, self.most);
+        self.every = older.every.max(own.every);
         self.rows.clear();
         self.targets.clear();
         self.weights.clear();
         self.heads.iter_mut().for_each(|head| head.offsets.clear());
         for from in [older, &own] {
-            let at = if from.len() < from.most { 0 } else { from.next };
+            let at = from.oldest();
             for place in (at..from.len()).chain(0..at) {
                 let offsets: Vec<f32> = from.heads.iter().map(|head| head.offsets[place]).collect();
                 let row = &from.rows[place * self.width..][..self.width];
-                let time = from.began.unwrap_or(0);
-                self.keep(row, &offsets, [from.targets[place], from.weights[place]], time);
+                self.keep(row, &offsets, [from.targets[place], from.weights[place]], older.began.unwrap_or(0));
             }
         }
     }
@@ -389,14 +415,18 @@ mod tests {
     fn lessons_reach_back_as_far_as_asked_and_no_further() {
         let newest = lived(0, 10_000);
         assert_eq!((newest.len(), newest.targets.iter().copied().fold(f32::MAX, f32::min)), (1_000, 9_000.0));
-        let spread = lived(8_000, 7_900);
-        assert!((500..=1_000).contains(&spread.len()) && spread.every == 16, "{} {}", spread.len(), spread.every);
+        let spread = lived(8_000, 7_400);
+        assert!((500..=1_000).contains(&spread.len()) && spread.every == 8, "{} {}", spread.len(), spread.every);
         let early = spread.targets.iter().filter(|time| **time < 4_000.0).count();
         assert!((0.4..0.6).contains(&(early as f32 / spread.len() as f32)), "evenly: {early} of {}", spread.len());
         let fit = lived(8_000, 60_000).begin(0).expect("a head");
         assert!(fit.targets.windows(2).all(|pair| pair[0] < pair[1]), "oldest first");
-        assert!(fit.targets[0] > 30_000.0, "and forgets in the end: {}", fit.targets[0]);
+        assert!(fit.targets[0] > 40_000.0, "and forgets in the end: {}", fit.targets[0]);
         assert!(fit.rows.chunks(2).zip(&fit.targets).all(|(row, target)| (row[0] - target).abs() <= 0.004 * target));
+        // Few lessons take little room, however long it goes on.
+        let few = lived(400, 5_000);
+        assert!((few.len(), few.every) == (400, 1), "{} {}", few.len(), few.every);
+        assert!(few.targets.iter().all(|time| *time >= 4_600.0));
     }
 
     #[test]

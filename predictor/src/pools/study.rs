@@ -41,13 +41,7 @@ impl Study {
             None => Default::default(),
         });
         let windows = machines.iter().filter_map(|name| Some(pool.history(name)?.windows().clone()));
-        Self {
-            config: config.clone(),
-            bank: bank.clone(),
-            machines: windows.collect(),
-            sums,
-            now: pool.step_number(),
-        }
+        Self { config: config.clone(), bank: bank.clone(), machines: windows.collect(), sums, now: pool.step_number() }
     }
 
     /// Visits that it takes.

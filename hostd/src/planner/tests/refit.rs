@@ -10,7 +10,14 @@ fn bursts(step: usize) -> f64 {
     let (round, phase) = (step / 40, step % 40);
     let comes = (round.wrapping_mul(2_654_435_761) >> 7) % 2 == 0;
     let jitter = 0.01 * ((step * 7919) % 11) as f64 / 11.0;
-    jitter + if phase == 20 { 0.45 } else if comes && (28..31).contains(&phase) { 1.5 } else { 0.3 }
+    jitter
+        + if phase == 20 {
+            0.45
+        } else if comes && (28..31).contains(&phase) {
+            1.5
+        } else {
+            0.3
+        }
 }
 
 fn planner_with(lessons: usize) -> Planner {

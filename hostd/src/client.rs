@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::api::types::{
     AuditRecord, ChangedLimits, CreateMachine, Drain, DrainRequest, Event, HostBandwidth, HostView, Machine,
-    MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolView, Problem,
+    MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolCapacity, PoolView, Problem,
 };
 
 /// Largest answer that is read, in bytes.
@@ -107,6 +107,12 @@ impl Client {
     /// Forecasts of the machines of this host's pool.
     pub async fn forecasts(&self) -> Result<Vec<MachineForecast>> {
         self.get("/v1/forecasts").await
+    }
+
+    /// How many hosts each pool needs over the next day; the configured risk if none is given.
+    pub async fn capacity(&self, risk: Option<f64>) -> Result<Vec<PoolCapacity>> {
+        let query = risk.map(|risk| format!("?risk={risk}")).unwrap_or_default();
+        self.get(&format!("/v1/capacity{query}")).await
     }
 
     /// All machines of this host.

@@ -191,8 +191,32 @@ pub struct PlannerConfig {
     pub minimum_benefit_minutes: f64,
     /// Outcomes that are kept of each horizon and resource, of all pools together, to fit trees to; each takes 160 bytes. 0 = no trees.
     pub lessons: usize,
+    /// How pools are sized; see `headroom capacity`.
+    pub capacity: SizingConfig,
     /// What planned migrations may cost; without it each machine's own limits.
     pub limits: Option<MigrationLimits>,
+}
+
+/// How many hosts a pool should have.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SizingConfig {
+    /// Accepted probability that a pool runs out of hosts, 0.0001 to 0.5.
+    pub risk: f64,
+    /// From the order of a host until it takes machines, in seconds.
+    pub lead_s: f64,
+    /// A host is released when it has been superfluous for so long, in seconds.
+    pub hold_s: f64,
+    /// Hosts that a pool keeps at least.
+    pub least_hosts: usize,
+    /// Hosts that a pool may have at most.
+    pub most_hosts: usize,
+}
+
+impl Default for SizingConfig {
+    fn default() -> Self {
+        Self { risk: 0.05, lead_s: 600.0, hold_s: 3_600.0, least_hosts: 1, most_hosts: 1_000 }
+    }
 }
 
 impl Default for PlannerConfig {
@@ -214,6 +238,7 @@ impl Default for PlannerConfig {
             early_risk: 0.1,
             minimum_benefit_minutes: 0.05,
             lessons: predictor::experience::LESSONS,
+            capacity: SizingConfig::default(),
             limits: None,
         }
     }

@@ -21,3 +21,4 @@ pub mod planner;
 pub mod pool;
 pub mod security;
 pub mod store;
+mod words;

@@ -40,6 +40,22 @@ fn machine(change: impl FnOnce(&mut Value)) -> Option<Vec<u8>> {
     Some(json.to_string().into_bytes())
 }
 
+fn event(repeats: &str) -> Option<Vec<u8>> {
+    let json = json!({"name": "x", "target": {"pool": "a"}, "starts_in_s": 60, "duration_s": 90, "adds": {"cpu_cores": 1.0},
+        "repeats": repeats});
+    Some(json.to_string().into_bytes())
+}
+
+#[tokio::test]
+async fn an_event_that_comes_again_is_kept_with_its_rule() {
+    let (_folder, host) = host("[]").await;
+    let new = serde_json::from_slice(&event("FREQ=DAILY;BYDAY=MO,FR").unwrap()).unwrap();
+    let declared = host.client.add_event(&new).await.unwrap();
+    assert_eq!(declared.repeats.as_deref(), Some("FREQ=DAILY;BYDAY=MO,FR"));
+    assert_eq!(host.client.events().await.unwrap(), [declared]);
+    assert!(host.client.capacity(Some(0.01)).await.unwrap().iter().all(|pool| pool.risk == 0.01));
+}
+
 #[tokio::test]
 async fn what_is_not_there_is_a_problem_document() {
     let (_folder, host) = host("[]").await;
@@ -58,6 +74,9 @@ async fn what_is_not_there_is_a_problem_document() {
         (Method::DELETE, "/v1/events/evt-1", 404),
         (Method::GET, "/v1/audit?limit=0", 400),
         (Method::GET, "/v1/audit?limit=x", 400),
+        (Method::GET, "/v1/capacity?risk=0", 400),
+        (Method::GET, "/v1/capacity?risk=nan", 400),
+        (Method::GET, "/v1/capacity?limit=1", 400),
         (Method::GET, "/v1/audit?offset=1", 400),
         (Method::GET, "/v1/peer/summary", 404),
     ] {
@@ -70,7 +89,7 @@ async fn what_is_not_there_is_a_problem_document() {
 #[tokio::test]
 async fn malformed_bodies_say_what_is_wrong_with_them() {
     let (_folder, host) = host("[]").await;
-    let cases: [(&str, Option<Vec<u8>>, u16, &str); 13] = [
+    let cases: [(&str, Option<Vec<u8>>, u16, &str); 15] = [
         ("/v1/machines", None, 400, "EOF"),
         ("/v1/machines", Some(b"{\"name\": ".to_vec()), 400, "EOF"),
         ("/v1/machines", Some(b"\xff\xfe".to_vec()), 400, "expected value"),
@@ -89,6 +108,8 @@ async fn malformed_bodies_say_what_is_wrong_with_them() {
         ),
         ("/v1/machines/vm1/migrate", Some(b"{}".to_vec()), 400, "destination"),
         ("/v1/events", Some(b"{\"name\":\"x\"}".to_vec()), 400, "target"),
+        ("/v1/events", event("FREQ=YEARLY"), 400, "repeats: FREQ=YEARLY is not supported: use FREQ"),
+        ("/v1/events", event("FREQ=MINUTELY"), 400, "comes again after 60 s and lasts 90 s"),
     ];
     for (path, body, status, words) in cases {
         let problem = problem(&host, Method::POST, path, body.clone()).await;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use hostd::api::control;
 use hostd::api::types::{
     AuditRecord, ChangedLimits, CreateMachine, Drain, DrainRequest, Event, HostBandwidth, HostView, Machine,
-    MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolView, Problem,
+    MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolCapacity, PoolView, Problem,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -154,6 +154,13 @@ fn schemas() -> BTreeMap<&'static str, Value> {
         ("Migration", schema::<Migration>(migration())),
         ("NewEvent", schema::<NewEvent>(new_event())),
         ("Plan", schema::<Plan>(plan())),
+        (
+            "PoolCapacity",
+            schema::<PoolCapacity>(
+                json!({"pool": "a", "hosts": 2, "per_host": capacity(), "risk": 0.05, "missing": 1, "provision_within_s": 60.0,
+                "needs": [{"within_s": 300.0, "hosts": 2, "resource": "cpu", "use_at_risk": 1.5}], "advice": "keep", "reason": "x"}),
+            ),
+        ),
         ("PoolView", schema::<PoolView>(pool_view())),
         ("Problem", schema::<Problem>(json!({"type": "urn:x", "title": "x", "status": 400, "detail": "x"}))),
     ])
@@ -217,12 +224,12 @@ fn pool_view() -> Value {
 
 fn new_event() -> Value {
     json!({"name": "x", "target": {"machine": "vm1"}, "starts_unix_ms": 1, "starts_in_s": 1.0, "duration_s": 1.0,
-        "adds": usage(), "confidence": 0.9})
+        "repeats": "FREQ=DAILY", "adds": usage(), "confidence": 0.9})
 }
 
 fn event() -> Value {
     json!({"id": "evt-1", "name": "x", "target": {"pool": "a"}, "starts_unix_ms": 1, "ends_unix_ms": 2, "adds": usage(),
-        "confidence": 0.9, "declared_at": "a1"})
+        "repeats": "FREQ=DAILY", "confidence": 0.9, "declared_at": "a1"})
 }
 
 fn plan() -> Value {

@@ -3,7 +3,7 @@
 //! The worth of a move is in violation minutes: time in which a pool is above its limit, each minute with its probability, and
 //! weighing more the further above (so that one move of two that are needed is worth something). A move avoids some at the
 //! source from the moment when it is over, and may cause some at the target; both are asked of the pools' courses with and
-//! without the machine ([`crate::course`]), or of their forecasts where the past is not known. Candidates are taken one by one:
+//! without the machine ([`crate::course`]), and of their forecasts as far as they stand where they never stood. Candidates are taken one by one:
 //! of those that do nearly as well as the best the one that is worth most per byte; the rest is scored again after each.
 
 use crate::candidates::{
@@ -13,7 +13,7 @@ use crate::contention::{Contention, combine};
 use crate::cost::{Cost, CostModel};
 use crate::course::Course;
 use crate::sample::{PerResource, Resource};
-use crate::worth::{Changed, Counted, minutes};
+use crate::worth::{Changed, Counted, either, minutes, novelty};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -149,6 +149,19 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
     state.plan
 }
 
+/// Violation minutes to expect of a pool within the horizon if nothing moves: no move avoids more.
+#[must_use]
+pub fn expected_minutes(
+    contention: &Contention,
+    course: &Course,
+    weights: &PerResource<f64>,
+    limits: &PlanLimits,
+) -> f64 {
+    let there = Changed { course: course.clone(), ..Changed::default() };
+    let counted = Counted { from_s: 0.0, lasting_s: limits.lasting_s };
+    minutes(contention, &there, &novelty(contention, course), weights, counted)
+}
+
 /// Of the candidates that avoid nearly as much as the best, the one that is worth most per byte.
 fn choose<'a, 'b>(candidates: &'b [Candidate<'a>]) -> Option<&'b Candidate<'a>> {
     let most = candidates.iter().map(Candidate::net).max_by(f64::total_cmp)?;
@@ -166,8 +179,10 @@ struct State<'a> {
     input: &'a PlanInput<'a>,
     /// The source as moves so far leave it.
     source: Changed,
-    /// Other pools as moves so far leave them.
-    targets: BTreeMap<&'a str, Changed>,
+    /// How new what it does is.
+    novelty: PerResource<f64>,
+    /// Other pools as moves so far leave them, and the same of them.
+    targets: BTreeMap<&'a str, (Changed, PerResource<f64>)>,
     /// What arrived at hosts by moves so far, and how many machines.
     arrived: BTreeMap<String, (Shift, usize)>,
     plan: Plan,
@@ -179,7 +194,12 @@ impl<'a> State<'a> {
         Self {
             input,
             source: course(input.course),
-            targets: input.pools.iter().map(|pool| (pool.name.as_str(), course(&pool.course))).collect(),
+            novelty: novelty(input.source, input.course),
+            targets: input
+                .pools
+                .iter()
+                .map(|pool| (pool.name.as_str(), (course(&pool.course), novelty(&pool.contention, &pool.course))))
+                .collect(),
             arrived: BTreeMap::new(),
             plan: Plan::default(),
         }
@@ -239,14 +259,13 @@ impl<'a> State<'a> {
         }
         let demand = PerResource::from_fn(|resource| expected_demand(machine, resource));
         let counted = Counted { from_s: cost.total_ms / 1000.0, lasting_s: input.limits.lasting_s };
-        let minutes =
-            |contention: &Contention, changed: &Changed| minutes(contention, changed, &input.weights, counted);
+        let here = |changed: &Changed| minutes(input.source, changed, &self.novelty, &input.weights, counted);
         let (benefit, after) = *known.source.get_or_insert_with(|| {
             let without = self.source.without(&machine.name, &machine.course, &demand);
-            let expected = minutes(input.source, &self.source);
+            let expected = here(&self.source);
             // Where there is too little to be avoided, nobody avoids enough.
             let enough = expected >= input.limits.minimum_benefit_minutes;
-            let left = if enough { minutes(input.source, &without) } else { 0.0 };
+            let left = if enough { here(&without) } else { 0.0 };
             (expected - left, score(input.source, &without.gone, &input.weights))
         });
         let too_little = |harm: f64| {
@@ -256,14 +275,17 @@ impl<'a> State<'a> {
                 input.limits.minimum_benefit_minutes
             )
         };
-        let Some(there) = self.targets.get(host.pool.as_str()) else {
+        let Some((there, known_there)) = self.targets.get(host.pool.as_str()) else {
             return Err(format!("nothing is known of its pool {}", host.pool));
         };
         let (harm, target_score) = *known.targets.entry(&host.pool).or_insert_with(|| {
             let with = there.with(&machine.course, &demand);
             // A move that avoids too little is not asked what it would cause.
             let asked = benefit >= input.limits.minimum_benefit_minutes;
-            let caused = if asked { minutes(&pool.contention, &with) - minutes(&pool.contention, there) } else { 0.0 };
+            // What is new about the source may be the machine.
+            let novelty = either(&self.novelty, known_there);
+            let at = |changed: &Changed| minutes(&pool.contention, changed, &novelty, &input.weights, counted);
+            let caused = if asked { at(&with) - at(there) } else { 0.0 };
             (caused, score(&pool.contention, &with.gone, &input.weights))
         });
         if target_score > input.limits.target_score {
@@ -324,8 +346,9 @@ impl<'a> State<'a> {
 
     fn take(&mut self, chosen: Move, machine: &MachineView, host: &HostView, demand: &Shift) {
         self.source = self.source.without(&machine.name, &machine.course, demand);
-        if let Some(target) = self.targets.get_mut(host.pool.as_str()) {
+        if let Some((target, known)) = self.targets.get_mut(host.pool.as_str()) {
             *target = target.with(&machine.course, demand);
+            *known = either(known, &self.novelty);
         }
         let arrived = self.arrived.entry(host.name.clone()).or_default();
         arrived.0 = plus(&arrived.0, demand);

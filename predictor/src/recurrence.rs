@@ -157,6 +157,33 @@ fn weekday(at_s: i64) -> usize {
 }
 
 impl Rule {
+    /// The shortest time from one occurrence to the next that is possible, in seconds.
+    #[must_use]
+    pub fn shortest_gap_s(&self) -> i64 {
+        if self.weekdays.contains(&true) { DAY_S.min(self.period_s) } else { self.period_s }
+    }
+
+    /// No occurrence starts after this, in Unix seconds; `None` if it never ends. `start_s` as in [`Rule::between`].
+    #[must_use]
+    pub fn last_start_s(&self, start_s: i64) -> Option<i64> {
+        let last = |count: u64| {
+            // Named days come at least once a week or a period, whichever is longer.
+            let longest = self.period_s.max(7 * DAY_S);
+            let far = start_s.saturating_add(longest.saturating_mul(i64::try_from(count).unwrap_or(i64::MAX)));
+            self.between(start_s, start_s, far.saturating_add(1)).last().copied().unwrap_or(start_s)
+        };
+        match (self.count, self.until_s) {
+            (Some(count), _) => Some(last(count)),
+            (None, until) => until.map(|until| until.max(start_s)),
+        }
+    }
+
+    /// How often it happens, if that is told.
+    #[must_use]
+    pub fn count(&self) -> Option<u64> {
+        self.count
+    }
+
     /// The occurrences from `from_s` until before `to_s` of what first happened at `start_s`, all in Unix seconds; at most
     /// [`MOST_OCCURRENCES`]. The start counts as the first one, also where `BYDAY` does not name its day (RFC 5545, 3.8.5.3).
     #[must_use]

@@ -1,5 +1,14 @@
-//! Violation minutes to expect of a pool: from its course, which knows what it would be with other machines, or else from its forecast,
-//! shifted by what machines are expected to use.
+//! Violation minutes to expect of a pool: from its course and from its forecast, each as far as it knows.
+//!
+//! The course plays the past on with other machines, and knows which of them peak together; but what was never seen does not occur in it.
+//! The forecast goes on from where the pool stands now, and knows of a machine only what it is expected to use. Which of them counts is a
+//! matter of whether the pool has been there before ([`novelty`]):
+//!
+//! ```text
+//! minutes = (1 - novelty) x minutes by the course + novelty x minutes by the forecast
+//! ```
+//!
+//! A load that climbs higher than ever is new at every step, a peak of every day is not.
 
 use crate::contention::{Contention, ResourceContention};
 use crate::course::{Course, SEVERITY};
@@ -41,16 +50,48 @@ pub(crate) struct Counted {
     pub lasting_s: f64,
 }
 
+/// Probability that what comes is none of what the course has seen: of `k` moments before the last horizon that were as high as this one
+/// and this one itself, all being alike, it is the first of another kind with 1 / (k + 1) (Laplace's rule of succession). 1 where nothing
+/// was ever as high.
+pub(crate) fn novelty(contention: &Contention, course: &Course) -> PerResource<f64> {
+    PerResource::from_fn(|resource| {
+        let recent = &course.recent[resource];
+        let steps = (contention.horizon_s / course.step_s).round().max(1.0) as usize;
+        let Some(now) = recent.last() else { return 1.0 };
+        let before = &recent[..recent.len().saturating_sub(steps)];
+        1.0 / (1.0 + before.iter().filter(|value| *value >= now).count() as f64)
+    })
+}
+
+/// The more of both: a load that was never seen comes along with its machine.
+pub(crate) fn either(a: &PerResource<f64>, b: &PerResource<f64>) -> PerResource<f64> {
+    PerResource::from_fn(|resource| a[resource].max(b[resource]))
+}
+
 /// Minutes above the limit, each with its probability, its severity and its resource's weight.
-pub(crate) fn minutes(contention: &Contention, changed: &Changed, weights: &PerResource<f64>, counted: Counted) -> f64 {
+pub(crate) fn minutes(
+    contention: &Contention,
+    changed: &Changed,
+    novelty: &PerResource<f64>,
+    weights: &PerResource<f64>,
+    counted: Counted,
+) -> f64 {
     let of = |(resource, state): (Resource, &Option<ResourceContention>)| {
         let state = state.as_ref()?;
+        let novelty = novelty[resource];
         let by_course = changed.course.minutes(resource, state.limit, counted.from_s, contention.horizon_s);
-        let minutes = by_course.unwrap_or_else(|| by_forecast(state, changed.gone[resource], counted));
+        let minutes = match by_course {
+            Some(by_course) if novelty <= LEAST => by_course,
+            Some(by_course) => by_course + novelty * (by_forecast(state, changed.gone[resource], counted) - by_course),
+            None => by_forecast(state, changed.gone[resource], counted),
+        };
         Some(weights[resource] * minutes)
     };
     contention.resources.iter().filter_map(of).sum()
 }
+
+/// Less is nothing.
+const LEAST: f64 = 1e-6;
 
 fn by_forecast(state: &ResourceContention, gone: f64, counted: Counted) -> f64 {
     let limit = state.limit + gone;

@@ -256,12 +256,17 @@ fn jumping(seed: u64) -> (Vec<Course>, Course) {
 #[test]
 fn greedy_moves_come_near_the_best_of_all_plans() {
     let (mut greedy_sum, mut exact_sum, mut cases) = (0.0, 0.0, 0);
-    for seed in 1..60 {
+    for seed in 1..90 {
         let (courses, target) = jumping(seed);
         let names: Vec<String> = (0..courses.len()).map(|number| format!("vm{number}")).collect();
         let source = courses.iter().skip(1).fold(courses[0].clone(), |sum, course| sum.with(course));
+        // What stands higher than ever is judged by its forecast, which is not what is compared here.
+        let sums = &source.recent.cpu;
+        if !sums[..210].iter().any(|sum| sum >= &sums[239]) {
+            continue;
+        }
         let mut case = Case::filling();
-        case.source = contention(5.0, 0.0);
+        case.source = contention(0.1, 0.0);
         case.machines = names.iter().map(|name| machine(name, 0.3, 256.0, 0.0)).collect();
         for (view, course) in case.machines.iter_mut().zip(&courses) {
             view.course = course.clone();
@@ -295,8 +300,9 @@ fn greedy_moves_come_near_the_best_of_all_plans() {
         assert!(greedy >= -1e-9 && greedy <= exact + 1e-9, "seed {seed}: {greedy} of {exact}");
         if let Some(first) = plan.moves.first() {
             let best = (0..6).map(|one| none - left(&|number| number == one)).fold(0.0, f64::max);
-            let net = first.benefit_minutes - first.harm_minutes;
-            assert!(net >= 0.8 * best - 1e-9, "seed {seed}: the first avoids {net} of {best}");
+            let one = names.iter().position(|name| *name == first.machine);
+            let net = none - left(&|number| Some(number) == one);
+            assert!(net >= 0.5 * best - 1e-9, "seed {seed}: the first avoids {net} of {best}");
         }
         if exact > 0.01 {
             (greedy_sum, exact_sum, cases) = (greedy_sum + greedy, exact_sum + exact, cases + 1);
@@ -305,4 +311,61 @@ fn greedy_moves_come_near_the_best_of_all_plans() {
     }
     assert!(cases > 20, "{cases} cases have something to avoid");
     assert!(greedy_sum > 0.9 * exact_sum, "{greedy_sum} of {exact_sum} over {cases} cases");
+}
+
+/// Two pools of two machines each, forecast at every step up to `steps`; `load` is what machine `vm0` of pool `a` uses, beside another
+/// one of a core. Each pool has four cores. Returns the plan for pool `a`, whose `vm0` and `vm1` may go to pool `b`.
+fn planned(steps: usize, load: impl Fn(usize) -> f64) -> (Contention, Plan) {
+    let config = PoolConfig { step_s: 1.0, horizon_steps: 30, ..PoolConfig::default() };
+    let mut pools = [0, 1].map(|_| PoolForecaster::new(config.clone()).expect("sound"));
+    let mut noise = Noise::new(3);
+    let mut contentions = Vec::new();
+    for t in 0..steps {
+        let mut near = |value: f64| Some(value + 0.02 * noise.normal());
+        let samples = [
+            vec![cpu_sample("vm0", near(load(t))), cpu_sample("vm1", near(1.0))],
+            vec![cpu_sample("vm8", near(0.5)), cpu_sample("vm9", near(0.5))],
+        ];
+        let tick = |pool: usize| Tick { now_s: t as f64, capacity: cores(4.0), samples: &samples[pool], events: &[] };
+        contentions = [0, 1].map(|pool| pools[pool].tick(&tick(pool)).expect("sound")).to_vec();
+    }
+    let view = |name: &str| MachineView {
+        demand: PerResource { cpu: pools[0].machine_forecast(name, Resource::Cpu, 30), ..PerResource::default() },
+        course: pools[0].machine_course(name).expect("a member"),
+        ..machine(name, 0.0, 256.0, 0.0)
+    };
+    let source = contentions[0].clone();
+    let case = Case {
+        source: source.clone(),
+        course: pools[0].course(),
+        machines: vec![view("vm0"), view("vm1")],
+        pools: vec![PoolView { name: "b".into(), contention: contentions[1].clone(), course: pools[1].course() }],
+        hosts: vec![host("b1", "b", 4.0, 1.0)],
+        limits: PlanLimits { goal: 0.0, ..PlanLimits::default() },
+        ..Case::filling()
+    };
+    (source, case.plan())
+}
+
+#[test]
+fn a_climb_that_was_never_seen_is_a_reason_to_act() {
+    // Flat for six hundred seconds, then 0.04 cores more each second: 3.8 are exceeded in about 20.
+    let (source, plan) = planned(645, |t| 1.0 + 0.04 * t.saturating_sub(600) as f64);
+    assert!(source.score > 0.5, "{}", source.score);
+    let chosen = plan.moves.first().unwrap_or_else(|| panic!("a move: {plan:?}"));
+    assert!(chosen.benefit_minutes > 0.1 && chosen.score_after < 0.5 * chosen.score_before, "{chosen:?}");
+}
+
+#[test]
+fn a_pattern_that_repeats_is_judged_by_its_past() {
+    // Every hundred seconds `vm0` takes three cores for twenty; five of them are over.
+    let pattern = |t: usize| if t % 100 >= 80 { 3.0 } else { 1.0 };
+    let (_, within) = planned(1_585, pattern);
+    let chosen = within.moves.first().unwrap_or_else(|| panic!("a move: {within:?}"));
+    // What is left of the peak, less the time of the move: a forecast alone takes it to last through the horizon and beyond.
+    assert!((0.05..0.6).contains(&chosen.benefit_minutes), "{}", chosen.benefit_minutes);
+    // The same peak where it never comes down: as much as the horizon and what follows.
+    let (_, for_good) = planned(1_585, |t| if t >= 1_580 { 3.0 } else { 1.0 });
+    let beyond = for_good.moves.first().map_or(0.0, |chosen| chosen.benefit_minutes);
+    assert!(beyond > 2.0 * chosen.benefit_minutes, "{beyond} against {}", chosen.benefit_minutes);
 }

@@ -7,6 +7,7 @@ use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use super::problem::Failure;
+use crate::planner::RISKS;
 
 /// Largest request body in bytes; the largest legitimate one is a machine of a few KiB.
 pub const BODY_MAX: usize = 1 << 20;
@@ -72,6 +73,26 @@ impl<S: Send + Sync> FromRequestParts<S> for Limit {
                 .ok_or_else(|| Failure::new(400, "malformed-query", format!("`{pair}`: use limit=1 to limit=10000")))?;
         }
         Ok(Self(limit))
+    }
+}
+
+/// `?risk=R`, an accepted probability; `None` if it is not there.
+#[derive(Debug)]
+pub struct Risk(pub Option<f64>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Risk {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Failure> {
+        let mut risk = None;
+        for pair in parts.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+            let asked = pair.strip_prefix("risk=").and_then(|value| value.parse().ok());
+            let (least, most) = (RISKS.start(), RISKS.end());
+            risk = Some(asked.filter(|asked| RISKS.contains(asked)).ok_or_else(|| {
+                Failure::new(400, "malformed-query", format!("`{pair}`: use risk={least} to risk={most}"))
+            })?);
+        }
+        Ok(Self(risk))
     }
 }
 

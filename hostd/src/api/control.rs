@@ -6,9 +6,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json};
 
-use super::body::{Answer, Body, Limit, Segment};
+use super::body::{Answer, Body, Limit, Risk, Segment};
 use super::problem::Failure;
-use super::types::{AuditRecord, CreateMachine, Event, Machine, MachineForecast, NewEvent, Plan, PoolView};
+use super::types::{
+    AuditRecord, CreateMachine, Event, Machine, MachineForecast, NewEvent, Plan, PoolCapacity, PoolView,
+};
 use super::{Route, Shared, host, migration, route};
 use crate::executor::ExecutorError;
 use crate::security::access::{Action, Actor, Object};
@@ -27,6 +29,15 @@ pub fn routes() -> Vec<Route> {
             Some("[MachineForecast]"),
             200,
             get(forecasts),
+        ),
+        route(
+            "GET",
+            "/v1/capacity",
+            "Hosts that each pool needs over the next day (?risk=R, the accepted probability that it runs out)",
+            None,
+            Some("[PoolCapacity]"),
+            200,
+            get(capacity),
         ),
         route("GET", "/v1/machines", "Machines of this host", None, Some("[Machine]"), 200, get(machines)),
         route(
@@ -74,6 +85,11 @@ async fn pools(State(daemon): State<Shared>, Extension(actor): From) -> Answer<V
 async fn forecasts(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<MachineForecast>> {
     daemon.permit(&actor, Action::View, "forecasts", Object::default())?;
     Ok(Json(daemon.planner().machine_forecasts()))
+}
+
+async fn capacity(State(daemon): State<Shared>, Extension(actor): From, Risk(risk): Risk) -> Answer<Vec<PoolCapacity>> {
+    daemon.permit(&actor, Action::View, "capacity", Object::default())?;
+    Ok(Json(daemon.planner().capacities(risk)))
 }
 
 async fn machines(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<Machine>> {

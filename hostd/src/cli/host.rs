@@ -14,14 +14,8 @@ use crate::client::Client;
 /// How often the drain is asked for.
 const POLL: Duration = Duration::from_millis(200);
 
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Close this host to machines and move all of its own to other hosts, with as many at a time as it moves at once.
     #[command(after_help = DRAIN)]
     Drain(DrainArguments),
@@ -44,7 +38,7 @@ Exit code 4: some machines cannot go, and each says why. They are tried again
 every half minute until the host is opened.";
 
 #[derive(Debug, Args)]
-struct DrainArguments {
+pub(super) struct DrainArguments {
     /// Hosts that may take the machines [default: all peers; those of the own pool first].
     #[arg(long, value_name = "HOST", num_args = 1..)]
     to: Vec<String>,
@@ -56,8 +50,8 @@ struct DrainArguments {
     status: bool,
 }
 
-pub(super) async fn run(client: &Client, output: &Output, arguments: Arguments) -> Result<ExitCode, Failure> {
-    match arguments.command {
+pub(super) async fn run(client: &Client, output: &Output, command: Option<Command>) -> Result<ExitCode, Failure> {
+    match command {
         None => super::view::host(client, output).await?,
         Some(Command::Drain(drain)) => return start(client, output, drain).await,
         Some(Command::Undrain) => {

@@ -3,6 +3,7 @@
 use super::output::{Table, bytes, duration, or_dash, word};
 use crate::api::types::{Migration, MigrationStage, MigrationStatus, Phase};
 use crate::clock::{unix_ms, utc};
+use crate::words::{digests, downtime_parts};
 use migration::report::Report;
 
 /// What was checked after the arrival and is not as it should be.
@@ -187,23 +188,13 @@ fn progress_lines(one: &Migration, progress: &MigrationStatus) -> String {
 
 fn report_lines(report: &Report) -> String {
     let downtime = &report.downtime_ms;
-    let ok = |checked: Option<bool>| match checked {
-        Some(true) => "equal",
-        Some(false) => "DIFFERENT",
-        None => "not compared",
-    };
     let mut text = format!(
-        "outcome   {}{}\ntotal     {}\ndowntime  {:.1} ms: pause {:.1} pages {:.1} blocks {:.1} state {:.1} commit {:.1} resume {:.1}\n",
+        "outcome   {}{}\ntotal     {}\ndowntime  {:.1} ms: {}\n",
         word(report.outcome),
         if report.reason.is_empty() { String::new() } else { format!(": {}", report.reason) },
         duration(report.total_ms),
         downtime.total,
-        downtime.pause,
-        downtime.final_pages,
-        downtime.final_blocks,
-        downtime.state,
-        downtime.commit,
-        downtime.resume,
+        downtime_parts(downtime).join(" "),
     );
     text.push_str(&format!(
         "memory    {} sent in {} rounds, {} of {} pages zero, {}/s\ndisk      {} sent, {} skipped\n",
@@ -216,11 +207,8 @@ fn report_lines(report: &Report) -> String {
         bytes(report.disk.bytes_skipped as f64),
     ));
     text.push_str(&format!(
-        "digests   memory {} ({} pages), disk {} ({} blocks)\ntls       {} {}\n",
-        ok(report.verification.memory_digest_ok),
-        report.verification.pages_checked,
-        ok(report.verification.disk_digest_ok),
-        report.verification.blocks_checked,
+        "digests   {}\ntls       {} {}\n",
+        digests(&report.verification),
         report.tls.version,
         report.tls.cipher,
     ));

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 refused or failed, and the message says why; 2 wrong arguments; 3 hostd cannot be reached; 4 a
 //! migration that was waited for did not complete; 5 it did, and a check afterwards failed.
 
+mod capacity;
 mod forecast;
 mod host;
 mod machine;
@@ -49,6 +50,8 @@ Examples:
   headroom host drain                                               move all machines away, for maintenance
   headroom pool                                                     capacity, load, forecast and score of all pools
   headroom event add 'nightly batch' --machine web-1 --in 600 --for 1800 --cpu 1.5
+  headroom event add report --pool a --in 600 --for 1800 --cpu 4 --repeat 'FREQ=WEEKLY;BYDAY=MO,FR'
+  headroom capacity                                                 hosts that the pools need over the next day
   headroom plan                                                     what the planner decided, and why
 
 Exit codes:
@@ -73,7 +76,9 @@ enum Command {
     #[command(visible_alias = "pools")]
     Pool,
     /// Show the forecasts of the machines of this host's pool, or evaluate forecasts on a recorded trace.
-    Forecast(forecast::Arguments),
+    Forecast(Or<forecast::Command>),
+    /// Show how many hosts the pools need over the next day, when to order one and when to release one.
+    Capacity(capacity::Arguments),
     /// Declare, list and remove load that is known to come.
     #[command(subcommand)]
     Event(view::EventCommand),
@@ -82,7 +87,7 @@ enum Command {
     /// Show the audit log.
     Audit(view::AuditArguments),
     /// Show this host and its peers; empty it for maintenance; limit its bandwidth.
-    Host(host::Arguments),
+    Host(Or<host::Command>),
     /// Two pools, three hosts and six machines on this computer: load grows, a machine moves in time, every promise is
     /// checked. Needs root and /dev/kvm; leaves nothing behind.
     Demo(DemoArguments),
@@ -93,6 +98,13 @@ enum Command {
     /// Make an authority, and certificates of hosts.
     #[command(subcommand)]
     Pki(setup::Pki),
+}
+
+/// A command that does something by itself, and has others below it.
+#[derive(Debug, clap::Args)]
+struct Or<C: Subcommand> {
+    #[command(subcommand)]
+    command: Option<C>,
 }
 
 /// Why a command failed.
@@ -174,11 +186,12 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Migrate(start) => migrate::start(&client, &output, start).await?,
         Command::Migration(command) => migrate::run(&client, &output, command).await?,
         Command::Pool => view::pools(&client, &output).await?,
-        Command::Forecast(arguments) => forecast::run(&client, &output, arguments).await?,
+        Command::Forecast(Or { command }) => forecast::run(&client, &output, command).await?,
+        Command::Capacity(arguments) => capacity::run(&client, &output, &arguments).await?,
         Command::Event(command) => view::event(&client, &output, command).await?,
         Command::Plan(arguments) => plan::run(&client, &output, arguments).await?,
         Command::Audit(arguments) => view::audit(&client, &output, &arguments).await?,
-        Command::Host(arguments) => return host::run(&client, &output, arguments).await,
+        Command::Host(Or { command }) => return host::run(&client, &output, command).await,
         // Blocks, and has been served before the runtime was made.
         Command::Demo(_) => {}
         Command::Run(arguments) => return run::run(arguments).await,

@@ -14,9 +14,15 @@ use crate::clock::{unix_ms, utc};
 #[derive(Debug, Subcommand)]
 pub(super) enum EventCommand {
     /// Declare load that is known to come.
-    #[command(
-        after_help = "Example:\n  headroom event add 'nightly batch' --machine web-1 --in 600 --for 1800 --cpu 1.5 --memory 512"
-    )]
+    #[command(after_help = "\
+An event that comes again is declared once, with a rule of RFC 5545 (iCalendar) in UTC: FREQ=MINUTELY, HOURLY, DAILY or WEEKLY, with
+INTERVAL, COUNT (at most 10000), UNTIL=20271231T235959Z and BYDAY=MO,TU,... Months and years are not understood. Its first time is
+the one given by --in, and it must not last longer than until its next time.
+
+Examples:
+  headroom event add 'nightly batch' --machine web-1 --in 600 --for 1800 --cpu 1.5 --memory 512
+  headroom event add backup --pool a --in 3600 --for 1800 --disk 200 --repeat FREQ=DAILY
+  headroom event add payroll --machine db-1 --in 600 --for 7200 --cpu 4 --repeat 'FREQ=WEEKLY;BYDAY=MO,FR;COUNT=20'")]
     Add(AddEvent),
     /// List declared events.
     #[command(visible_alias = "ls")]
@@ -46,6 +52,9 @@ pub(super) struct AddEvent {
     /// How many seconds it lasts.
     #[arg(long = "for", value_name = "S")]
     lasts: f64,
+    /// When it comes again: a rule such as FREQ=DAILY or FREQ=WEEKLY;BYDAY=MO,FR (RFC 5545, UTC).
+    #[arg(long = "repeat", value_name = "RULE")]
+    repeats: Option<String>,
     /// Processor cores that it adds.
     #[arg(long, value_name = "CORES", default_value_t = 0.0)]
     cpu: f64,
@@ -226,7 +235,7 @@ fn at_level(forecast: &ResourceForecast, level: f64) -> Option<String> {
     Some(quantity(forecast.resource, quantile.value))
 }
 
-fn quantity(resource: Resource, value: f64) -> String {
+pub(super) fn quantity(resource: Resource, value: f64) -> String {
     match resource {
         Resource::Cpu => format!("{value:.2} cores"),
         Resource::Memory => format!("{value:.0} MiB"),
@@ -263,7 +272,8 @@ pub(super) async fn event(client: &Client, output: &Output, command: EventComman
         EventCommand::Add(add) => {
             let event = client.add_event(&new_event(add)).await?;
             output.print(&event, |event| {
-                format!("{} declared: {} from {} UTC", event.id, event.name, utc(event.starts_unix_ms))
+                let again = event.repeats.as_ref().map(|rule| format!(", and again by {rule}")).unwrap_or_default();
+                format!("{} declared: {} from {} UTC{again}", event.id, event.name, utc(event.starts_unix_ms))
             })?;
         }
         EventCommand::List => output.print(&client.events().await?, |events| event_text(events))?,
@@ -286,6 +296,7 @@ fn new_event(add: AddEvent) -> NewEvent {
         starts_unix_ms: None,
         starts_in_s: Some(add.starts_in),
         duration_s: add.lasts,
+        repeats: add.repeats,
         adds: Usage {
             cpu_cores: add.cpu,
             cpu_demand_cores: 0.0,
@@ -298,7 +309,8 @@ fn new_event(add: AddEvent) -> NewEvent {
 }
 
 fn event_text(events: &[Event]) -> String {
-    let mut table = Table::new(&["ID", "NAME", "OF", "STARTS (UTC)", "LASTS", "CPU", "MEMORY", "SURE", "DECLARED AT"]);
+    let mut table =
+        Table::new(&["ID", "NAME", "OF", "STARTS (UTC)", "LASTS", "AGAIN", "CPU", "MEMORY", "SURE", "DECLARED AT"]);
     for event in events {
         let target = match &event.target {
             EventTarget::Machine(name) => format!("machine {name}"),
@@ -310,6 +322,7 @@ fn event_text(events: &[Event]) -> String {
             target,
             utc(event.starts_unix_ms),
             duration(event.ends_unix_ms.saturating_sub(event.starts_unix_ms) as f64),
+            or_dash(event.repeats.clone()),
             format!("{:+.2}", event.adds.cpu_cores),
             format!("{:+.0} MiB", event.adds.memory_mib),
             format!("{:.0} %", event.confidence * 100.0),

@@ -247,6 +247,12 @@ fn planner(planner: &PlannerConfig, sample_interval_ms: u64, findings: &mut Find
     findings.range("planner.early_risk", planner.early_risk, 0.01, 0.99);
     findings.range("planner.minimum_benefit_minutes", planner.minimum_benefit_minutes, 0.0, 1e6);
     findings.range("planner.lessons", planner.lessons as f64, 0.0, 1e6);
+    let sizing = planner.capacity;
+    findings.range("planner.capacity.risk", sizing.risk, 0.0001, 0.5);
+    findings.range("planner.capacity.lead_s", sizing.lead_s, 0.0, 86_400.0);
+    findings.range("planner.capacity.hold_s", sizing.hold_s, 0.0, 604_800.0);
+    findings.range("planner.capacity.least_hosts", sizing.least_hosts as f64, 0.0, 1e6);
+    findings.range("planner.capacity.most_hosts", sizing.most_hosts as f64, sizing.least_hosts as f64, 1e6);
     let (thresholds, weights) = (planner.thresholds, planner.weights);
     for (name, threshold, weight) in [
         ("cpu", thresholds.cpu, weights.cpu),

@@ -103,6 +103,7 @@ impl Daemon {
         let mut planner = Planner::new(&config)?;
         planner.remember(&earlier_plans(&store)?);
         planner.recall(History::load(&store, &config, unix_ms())?);
+        planner.recall_week(&store, unix_ms())?;
         let planner = Arc::new(Mutex::new(planner));
         let gate = Gate::default();
         let drainer = Drainer::load(&store, gate.clone())?;

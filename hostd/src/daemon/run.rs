@@ -17,7 +17,7 @@ use crate::config::HostConfig;
 use crate::executor::ExecutorError;
 use crate::machine::{MachineError, chain};
 use crate::metrics::sampler::{Round, Sampler};
-use crate::planner::{PoolState, history};
+use crate::planner::{PoolState, events, history};
 use crate::store::embedded::Kind;
 
 /// Samples are put on stable storage, and old ones forgotten, once in this time.
@@ -213,7 +213,7 @@ impl Daemon {
             let now = unix_ms();
             self.store.expire_samples(now)?;
             for event in self.store.all::<Event>(Kind::Event)? {
-                if event.ends_unix_ms + EVENT_KEEP_MS < now {
+                if events::is_over(&event, EVENT_KEEP_MS, now) {
                     self.store.remove(Kind::Event, &event.id)?;
                 }
             }

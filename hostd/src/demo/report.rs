@@ -8,6 +8,7 @@ use super::promise::{Oracle, Promise};
 use super::reactive::{Demand, Replay, Threshold};
 use super::screen::{Line, Style};
 use crate::api::types::Plan;
+use crate::words::{digests, downtime_parts};
 
 /// What `--json FILE` writes.
 #[derive(Clone, Debug, Serialize)]
@@ -141,12 +142,6 @@ impl DemoReport {
 fn migration_lines(migration: &Report) -> Vec<Line> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let (memory, disk) = (&migration.memory, &migration.disk);
-    let digest = |ok: Option<bool>| match ok {
-        Some(true) => "equal",
-        Some(false) => "DIFFERENT",
-        None => "not checked",
-    };
-    let verification = &migration.verification;
     vec![
         row(
             "move",
@@ -180,30 +175,12 @@ fn migration_lines(migration: &Report) -> Vec<Line> {
                 disk.rounds
             ),
         ),
-        row(
-            "digests",
-            format!(
-                "memory {} ({} pages), disk {} ({} blocks)",
-                digest(verification.memory_digest_ok),
-                verification.pages_checked,
-                digest(verification.disk_digest_ok),
-                verification.blocks_checked
-            ),
-        ),
+        row("digests", digests(&migration.verification)),
     ]
 }
 
 fn downtime_in_words(downtime: &Downtime) -> String {
-    format!(
-        "{:.1} ms = pause {:.1} + pages {:.1} + blocks {:.1} + state {:.1} + commit {:.1} + resume {:.1}",
-        downtime.total,
-        downtime.pause,
-        downtime.final_pages,
-        downtime.final_blocks,
-        downtime.state,
-        downtime.commit,
-        downtime.resume
-    )
+    format!("{:.1} ms = {}", downtime.total, downtime_parts(downtime).join(" + "))
 }
 
 fn row(name: &str, text: String) -> Line {

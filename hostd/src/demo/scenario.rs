@@ -145,6 +145,7 @@ pub fn event() -> NewEvent {
         starts_unix_ms: None,
         starts_in_s: Some(EVENT_S - DECLARE_S),
         duration_s: EVENT_DURATION_S,
+        repeats: None,
         adds: Usage { cpu_cores: f64::from(EVENT_PERCENT) / 100.0 * machines as f64, ..Usage::default() },
         confidence: 0.9,
     }

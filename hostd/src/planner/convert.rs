@@ -17,7 +17,7 @@ pub fn resource(kind: Kind) -> Resource {
 }
 
 /// A value in the API's unit.
-fn unit(kind: Kind, value: f64) -> f64 {
+pub fn from_predictor(kind: Kind, value: f64) -> f64 {
     if kind == Kind::Memory { value / MIB } else { value }
 }
 
@@ -61,7 +61,7 @@ pub fn change_of(adds: &Usage) -> PerResource<Option<predictor::Change>> {
 
 /// One forecast.
 pub fn forecast(kind: Kind, forecast: &Forecast, step_s: f64) -> ResourceForecast {
-    let quantile = |(probability, value): (f64, f64)| Quantile { probability, value: unit(kind, value) };
+    let quantile = |(probability, value): (f64, f64)| Quantile { probability, value: from_predictor(kind, value) };
     ResourceForecast {
         resource: resource(kind),
         horizon_s: forecast.steps as f64 * step_s,
@@ -85,9 +85,9 @@ pub fn scores_of(contention: &Contention) -> Vec<ResourceScore> {
     let score = |(kind, state): (Kind, &ResourceContention)| ResourceScore {
         resource: resource(kind),
         probability: state.probability,
-        load: unit(kind, state.now),
-        capacity: unit(kind, state.capacity),
-        limit: unit(kind, state.limit),
+        load: from_predictor(kind, state.now),
+        capacity: from_predictor(kind, state.capacity),
+        limit: from_predictor(kind, state.limit),
     };
     known(contention).map(score).collect()
 }

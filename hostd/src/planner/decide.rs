@@ -2,8 +2,8 @@
 
 use migration::report::{Trigger as Why, TriggerKind};
 use predictor::{
-    Contention, Course, Decision, HostView, MachineView, MigrationShape, PlanInput, PlanLimits, PoolView,
-    Rejection, Resource, plan,
+    Contention, Course, Decision, HostView, MachineView, MigrationShape, PlanInput, PlanLimits, PoolForecaster,
+    PoolView, Rejection, Resource, plan,
 };
 
 use super::convert::capacity_of;
@@ -18,12 +18,6 @@ const BANDWIDTH: f64 = 600e6;
 
 /// Candidates that a stored plan lists.
 const CANDIDATES_MAX: usize = 50;
-
-/// Moves are judged by forecasts. The pools' courses, by which recorded days are judged better, know only what was seen before: a
-/// load that has never been so high is no reason for them to act.
-fn judged_by_forecasts() -> Course {
-    Course::default()
-}
 
 /// A move that was decided on.
 #[derive(Clone, Debug)]
@@ -62,7 +56,7 @@ impl Planner {
             now_s,
             source_pool: &own,
             source: &contention,
-            course: &judged_by_forecasts(),
+            course: &self.course(&own),
             machines: &machines,
             pools: &pools,
             hosts: &hosts,
@@ -153,6 +147,7 @@ impl Planner {
     }
 
     fn candidate(&self, state: &PoolState, host: &HostSummary, machine: &MachineSummary) -> MachineView {
+        let forecaster = self.pools.get(&state.pool);
         let limits = self.config.planner.limits.as_ref().unwrap_or(&machine.limits);
         let network = host.capacity.network_bytes_per_second.max(1.0);
         let bandwidth = limits.bandwidth_bytes_per_second.map_or(f64::INFINITY, |limit| limit as f64);
@@ -168,7 +163,7 @@ impl Planner {
             demand: predictor::PerResource::from_fn(|resource| {
                 self.pools.machine_forecast(&state.pool, &machine.name, resource, self.horizon_steps)
             }),
-            course: judged_by_forecasts(),
+            course: forecaster.and_then(|own| own.machine_course(&machine.name)).unwrap_or_default(),
             shape: shape(machine, observed, bandwidth, limits.downtime_ms),
             acceptable_downtime_ms: limits.downtime_ms as f64,
             pinned,
@@ -178,12 +173,17 @@ impl Planner {
         }
     }
 
+    /// What a pool's machines used together lately.
+    fn course(&self, pool: &str) -> Course {
+        self.pools.get(pool).map(PoolForecaster::course).unwrap_or_default()
+    }
+
     /// The other pools and their hosts.
     fn others(&self, own: &str) -> (Vec<PoolView>, Vec<HostView>) {
         let others = || self.states.iter().filter(|state| state.pool != own);
         let pools = others().filter_map(|state| {
             let contention = self.contentions.get(&state.pool)?.clone();
-            Some(PoolView { name: state.pool.clone(), contention, course: judged_by_forecasts() })
+            Some(PoolView { name: state.pool.clone(), contention, course: self.course(&state.pool) })
         });
         let hosts = others().flat_map(|state| {
             state.hosts.iter().filter(|host| !host.draining).map(move |host| self.target(state, host))
@@ -232,6 +232,7 @@ fn kind(pool: &PoolState, declared: &[Event], horizon_s: f64) -> TriggerKind {
         EventTarget::Machine(name) => pool.live().any(|host| host.machines.iter().any(|machine| &machine.name == name)),
         EventTarget::Pool(name) => name == &pool.pool,
     };
+    let declared = super::events::occurrences(declared, now, horizon_s);
     let near = |event: &Event| event.starts_unix_ms <= now + horizon && event.ends_unix_ms > now;
     if declared.iter().filter(concerns).any(near) { TriggerKind::Event } else { TriggerKind::Forecast }
 }

@@ -35,8 +35,12 @@ impl History {
     ///
     /// If it cannot be read.
     pub fn load(store: &Store, config: &HostConfig, now_unix_ms: u64) -> Result<Self, StoreError> {
-        let step_ms = config.sample_interval_ms.max(1);
-        let since = now_unix_ms.saturating_sub(STEPS_MAX.saturating_mul(step_ms).min(crate::store::FINEST_KEPT_MS));
+        Self::load_steps(store, config.sample_interval_ms.max(1), crate::store::FINEST_KEPT_MS, now_unix_ms)
+    }
+
+    /// The same in steps of `step_ms`, from at most `most_ms` ago.
+    pub(super) fn load_steps(store: &Store, step_ms: u64, most_ms: u64, now_unix_ms: u64) -> Result<Self, StoreError> {
+        let since = now_unix_ms.saturating_sub(STEPS_MAX.saturating_mul(step_ms).min(most_ms));
         let mut machines = HashMap::new();
         for series in store.series(PREFIX)? {
             let samples = store.samples(&series, since, now_unix_ms)?;
@@ -55,19 +59,46 @@ impl History {
         self.machines.is_empty()
     }
 
-    /// One entry for each step up to now, with gaps where nothing was measured, and forgets it.
+    /// One entry for each step up to now, with gaps where nothing was measured, and forgets it. Of several measurements in one step the
+    /// mean counts.
     pub fn take(&mut self, machine: &str, now_unix_ms: u64) -> Option<Vec<PerResource<Option<f64>>>> {
         let samples = self.machines.remove(machine)?;
         let first = samples.first()?.0;
         let step = |at: u64| (at.saturating_sub(first) + self.step_ms / 2) / self.step_ms;
         let last = step(now_unix_ms).min(2 * STEPS_MAX);
-        let mut steps = vec![PerResource::default(); usize::try_from(last).ok()?];
+        let mut steps = vec![Mean::default(); usize::try_from(last).ok()?];
         for (at, usage) in &samples {
             if let Some(entry) = usize::try_from(step(*at)).ok().and_then(|place| steps.get_mut(place)) {
-                *entry = values_of(Some(usage));
+                entry.add(&values_of(Some(usage)));
             }
         }
-        Some(steps)
+        Some(steps.iter().map(Mean::values).collect())
+    }
+}
+
+/// The mean of what was measured within a step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mean {
+    sums: PerResource<(f64, u32)>,
+}
+
+impl Mean {
+    /// One measurement more.
+    pub(super) fn add(&mut self, values: &PerResource<Option<f64>>) {
+        for (resource, value) in values.iter() {
+            if let Some(value) = value {
+                let (sum, count) = &mut self.sums[resource];
+                (*sum, *count) = (*sum + value, *count + 1);
+            }
+        }
+    }
+
+    /// `None` where there was none.
+    pub(super) fn values(&self) -> PerResource<Option<f64>> {
+        PerResource::from_fn(|resource| {
+            let (sum, count) = self.sums[resource];
+            (count > 0).then(|| sum / f64::from(count))
+        })
     }
 }
 

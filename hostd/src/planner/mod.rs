@@ -10,6 +10,7 @@
 //! of a pool acts. The predictor is pure; this module keeps the time, the state and the names.
 
 mod arrival;
+mod capacity;
 pub mod convert;
 mod decide;
 pub mod events;
@@ -36,6 +37,7 @@ use crate::config::HostConfig;
 use crate::metrics::sampler::sum;
 use convert::{capacity_of, forecasts_of, sample_of, scores_of};
 
+pub use capacity::RISKS;
 pub use decide::Chosen;
 pub use history::History;
 
@@ -113,6 +115,8 @@ pub struct Planner {
     waiting: Option<Plan>,
     /// What was measured before this hostd started.
     stored: History,
+    /// How many hosts pools will need.
+    sizes: capacity::Sizes,
 }
 
 /// What earlier migrations of a machine showed.
@@ -172,6 +176,7 @@ impl Planner {
             last_plan_s: None,
             waiting: None,
             stored: History::default(),
+            sizes: capacity::Sizes::new(config)?,
         })
     }
 
@@ -191,6 +196,9 @@ impl Planner {
     /// If the sampling interval or horizon cannot be forecast; the configuration's check keeps them within bounds.
     pub fn tick(&mut self, states: Vec<PoolState>, declared: &[Event]) -> Result<(), BankError> {
         let now_s = self.now_s();
+        self.size(&states, declared)?;
+        // What is over may still be in effect, and closes its record later.
+        let declared = &events::occurrences(declared, unix_ms(), self.config.planner.horizon_s);
         self.replay_histories(&states)?;
         self.hand_over_histories(&states)?;
         for state in &states {
@@ -201,7 +209,7 @@ impl Planner {
             let contention = self.pools.tick(&state.pool, &tick)?;
             self.contentions.insert(state.pool.clone(), contention);
         }
-        self.pools.retain(|pool| states.iter().any(|state| &state.pool == pool));
+        self.pools.retain(|pool| states.iter().any(|state| state.pool == pool));
         self.contentions.retain(|pool, _| states.iter().any(|state| &state.pool == pool));
         self.states = states;
         let score = self.trusted_score();

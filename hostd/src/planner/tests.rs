@@ -99,6 +99,16 @@ fn a_ramp_is_answered_before_the_pool_is_full() {
 }
 
 #[test]
+fn a_ramp_that_was_never_seen_is_answered_also_after_a_long_calm() {
+    let mut planner = planner(|_| ());
+    // Long enough for the past to be played on, and in it the load never rose.
+    let load = |step: usize| 0.3 + 0.01 * (step % 3) as f64 + 0.02 * step.saturating_sub(400) as f64;
+    let (step, chosen) = run(&mut planner, 450, &[], load).expect("a decision before contention");
+    assert!(step > 400, "not before there was anything to see: step {step}");
+    assert_eq!(chosen.plan.outcome, PlanOutcome::Started);
+}
+
+#[test]
 fn a_declared_event_is_answered_before_any_load_is_seen() {
     let mut planner = planner(|_| ());
     let now = unix_ms();
@@ -108,6 +118,7 @@ fn a_declared_event_is_answered_before_any_load_is_seen() {
         target: EventTarget::Machine("vm2".into()),
         starts_unix_ms: now + 20_000,
         ends_unix_ms: now + 60_000,
+        repeats: None,
         adds: Usage { cpu_cores: 1.5, ..Usage::default() },
         confidence: 0.95,
         declared_at: "a1".into(),
@@ -187,6 +198,7 @@ fn batch(starts_in_s: u64) -> Event {
         target: EventTarget::Machine("vm2".into()),
         starts_unix_ms,
         ends_unix_ms: starts_unix_ms + 40_000,
+        repeats: None,
         adds: Usage { cpu_cores: 1.5, ..Usage::default() },
         confidence: 0.95,
         declared_at: "a1".into(),
@@ -316,4 +328,5 @@ fn machines_that_will_lack_what_they_ask_for_are_named() {
     assert!(planner.views()[1].at_risk.is_empty());
 }
 
+mod capacity;
 mod refit;

@@ -59,8 +59,7 @@ impl Planner {
 
     /// Machines that are likely to get less than [`PROMISED`] of what they ask for, the most likely first.
     pub(super) fn at_risk(&self, state: &PoolState) -> Vec<MachineRisk> {
-        let (Some(contention), Some(forecaster)) =
-            (self.contentions.get(&state.pool), self.pools.get(&state.pool))
+        let (Some(contention), Some(forecaster)) = (self.contentions.get(&state.pool), self.pools.get(&state.pool))
         else {
             return Vec::new();
         };
@@ -68,7 +67,8 @@ impl Planner {
         for resource in SHARED {
             let Some(known) = &contention.resources[resource] else { continue };
             let Some(outlook) = known.maxima.last() else { continue };
-            let expected = |machine: &str| self.pools.machine_forecast(&state.pool, machine, resource, self.horizon_steps);
+            let expected =
+                |machine: &str| self.pools.machine_forecast(&state.pool, machine, resource, self.horizon_steps);
             let demands: Vec<Demand> = forecaster
                 .machines()
                 .filter_map(|machine| {

@@ -5,9 +5,12 @@ use crate::bank::BankError;
 use crate::candidates::{HostView, MachineView, MoveLog, PlanLimits, PoolView};
 use crate::contention::Contention;
 use crate::cost::CostModel;
+use crate::course::Course;
 use crate::events::Event;
-use crate::plan::{PlanInput, plan};
+use crate::model::Budget;
+use crate::plan::{PlanInput, expected_minutes, plan};
 use crate::pool::{PoolConfig, PoolForecaster, Tick};
+use crate::pools::Pools;
 use crate::sample::{PerResource, Sample};
 use crate::trigger::{Decision, Trigger, TriggerConfig};
 
@@ -31,6 +34,9 @@ impl Policy for Nobody {
 }
 
 const POOLS: [&str; 2] = ["a", "b"];
+const WEIGHTS: PerResource<f64> = PerResource { cpu: 1.0, memory: 1.0, io: 1.0, network: 1.0 };
+/// Trees are fitted anew after so many seconds, as in an evaluation.
+const REFIT_S: f64 = 7.0 * 86_400.0;
 
 /// What a move would cause at the target is weighed against what it avoids, minute by minute. Hard limits on the target's score and
 /// on the room there refuse moves that do more good than harm: with them the same number of moves left a sixth more minutes.
@@ -75,7 +81,9 @@ pub struct Setting {
 /// Samples, forecasts, contention score, trigger, plan.
 #[derive(Clone, Debug)]
 pub struct Predictor {
-    forecasters: [PoolForecaster; 2],
+    /// Both pools, which learn from each other as in hostd.
+    pools: Pools,
+    fitted_s: f64,
     triggers: [Trigger; 2],
     contentions: [Option<Contention>; 2],
     log: MoveLog,
@@ -98,7 +106,8 @@ impl Predictor {
         };
         let limits = PlanLimits { lasting_s: 2.0 * horizon as f64 * period_s, ..limits() };
         Ok(Self {
-            forecasters: [PoolForecaster::new(config.clone())?, PoolForecaster::new(config)?],
+            pools: Pools::new(config)?,
+            fitted_s: f64::NAN,
             triggers: [trigger(1.0, 1.0), trigger(1.0, 1.0)],
             contentions: [None, None],
             log: MoveLog::default(),
@@ -135,14 +144,22 @@ impl Predictor {
         Self { triggers: [trigger(act, 0.8 * act), trigger(act, 0.8 * act)], limits, declared, ..self.clone() }
     }
 
+    fn forecaster(&self, pool: usize) -> Option<&PoolForecaster> {
+        self.pools.get(POOLS[pool])
+    }
+
+    fn course(&self, pool: usize) -> Course {
+        self.forecaster(pool).map(PoolForecaster::course).unwrap_or_default()
+    }
+
     /// Machines that have arrived bring their history along.
     fn follow(&mut self, world: &World<'_>) -> Result<(), BankError> {
         for (machine, pool) in world.pool.iter().enumerate() {
             let name = &world.scenario.names[machine];
-            if self.forecasters[*pool].history(name).is_none()
-                && let Some(history) = self.forecasters[1 - *pool].history(name).cloned()
+            if self.forecaster(*pool).is_none_or(|own| own.history(name).is_none())
+                && let Some(history) = self.forecaster(1 - *pool).and_then(|other| other.history(name)).cloned()
             {
-                self.forecasters[*pool].adopt(name, history)?;
+                self.pools.pool(POOLS[*pool])?.adopt(name, history)?;
             }
         }
         Ok(())
@@ -159,12 +176,12 @@ impl Predictor {
     fn machines(&self, world: &World<'_>, pool: usize) -> Vec<MachineView> {
         let view = |machine: usize| {
             let name = &world.scenario.names[machine];
-            let demand = self.forecasters[pool].machine_forecast(name, crate::Resource::Cpu, self.horizon);
+            let demand = self.pools.machine_forecast(POOLS[pool], name, crate::Resource::Cpu, self.horizon);
             MachineView {
                 name: name.clone(),
                 host: POOLS[pool].to_owned(),
                 demand: PerResource { cpu: demand, ..PerResource::default() },
-                course: self.forecasters[pool].machine_course(name).unwrap_or_default(),
+                course: self.forecaster(pool).and_then(|own| own.machine_course(name)).unwrap_or_default(),
                 shape: world.scenario.shape,
                 acceptable_downtime_ms: f64::INFINITY,
                 migrating: world.is_moving(machine),
@@ -176,7 +193,7 @@ impl Predictor {
 
     fn target(&self, world: &World<'_>, pool: usize) -> HostView {
         let capacity = Some(world.scenario.capacity[pool]);
-        let expected = self.forecasters[pool].forecast(crate::Resource::Cpu, self.horizon);
+        let expected = self.forecaster(pool).and_then(|own| own.forecast(crate::Resource::Cpu, self.horizon));
         HostView {
             name: POOLS[pool].to_owned(),
             pool: POOLS[pool].to_owned(),
@@ -193,11 +210,9 @@ impl Predictor {
     fn decide(&mut self, world: &World<'_>, pool: usize) -> Option<usize> {
         let other = 1 - pool;
         let source = self.contentions[pool].as_ref()?;
-        let course = self.forecasters[pool].course();
+        let course = self.course(pool);
         // What cannot be avoided is not planned for: the same answer, sooner.
-        let capacity = world.scenario.capacity[pool];
-        let expected = course.minutes(crate::Resource::Cpu, capacity, 0.0, source.horizon_s);
-        if expected.is_some_and(|expected| expected < self.limits.minimum_benefit_minutes) {
+        if expected_minutes(source, &course, &WEIGHTS, &self.limits) < self.limits.minimum_benefit_minutes {
             return None;
         }
         let made = plan(&PlanInput {
@@ -209,10 +224,10 @@ impl Predictor {
             pools: &[PoolView {
                 name: POOLS[other].to_owned(),
                 contention: self.contentions[other].clone()?,
-                course: self.forecasters[other].course(),
+                course: self.course(other),
             }],
             hosts: &[self.target(world, other)],
-            weights: PerResource { cpu: 1.0, memory: 1.0, io: 1.0, network: 1.0 },
+            weights: WEIGHTS,
             in_flight: world.in_flight(),
             log: &self.log,
             cost: &CostModel::default(),
@@ -236,7 +251,13 @@ impl Policy for Predictor {
             let events = self.events(world, pool);
             let capacity = PerResource { cpu: Some(world.scenario.capacity[pool]), ..PerResource::default() };
             let tick = Tick { now_s: world.now_s(), capacity, samples: &samples, events: &events };
-            self.contentions[pool] = Some(self.forecasters[pool].tick(&tick)?);
+            self.contentions[pool] = Some(self.pools.tick(POOLS[pool], &tick)?);
+        }
+        if self.fitted_s.is_nan() {
+            self.fitted_s = world.now_s();
+        } else if world.now_s() - self.fitted_s >= REFIT_S {
+            self.fitted_s = world.now_s();
+            self.pools.refit(&mut Budget::unlimited());
         }
         let scores = [0, 1].map(|pool: usize| self.contentions[pool].as_ref().map_or(f64::NAN, |state| state.score));
         let decisions = [0, 1].map(|pool: usize| self.triggers[pool].step(scores[pool], world.now_s()));

@@ -5,6 +5,7 @@
 //! a limit that silently is not there.
 
 mod audit;
+mod capacity;
 mod drain;
 mod host;
 mod machine;
@@ -14,6 +15,7 @@ mod pool;
 
 pub use self::migration::{FailedAttempt, MigrateRequest, Migration, MigrationSide, MigrationStage, OnFailedProbe};
 pub use audit::{AuditRecord, Decision};
+pub use capacity::{CapacityAdvice, HostsNeeded, PoolCapacity};
 pub use drain::{Drain, DrainRequest, DrainState, DrainStep, Drained};
 pub use host::{HostBandwidth, HostView, PeerView, Pressure};
 pub use machine::{

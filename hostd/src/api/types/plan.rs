@@ -30,6 +30,10 @@ pub struct NewEvent {
     pub starts_in_s: Option<f64>,
     /// How long it lasts.
     pub duration_s: f64,
+    /// When it comes again: a rule of RFC 5545 such as `FREQ=WEEKLY;BYDAY=MO,FR`, in UTC. `FREQ` of `MINUTELY` to `WEEKLY`, `INTERVAL`,
+    /// `COUNT` (at most 10,000), `UNTIL` and `BYDAY` are understood.
+    #[serde(default)]
+    pub repeats: Option<String>,
     /// Load that it adds; `cpu_demand_cores` is ignored.
     pub adds: Usage,
     /// How sure it is that it happens, above 0 and at most 1.
@@ -54,6 +58,9 @@ pub struct Event {
     pub starts_unix_ms: u64,
     /// When it ends.
     pub ends_unix_ms: u64,
+    /// The rule by which it comes again; the times are those of its first occurrence.
+    #[serde(default)]
+    pub repeats: Option<String>,
     /// Load that it adds.
     pub adds: Usage,
     /// How sure it is that it happens, above 0 and at most 1.

@@ -17,14 +17,8 @@ use super::{Failure, view};
 use crate::client::Client;
 use report::Report;
 
-#[derive(Debug, Args)]
-pub(super) struct Arguments {
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
 #[derive(Debug, Subcommand)]
-enum Command {
+pub(super) enum Command {
     /// Replay a recorded trace and score the forecasts beside simple ones. Needs no hostd.
     Evaluate(Evaluate),
 }
@@ -39,7 +33,7 @@ Examples:
   headroom forecast evaluate --cpu cpu.csv.gz --memory memory.csv.gz --json report.json --svg report.svg
   headroom forecast evaluate --pools pools.json --pool-cpu cpu-mhz.csv
   headroom forecast evaluate --bitbrains rnd/2013-7 --test-from-day 20")]
-struct Evaluate {
+pub(super) struct Evaluate {
     /// CPU of the machines.
     #[arg(long, value_name = "CSV")]
     cpu: Option<PathBuf>,
@@ -72,8 +66,8 @@ struct Evaluate {
     report: Option<PathBuf>,
 }
 
-pub(super) async fn run(client: &Client, output: &Output, arguments: Arguments) -> Result<(), Failure> {
-    match arguments.command {
+pub(super) async fn run(client: &Client, output: &Output, command: Option<Command>) -> Result<(), Failure> {
+    match command {
         None => view::forecasts(client, output).await,
         Some(Command::Evaluate(arguments)) => evaluate(output, &arguments),
     }

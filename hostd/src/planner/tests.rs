@@ -189,7 +189,7 @@ fn a_machine_that_moved_takes_its_history_along_and_is_counted_once() {
     assert!(planner.pools.get("a").unwrap().history("vm2").is_none());
 }
 
-/// The batch on `vm2`, so many seconds from now.
+/// A batch on `vm2`, so many seconds from now: too much for pool `a`, and not for pool `b`.
 fn batch(starts_in_s: u64) -> Event {
     let starts_unix_ms = unix_ms() + starts_in_s * 1000;
     Event {
@@ -199,7 +199,7 @@ fn batch(starts_in_s: u64) -> Event {
         starts_unix_ms,
         ends_unix_ms: starts_unix_ms + 40_000,
         repeats: None,
-        adds: Usage { cpu_cores: 1.5, ..Usage::default() },
+        adds: Usage { cpu_cores: 1.3, ..Usage::default() },
         confidence: 0.95,
         declared_at: "a1".into(),
     }

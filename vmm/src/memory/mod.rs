@@ -12,6 +12,7 @@
 
 mod dirty;
 mod filling;
+mod give_back;
 mod layout;
 mod mapping;
 mod page_size;
@@ -103,6 +104,7 @@ pub struct Memory {
     page_map: Arc<pages::PageMap>,
     last_usage: Arc<resident::LastUsage>,
     filling: Arc<OnceLock<filling::Filling>>,
+    late: Arc<give_back::Gate>,
 }
 
 impl Memory {
@@ -124,6 +126,7 @@ impl Memory {
             page_map: Arc::new(pages::PageMap::open()),
             last_usage: Arc::default(),
             filling: Arc::default(),
+            late: Arc::default(),
         })
     }
 

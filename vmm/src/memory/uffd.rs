@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use migration::guest::{GuestError, GuestResult, Missing, PAGE_BYTES};
 use migration::page::Bitmap;
@@ -89,7 +89,7 @@ struct Mapped {
 pub struct LatePages {
     memory: Memory,
     regions: Vec<Mapped>,
-    uffd: Uffd,
+    uffd: Arc<Uffd>,
     announced: Bitmap,
     events: Mutex<EventBuffer>,
 }
@@ -101,7 +101,7 @@ impl LatePages {
     ///
     /// [`UffdError`] if userfaultfd cannot be had or refuses the mapping.
     pub fn new(memory: &Memory, announced: &Bitmap) -> Result<Self, UffdError> {
-        let uffd = open()?;
+        let uffd = Arc::new(open()?);
         memory.arrived();
         let mut regions = Vec::new();
         let mut first = 0;
@@ -115,6 +115,7 @@ impl LatePages {
             first += mapped.pages;
             regions.push(mapped);
         }
+        memory.late.set(Some(Arc::clone(&uffd)));
         let events = Mutex::new(EventBuffer::new(EVENTS));
         Ok(Self { memory: memory.clone(), regions, uffd, announced: announced.clone(), events })
     }
@@ -129,6 +130,7 @@ impl LatePages {
     /// Fills whole pages from `first` on; those that are there stay.
     fn copy(&self, first: u64, data: &[u8]) -> Result<(), UffdError> {
         let (mut page, mut data) = (first, data);
+        let _gate = self.memory.late.filling();
         while data.len() >= PAGE {
             let Some(region) = self.regions.iter().find(|region| page < region.first + region.pages) else {
                 let (end, pages) = (page + 1, self.memory.pages());
@@ -205,6 +207,7 @@ impl Missing for LatePages {
     }
 
     fn finish(&self) -> GuestResult<()> {
+        self.memory.late.set(None);
         for region in &self.regions {
             let result = self.uffd.unregister(region.address as *mut _, region.pages as usize * PAGE);
             result.map_err(|source| UffdError::Request {
@@ -236,7 +239,6 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -106,6 +106,7 @@ fn config(host: &LabHost, scenario: Scenario, kernel: Option<PathBuf>) -> Machin
         cmdline: site::workload(scenario).to_string(),
         disks,
         networks: vec![NetworkConfig { id: "net0".into(), source: TapSource::Tap(TAP.into()), mac: GUEST_MAC.into() }],
+        balloon: None,
         serial: SerialConfig::File(host.directory().join("serial.log")),
     }
 }

@@ -16,11 +16,12 @@ use migration::guest::CpuProfile;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, BootError};
-use crate::config::{ConfigError, MachineConfig};
+use crate::config::{BalloonConfig, ConfigError, MachineConfig};
 use crate::device::bus::{Bus, Overlap};
 use crate::device::power::{self, Power};
 use crate::device::serial::{self, Console, SerialError};
 use crate::device::virtio::Wiring;
+use crate::device::virtio::balloon::{self, Balloon};
 use crate::device::virtio::block::{self, Block};
 use crate::device::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, WINDOW_BYTES};
 use crate::device::virtio::net::{self, Net, Tap, TapError};
@@ -80,6 +81,7 @@ pub enum BuildError {
 pub(crate) struct Sockets {
     pub(crate) disks: Vec<(Arc<RawDisk>, Wiring)>,
     pub(crate) taps: Vec<(Tap, Wiring)>,
+    pub(crate) balloon: Option<(BalloonConfig, Wiring)>,
 }
 
 impl Machine {
@@ -91,13 +93,14 @@ impl Machine {
     pub fn boot(config: MachineConfig) -> Result<Self, BuildError> {
         config.validate()?;
         let kernel = config.kernel.clone().ok_or(BootError::NoKernel)?;
-        let devices = config.disks.len() + config.networks.len();
-        let cmdline = config.cmdline.clone() + &boot::virtio_words(devices);
+        let cmdline = config.cmdline.clone() + &boot::virtio_words(config.virtio_devices());
         let (parts, sockets) = build(config, None)?;
         let blocks =
             sockets.disks.into_iter().map(|(disk, wiring)| Block::new(disk, wiring)).collect::<Result<_, _>>()?;
         let nets = sockets.taps.into_iter().map(|(tap, wiring)| Net::new(tap, wiring)).collect::<Result<_, _>>()?;
-        let devices = Devices { blocks, nets };
+        let balloon =
+            sockets.balloon.map(|(config, wiring)| Balloon::new(&config, &parts.memory, wiring)).transpose()?;
+        let devices = Devices { blocks, nets, balloon };
         devices.put_on(&parts.bus)?;
         let config = &parts.config;
         let entry = boot::load(&parts.memory, &kernel, config.initrd.as_deref(), cmdline.trim_start(), config.vcpus)?;
@@ -201,7 +204,8 @@ fn sockets(config: &MachineConfig, vm: &Arc<VmFd>, ram: &GuestRam) -> Result<Soc
         .iter()
         .map(|network| Ok((Tap::open(network)?, wire(net::QUEUES)?)))
         .collect::<Result<_, BuildError>>()?;
-    Ok(Sockets { disks, taps })
+    let balloon = config.balloon.map(|balloon| Ok::<_, BuildError>((balloon, wire(balloon::QUEUES)?))).transpose()?;
+    Ok(Sockets { disks, taps, balloon })
 }
 
 /// The interrupt of virtio device `index`, and its notifications, registered with KVM: neither passes through a vCPU thread.
@@ -223,11 +227,12 @@ fn event() -> Result<EventFd, BuildError> {
 }
 
 impl Devices {
-    /// Makes the registers of all devices visible to the guest, disks first.
+    /// Makes the registers of all devices visible to the guest: disks, networks, balloon.
     pub(crate) fn put_on(&self, bus: &Bus) -> Result<(), BuildError> {
         let blocks = self.blocks.iter().map(Block::transport);
         let nets = self.nets.iter().map(Net::transport);
-        for (index, transport) in (0u64..).zip(blocks.chain(nets)) {
+        let balloon = self.balloon.iter().map(Balloon::transport);
+        for (index, transport) in (0u64..).zip(blocks.chain(nets).chain(balloon)) {
             put(bus, index, transport)?;
         }
         Ok(())

@@ -32,6 +32,9 @@ pub struct MachineConfig {
     /// Network cards.
     #[serde(default)]
     pub networks: Vec<NetworkConfig>,
+    /// The memory balloon; `null`: none.
+    #[serde(default)]
+    pub balloon: Option<BalloonConfig>,
     /// Where the serial console goes.
     #[serde(default)]
     pub serial: SerialConfig,
@@ -69,8 +72,16 @@ pub enum ConfigError {
     /// Size of memory.
     #[error("memory_mib is {0}: 16 to 1048576 MiB are possible")]
     Memory(u64),
+    /// Size of the balloon.
+    #[error("the balloon's target of {target} MiB is not less than memory_mib, {memory}: lower it")]
+    Balloon {
+        /// MiB that the guest would be asked to give back.
+        target: u64,
+        /// MiB that it has.
+        memory: u64,
+    },
     /// Number of devices.
-    #[error("{wanted} disks and networks were asked for, a machine has room for {most}: remove some")]
+    #[error("{wanted} disks, networks and balloons were asked for, a machine has room for {most}: remove some")]
     TooManyDevices {
         /// Configured.
         wanted: usize,
@@ -93,7 +104,10 @@ impl MachineConfig {
         if !(16..=1 << 20).contains(&self.memory_mib) {
             return Err(ConfigError::Memory(self.memory_mib));
         }
-        let (wanted, most) = (self.disks.len() + self.networks.len(), crate::builder::MAX_VIRTIO_DEVICES);
+        if let Some(balloon) = &self.balloon {
+            balloon.check(self.memory_mib)?;
+        }
+        let (wanted, most) = (self.virtio_devices(), crate::builder::MAX_VIRTIO_DEVICES);
         if wanted > most {
             return Err(ConfigError::TooManyDevices { wanted, most });
         }
@@ -107,6 +121,13 @@ impl MachineConfig {
             seen.push(id);
         }
         Ok(())
+    }
+}
+
+impl MachineConfig {
+    /// How many virtio devices it has.
+    pub fn virtio_devices(&self) -> usize {
+        self.disks.len() + self.networks.len() + usize::from(self.balloon.is_some())
     }
 }
 
@@ -164,6 +185,39 @@ pub enum TapSource {
     Tap(String),
     /// An open tap file descriptor that the parent left open.
     Fd(i32),
+}
+
+/// The memory balloon, through which the guest gives memory back to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BalloonConfig {
+    /// MiB that the guest is asked to give back from the beginning; less than it has.
+    pub target_mib: u64,
+    /// The guest may take pages back by itself before it would run out of memory.
+    pub deflate_on_oom: bool,
+    /// The guest gives pages back whenever they become free, without being asked.
+    pub free_page_reporting: bool,
+}
+
+impl Default for BalloonConfig {
+    fn default() -> Self {
+        Self { target_mib: 0, deflate_on_oom: true, free_page_reporting: true }
+    }
+}
+
+impl BalloonConfig {
+    /// Checks the target against the machine's memory.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Balloon`].
+    pub fn check(&self, memory_mib: u64) -> Result<(), ConfigError> {
+        if self.target_mib < memory_mib {
+            Ok(())
+        } else {
+            Err(ConfigError::Balloon { target: self.target_mib, memory: memory_mib })
+        }
+    }
 }
 
 /// Where the serial console goes.

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use migration::guest::{DeviceSlot, StatePayload};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use crate::device::virtio::fuzzing::{block_state, disk_request, new_block_state, virtqueue};
+pub use crate::device::virtio::fuzzing::{balloon, block_state, disk_request, new_block_state, virtqueue};
 
 use crate::config::{MachineConfig, SerialConfig};
 use crate::device::serial::{self, Console};

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::{
-    ChangedLimits, MachineDigest, MachineInfo, MachineState, Metrics, MigrationStatus, Receiving, Settle,
+    BalloonInfo, BalloonTarget, ChangedLimits, MachineDigest, MachineInfo, MachineState, Metrics, MigrationStatus,
+    Receiving, Settle,
 };
-use crate::config::{MachineConfig, ReceiveConfig, SendConfig};
+use crate::config::{BalloonConfig, ConfigError, MachineConfig, ReceiveConfig, SendConfig};
 use crate::memory::Usage;
 use crate::migrate::{Job, JobError};
 use crate::snapshot::{self, SnapshotError};
@@ -31,6 +32,12 @@ pub enum ServiceError {
     /// There was no migration.
     #[error("there has been no migration since this VMM started")]
     NoMigration,
+    /// No balloon.
+    #[error("this machine has no balloon: give it one in its configuration (\"balloon\": {{}}) and start it again")]
+    NoBalloon,
+    /// A target that cannot be.
+    #[error(transparent)]
+    Target(#[from] ConfigError),
     /// Cancelled too late.
     #[error(transparent)]
     TooLate(#[from] migration::control::TooLate),
@@ -160,6 +167,31 @@ impl Service {
         let empty = || Metrics { overhead_bytes: Usage::now(None).other_bytes, ..Metrics::default() };
         let counted = self.present().map_or_else(empty, |machine| machine.metrics());
         Metrics { process_us: process_time().as_micros() as u64, ..counted }
+    }
+
+    /// What was given back through the balloon.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if there is no machine, or it has none.
+    pub fn balloon(&self) -> Result<BalloonInfo, ServiceError> {
+        let machine = self.machine()?;
+        let balloon = machine.balloon().ok_or(ServiceError::NoBalloon)?;
+        Ok(balloon.info().map_err(MachineError::from)?)
+    }
+
+    /// Asks the guest to give memory back, or to take it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Service::balloon`], or if the target is not less than the machine's memory.
+    pub fn inflate(&self, target: &BalloonTarget) -> Result<BalloonInfo, ServiceError> {
+        let machine = self.machine()?;
+        let balloon = machine.balloon().ok_or(ServiceError::NoBalloon)?;
+        let target_mib = target.target_mib;
+        BalloonConfig { target_mib, ..BalloonConfig::default() }.check(self.config.memory_mib)?;
+        balloon.set_target(target_mib).map_err(MachineError::from)?;
+        self.balloon()
     }
 
     /// Listens for a machine.

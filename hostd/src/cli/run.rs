@@ -132,6 +132,7 @@ fn machine(arguments: &Arguments, scratch: &Path) -> Result<MachineConfig, Failu
         cmdline: arguments.cmdline.clone().unwrap_or_else(usual),
         disks: disks.collect::<Result<_, _>>()?,
         networks: arguments.taps.iter().enumerate().map(network).collect(),
+        balloon: None,
         serial: SerialConfig::Stdio,
     })
 }

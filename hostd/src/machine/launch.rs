@@ -89,6 +89,7 @@ fn prepare(
         cmdline: record.cmdline.clone(),
         disks: record.disks.iter().map(disk_config).collect(),
         networks,
+        balloon: None,
         serial: SerialConfig::File(folder.join("console.log")),
     };
     let path = folder.join("machine.json");

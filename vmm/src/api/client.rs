@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{ChangedLimits, MachineDigest, MachineInfo, Metrics, MigrationStatus, Problem, Receiving, Save, Settle};
+use super::{
+    BalloonInfo, BalloonTarget, ChangedLimits, MachineDigest, MachineInfo, Metrics, MigrationStatus, Problem,
+    Receiving, Save, Settle,
+};
 use crate::config::{ReceiveConfig, SendConfig};
 
 /// Longest answer that is read: a migration report with many rounds stays well below it.
@@ -141,6 +144,16 @@ impl Client {
     /// Counters.
     pub fn metrics(&self) -> Result<Metrics, ClientError> {
         self.call("GET", "/v1/metrics").json(&())
+    }
+
+    /// What was given back through the balloon, and what the guest says of its memory.
+    pub fn balloon(&self) -> Result<BalloonInfo, ClientError> {
+        self.call("GET", "/v1/balloon").json(&())
+    }
+
+    /// Asks the guest to give memory back, or to take it.
+    pub fn inflate(&self, target_mib: u64) -> Result<BalloonInfo, ClientError> {
+        self.call("PUT", "/v1/balloon").json(&BalloonTarget { target_mib })
     }
 
     /// Listens for a migration to arrive.

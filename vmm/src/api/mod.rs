@@ -9,6 +9,8 @@
 //! | `GET /v1/machine/digest` | | [`MachineDigest`]; the machine must be paused or fenced |
 //! | `PUT /v1/machine/quit` | | 204, then the process ends |
 //! | `GET /v1/metrics` | | [`Metrics`] |
+//! | `GET /v1/balloon` | | [`BalloonInfo`]; 404 if the machine has none |
+//! | `PUT /v1/balloon` | [`BalloonTarget`] | [`BalloonInfo`] |
 //! | `PUT /v1/migration/receive` | [`crate::config::ReceiveConfig`] | [`Receiving`] |
 //! | `PUT /v1/migration/send` | [`crate::config::SendConfig`] | 202 [`MigrationStatus`]; runs in the background |
 //! | `GET /v1/migration` | | [`MigrationStatus`]; 404 if there was none |
@@ -29,6 +31,8 @@ use std::path::PathBuf;
 
 use migration::report::Report;
 use serde::{Deserialize, Serialize};
+
+pub use crate::device::virtio::balloon::Statistics;
 
 /// What a machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +92,31 @@ pub struct Metrics {
     pub net_transmit_bytes: u64,
     /// Exits from guest mode.
     pub exits: u64,
+}
+
+/// `GET /v1/balloon`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonInfo {
+    /// What the guest is asked to give back.
+    pub target_bytes: u64,
+    /// What it says it has given back. It takes time, and a guest without memory to spare gives less.
+    pub actual_bytes: u64,
+    /// Given back through the balloon since this process started, each time anew.
+    pub inflated_bytes: u64,
+    /// The same by reports of free pages.
+    pub reported_bytes: u64,
+    /// Named to migrations as free.
+    pub hinted_bytes: u64,
+    /// The guest's own figures, from when they were asked for the last time; this question asks for new ones.
+    pub statistics: Statistics,
+}
+
+/// Body of `PUT /v1/balloon`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonTarget {
+    /// MiB that the guest is asked to give back; 0 returns all of them to it.
+    pub target_mib: u64,
 }
 
 /// `GET /v1/machine/digest`: BLAKE3 in hexadecimal over all RAM and over each disk.

@@ -33,6 +33,7 @@ use crate::builder::Sockets;
 use crate::config::MachineConfig;
 use crate::device::bus::Bus;
 use crate::device::serial::Console;
+use crate::device::virtio::balloon::Balloon;
 use crate::device::virtio::block::Block;
 use crate::device::virtio::net::Net;
 use crate::device::{Device, DeviceError};
@@ -72,17 +73,19 @@ pub enum MachineError {
     Track(#[from] TrackError),
 }
 
-/// The virtio devices, in the order of the configuration.
+/// The virtio devices, in the order in which the guest sees them.
 #[derive(Default)]
 pub(crate) struct Devices {
     pub(crate) blocks: Vec<Block>,
     pub(crate) nets: Vec<Net>,
+    pub(crate) balloon: Option<Balloon>,
 }
 
 impl Devices {
     fn all(&self) -> impl Iterator<Item = &dyn Device> {
         let blocks = self.blocks.iter().map(|block| block as &dyn Device);
-        blocks.chain(self.nets.iter().map(|net| net as &dyn Device))
+        let nets = self.nets.iter().map(|net| net as &dyn Device);
+        blocks.chain(nets).chain(self.balloon.iter().map(|balloon| balloon as &dyn Device))
     }
 }
 
@@ -325,6 +328,11 @@ impl Machine {
         self.devices().nets.iter().for_each(Net::announce);
     }
 
+    /// Its balloon, if it has one and has been booted or restored.
+    pub fn balloon(&self) -> Option<&Balloon> {
+        self.devices().balloon.as_ref()
+    }
+
     /// Counters of vCPUs and devices, and the memory of the process; its other counters are left at zero.
     pub fn metrics(&self) -> Metrics {
         let memory = self.parts.memory.usage();
@@ -348,7 +356,7 @@ impl Machine {
     }
 
     fn devices(&self) -> &Devices {
-        static NONE: Devices = Devices { blocks: Vec::new(), nets: Vec::new() };
+        static NONE: Devices = Devices { blocks: Vec::new(), nets: Vec::new(), balloon: None };
         self.devices.get().unwrap_or(&NONE)
     }
 }

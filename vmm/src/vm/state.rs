@@ -13,6 +13,7 @@ use crate::builder::BuildError;
 use crate::device::DeviceError;
 use crate::device::serial;
 use crate::device::state::{StateError, decode, encode};
+use crate::device::virtio::balloon::{self, Balloon};
 use crate::device::virtio::block::Block;
 use crate::device::virtio::net::Net;
 use crate::kvm::KvmError;
@@ -83,7 +84,9 @@ impl Machine {
         let vcpus = (0..usize::from(config.vcpus)).map(vcpu_slot);
         let blocks = config.disks.iter().map(|disk| slot(format!("virtio-block/{}", disk.id)));
         let nets = config.networks.iter().map(|network| slot(format!("virtio-net/{}", network.id)));
-        vcpus.chain([slot("clock"), serial::slot()]).chain(blocks).chain(nets).chain([slot("irqchip")]).collect()
+        let balloon = config.balloon.iter().map(|_| balloon::slot());
+        let devices = blocks.chain(nets).chain(balloon);
+        vcpus.chain([slot("clock"), serial::slot()]).chain(devices).chain([slot("irqchip")]).collect()
     }
 
     /// The state of everything but memory and disks.
@@ -160,7 +163,10 @@ impl Machine {
             Ok(Net::restore(tap, wiring, find(&slot(format!("virtio-net/{}", config.id)))?)?)
         });
         let nets = nets.collect::<Result<_, StateFailure>>()?;
-        let devices = Devices { blocks, nets };
+        let balloon = sockets.balloon.map(|(config, wiring)| -> Result<_, StateFailure> {
+            Ok(Balloon::restore(&config, &parts.memory, wiring, find(&balloon::slot())?)?)
+        });
+        let devices = Devices { blocks, nets, balloon: balloon.transpose()? };
         devices.put_on(&parts.bus).map_err(Box::new)?;
         let _ = self.devices.set(devices);
         irqchip.restore(&parts.vm)?;

@@ -5,11 +5,13 @@ use std::fs::File;
 use std::sync::Arc;
 
 use migration::guest::{MemoryRegion, StatePayload};
+use migration::page::SharedBitmap;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::balloon::{self, BalloonWorker};
 use super::block::{self, Block};
-use super::{Chain, Interrupt, QueueStateV1, Segment, VirtQueue, Wiring};
+use super::{Backend, Chain, Interrupt, QueueStateV1, Segment, VirtQueue, Wiring};
 use crate::config::{DiskConfig, DiskSource};
 use crate::device::{Device, Line};
 use crate::disk::RawDisk;
@@ -30,6 +32,7 @@ impl Line for Deaf {
 }
 
 struct Rig {
+    memory: Memory,
     ram: GuestRam,
     interrupt: Arc<Interrupt>,
 }
@@ -42,7 +45,7 @@ impl Rig {
         let memory = Memory::with_regions(vec![region(0), region(half as u64 + 0x1000)]).ok()?;
         let ram = memory.ram().clone();
         let interrupt = Arc::new(Interrupt::new(Arc::new(Deaf)));
-        Some(Self { ram, interrupt })
+        Some(Self { memory, ram, interrupt })
     }
 
     fn wiring(&self) -> Option<Wiring> {
@@ -77,13 +80,11 @@ fn take<const N: usize>(data: &mut &[u8]) -> [u8; N] {
     bytes
 }
 
-/// A queue as a driver may have set it up, over memory that holds `data`; every chain is parsed as a request of a disk, and used.
-pub fn virtqueue(mut data: &[u8]) {
-    let data = &mut data;
-    let flags = take::<1>(data)[0];
+/// A queue as a driver may have set it up; its addresses are aligned unless they must not be.
+fn queue_state(data: &mut &[u8], aligned: bool) -> QueueStateV1 {
     let word = |data: &mut &[u8]| u16::from_le_bytes(take(data));
-    let address = |data: &mut &[u8]| u64::from(u16::from_le_bytes(take(data))) & if flags & 1 == 0 { !0xf } else { !0 };
-    let state = QueueStateV1 {
+    let address = |data: &mut &[u8]| u64::from(u16::from_le_bytes(take(data))) & if aligned { !0xf } else { !0 };
+    QueueStateV1 {
         size: word(data),
         ready: true,
         descriptors: address(data),
@@ -91,7 +92,14 @@ pub fn virtqueue(mut data: &[u8]) {
         used: address(data),
         next_avail: word(data),
         next_used: word(data),
-    };
+    }
+}
+
+/// A queue over memory that holds `data`; every chain is parsed as a request of a disk, and used.
+pub fn virtqueue(mut data: &[u8]) {
+    let data = &mut data;
+    let flags = take::<1>(data)[0];
+    let state = queue_state(data, flags & 1 == 0);
     with_rig(|rig| {
         rig.fill(data);
         let queue = VirtQueue::new(&state, 256, flags & 2 != 0, &rig.ram, &rig.interrupt);
@@ -111,6 +119,42 @@ pub fn virtqueue(mut data: &[u8]) {
             }
         }
         queue.signal();
+    });
+}
+
+/// One of a balloon's queues, over memory that holds `data`: pages are given back, figures read, hints taken.
+pub fn balloon(mut data: &[u8]) {
+    let data = &mut data;
+    let flags = take::<1>(data)[0];
+    let state = queue_state(data, flags & 8 == 0);
+    with_rig(|rig| {
+        rig.fill(data);
+        let Some(wiring) = rig.wiring() else { return };
+        let kicks = std::array::from_fn(|_| wiring.notify[0].try_clone().ok());
+        let [Some(first), Some(second), Some(third), Some(fourth), Some(fifth)] = kicks else { return };
+        let config = balloon::ConfigSpace::default();
+        let parts = balloon::Parts {
+            memory: rig.memory.clone(),
+            interrupt: Arc::clone(&rig.interrupt),
+            config: config.clone(),
+            counters: Arc::default(),
+            hint_id: Arc::default(),
+        };
+        let Ok(mut worker) = BalloonWorker::new([first, second, third, fourth, fifth], parts) else { return };
+        let index = usize::from(flags & 7) % balloon::QUEUES;
+        let mut queues: Vec<Option<VirtQueue>> = (0..balloon::QUEUES).map(|_| None).collect();
+        worker.pause();
+        queues[index] = VirtQueue::new(&state, 128, flags & 16 != 0, &rig.ram, &rig.interrupt);
+        worker.activate(u64::MAX, queues);
+        let free = Arc::new(SharedBitmap::new(rig.memory.pages()));
+        let asked = flags & 32 != 0 && worker.start_hints(Arc::clone(&free));
+        worker.run();
+        worker.statistics();
+        worker.ready(index as u64);
+        worker.stop_hints(true);
+        assert!(asked || free.count() == 0);
+        (0..balloon::QUEUES).for_each(|index| worker.stop_queue(index));
+        worker.reset();
     });
 }
 

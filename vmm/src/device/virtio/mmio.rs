@@ -73,11 +73,10 @@ impl BusDevice for MmioTransport {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        // Nothing in the configuration spaces of our devices can be written.
-        if let Ok(&bytes) = <&[u8; 4]>::try_from(data)
-            && offset < CONFIG
-        {
-            let mut registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset >= CONFIG {
+            registers.write_config((offset - CONFIG) as usize, data);
+        } else if let Ok(&bytes) = <&[u8; 4]>::try_from(data) {
             write_register(&mut registers, offset, u32::from_le_bytes(bytes));
         }
     }

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::device::Line;
 use crate::memory::GuestRam;
 
+pub mod balloon;
 pub mod block;
 mod chain;
 #[cfg(feature = "fuzzing")]

@@ -1,6 +1,7 @@
 //! The state behind the registers: device status, feature negotiation and queue set-up (virtio 1.2, sections 2.1, 2.2 and
 //! 3.1), independent of the register window itself.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -271,6 +272,19 @@ impl Registers {
         let length = rest.len().min(data.len());
         data[..length].copy_from_slice(&rest[..length]);
         data[length..].fill(0);
+    }
+
+    /// Configuration space: what the driver may not write, and what is no whole field, is ignored.
+    pub fn write_config(&self, offset: usize, data: &[u8]) {
+        let end = offset.saturating_add(data.len());
+        let fits = |range: &Range<usize>| range.start <= offset && end <= range.end;
+        if self.status & status::DRIVER == 0 || !self.model.writable.iter().any(fits) {
+            return;
+        }
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = config.get_mut(offset..end) {
+            place.copy_from_slice(data);
+        }
     }
 
     /// The state to travel; `progress` is what the paused worker says of its queues.

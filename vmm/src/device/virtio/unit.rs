@@ -1,5 +1,6 @@
 //! What every virtio device is made of: registers, an interrupt line, and a worker.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -25,6 +26,8 @@ pub struct Model {
     pub queue_sizes: Vec<u16>,
     /// Version of the saved state.
     pub state_version: u16,
+    /// Bytes of the configuration space that the driver may write.
+    pub writable: &'static [Range<usize>],
 }
 
 /// (next available, next used) of each live queue of a paused worker; `None` while that is not known.
@@ -74,6 +77,7 @@ impl<B: Backend> Link for WorkerLink<B> {
         let reset = move |backend: &mut B| {
             *lock(&progress) = None;
             (0..backend.progress().len()).for_each(|index| backend.stop_queue(index));
+            backend.reset();
         };
         self.worker.call(reset).is_ok()
     }

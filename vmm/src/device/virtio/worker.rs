@@ -38,6 +38,9 @@ pub trait Backend: Send + 'static {
     /// Finish what is in flight of this queue, and forget it.
     fn stop_queue(&mut self, index: usize);
 
+    /// The driver has reset the device; all queues are forgotten.
+    fn reset(&mut self) {}
+
     /// (next available, next used) of the live queues.
     fn progress(&self) -> Vec<Option<(u16, u16)>>;
 }

@@ -90,7 +90,7 @@ impl Block {
             | feature::FLUSH
             | if disk.layout().read_only { feature::RO } else { feature::DISCARD | feature::WRITE_ZEROES };
         let queue_sizes = vec![QUEUE_SIZE];
-        let model = Model { name, device_id: DEVICE_ID, features, queue_sizes, state_version: version };
+        let model = Model { name, device_id: DEVICE_ID, features, queue_sizes, state_version: version, writable: &[] };
         let transport = saved.map(|saved| &saved.transport);
         let unit = Unit::new(model, config, wiring.ram, interrupt, wiring.notify, backend, transport)?;
         Ok(Self { unit, disk, counters })

@@ -102,7 +102,7 @@ impl Net {
         let backend = NetWorker::new(Arc::clone(&tap), kicks, parts).map_err(failed("set up epoll and a timer"))?;
         let features = common::COMMON | feature::OFFERED;
         let queue_sizes = vec![QUEUE_SIZE; QUEUES];
-        let model = Model { name, device_id: DEVICE_ID, features, queue_sizes, state_version: version };
+        let model = Model { name, device_id: DEVICE_ID, features, queue_sizes, state_version: version, writable: &[] };
         let transport = saved.map(|saved| &saved.transport);
         let unit = Unit::new(model, config, wiring.ram, Arc::clone(&interrupt), wiring.notify, backend, transport)?;
         if saved.is_some_and(|saved| !saved.link_up) {

@@ -19,7 +19,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "frame", run: wire::frame, rounds: 50_000 },
     Target { name: "message", run: wire::message, rounds: 50_000 },
     Target { name: "handshake", run: wire::handshake, rounds: 50_000 },
@@ -28,6 +28,7 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "block_state", run: vmm::fuzzing::block_state, rounds: 2_000 },
     Target { name: "snapshot", run: vmm::fuzzing::snapshot, rounds: 10_000 },
     Target { name: "virtqueue", run: vmm::fuzzing::virtqueue, rounds: 50_000 },
+    Target { name: "balloon", run: vmm::fuzzing::balloon, rounds: 20_000 },
     Target { name: "disk_request", run: vmm::fuzzing::disk_request, rounds: 50_000 },
     Target { name: "vmm_api", run: vmm::fuzzing::api, rounds: 50_000 },
     Target { name: "hostd_api", run: daemon::body, rounds: 50_000 },

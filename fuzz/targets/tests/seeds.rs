@@ -55,6 +55,24 @@ fn virtqueue() -> Vec<u8> {
     bytes
 }
 
+/// Flags with the number of a balloon's queue, then as above: a chain of what the device reads, and of what it may take.
+fn balloon(flags: u8, words: [u32; 3]) -> Vec<u8> {
+    let mut bytes = virtqueue();
+    bytes[0] = flags;
+    let ram = &mut bytes[13..];
+    // Twelve bytes to read; then two pages for the device, or (last) a single byte.
+    let lengths: [(u64, u32, u16); 3] = [(0x400, 12, 1), (0x2000, 0x2000, 3), (0x480, 1, 2)];
+    for (descriptor, (gpa, length, flags)) in ram.chunks_exact_mut(16).zip(lengths) {
+        descriptor[..8].copy_from_slice(&gpa.to_le_bytes());
+        descriptor[8..12].copy_from_slice(&length.to_le_bytes());
+        descriptor[12..14].copy_from_slice(&flags.to_le_bytes());
+    }
+    for (place, word) in ram[0x400..].chunks_exact_mut(4).zip(words) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
 /// A request of kind `kind` with a header, `data` and a status byte.
 fn request(kind: u32, writable: u8, cuts: [u8; 8], data: &[u8]) -> Vec<u8> {
     let mut bytes = vec![writable << 4];
@@ -72,6 +90,10 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("handshake", "hello", payload(&frames, "Hello").to_vec()),
         ("missing", "list", lists(&frames)),
         ("virtqueue", "one-chain", virtqueue()),
+        ("balloon", "inflate", balloon(0, [2, 3, 0xffff_ffff])),
+        ("balloon", "statistics", balloon(2, [4, 0x1000, 0])),
+        ("balloon", "hints", balloon(32 | 3, [0x8000_0000, 0, 0])),
+        ("balloon", "reports", balloon(16 | 4, [0; 3])),
         ("disk_request", "read", request(0, 3, [16, 0, 0, 0, 0, 255, 255, 3], &[])),
         ("disk_request", "discard", request(11, 1, [16, 16, 0, 0, 0, 0, 0, 1], &[1; 16])),
         ("block_state", "new", vmm::fuzzing::new_block_state().expect("a new disk")),
@@ -87,6 +109,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             "save",
             b"PUT /v1/machine/save HTTP/1.1\r\nContent-Length: 17\r\n\r\n{\"path\": \"/x/y\"}".to_vec(),
         ),
+        ("vmm_api", "inflate", b"PUT /v1/balloon HTTP/1.1\r\nContent-Length: 18\r\n\r\n{\"target_mib\": 16}".to_vec()),
         ("vmm_api", "receive", [&b"PUT /v1/migration/receive HTTP/1.1\r\n\r\n"[..], RECEIVE].concat()),
         ("hostd_api", "create", [&b"c"[..], CREATE].concat()),
         (

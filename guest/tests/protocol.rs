@@ -10,19 +10,26 @@ fn any_workload() -> impl Strategy<Value = Workload> {
         proptest::option::of((any::<[u8; 4]>(), 0_u8..=32)),
         proptest::option::of(any::<[u8; 4]>()),
         (mib.clone(), mib.clone(), mib.clone(), mib.clone()),
+        (mib.clone(), mib.clone()),
         (0_u8..=100, mib, 1_u32..=60_000),
     )
-        .prop_map(|(ip, gateway, (sweep, sweep_rate, disk, disk_rate), (cpu, fill, heartbeat))| Workload {
-            ip: ip.map(|(octets, prefix)| Address { ip: octets.into(), prefix }),
-            gateway: gateway.map(Into::into),
-            sweep_mib: sweep,
-            sweep_mib_per_second: sweep_rate,
-            disk_mib: disk,
-            disk_mib_per_second: disk_rate,
-            cpu_percent: cpu,
-            fill_mib: fill,
-            heartbeat_ms: heartbeat,
-        })
+        .prop_map(
+            |(ip, gateway, (sweep, sweep_rate, disk, disk_rate), (churn, churn_rate), (cpu, fill, heartbeat))| {
+                Workload {
+                    ip: ip.map(|(octets, prefix)| Address { ip: octets.into(), prefix }),
+                    gateway: gateway.map(Into::into),
+                    sweep_mib: sweep,
+                    sweep_mib_per_second: sweep_rate,
+                    disk_mib: disk,
+                    disk_mib_per_second: disk_rate,
+                    cpu_percent: cpu,
+                    fill_mib: fill,
+                    churn_mib: churn,
+                    churn_mib_per_second: churn_rate,
+                    heartbeat_ms: heartbeat,
+                }
+            },
+        )
 }
 
 proptest! {
@@ -47,7 +54,7 @@ proptest! {
 
     #[test]
     fn no_known_word_breaks_the_parser(
-        words in proptest::collection::vec(("(ip|gw|sweep|disk|cpu|fill|hb|virtio_mmio.device)", "[-+0-9a-fxKM@:./]{0,24}"), 0..60)
+        words in proptest::collection::vec(("(ip|gw|sweep|disk|churn|cpu|fill|hb|virtio_mmio.device)", "[-+0-9a-fxKM@:./]{0,24}"), 0..60)
     ) {
         let line: Vec<String> = words.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let parsed = CommandLine::parse(&line.join(" "));

@@ -1,7 +1,7 @@
 //! The main loop: one thread of control that looks at every part in turn and sleeps when none has anything to do.
 //!
 //! ```text
-//!   ┌► take interrupts ─► network ─► disk ─► memory ─► processor load ─► heartbeat ─┐
+//!   ┌► take interrupts ─► network ─► disk, memory, balloon ─► processor ─► heartbeat ─┐
 //!   │                                                     somebody wants "now" ─────┤
 //!   └── hlt until an interrupt ◄── set the timer ◄── device interrupts on ◄─────────┘
 //! ```
@@ -13,6 +13,7 @@ use crate::net::{Control, Network};
 use crate::protocol::message::{Reply, Request, Settings, Status};
 use crate::protocol::{REQUEST_BYTES_MAX, workload::Workload};
 use crate::time::{Clock, MICROSECOND, MILLISECOND, Next, SECOND, Timer};
+use crate::work::balloon::Balloon;
 use crate::work::cpu::Cpu;
 use crate::work::disk::Disk;
 use crate::work::heartbeat::Heartbeat;
@@ -37,6 +38,7 @@ struct Machine {
     workload: Workload,
     memory: Memory,
     disk: Option<Disk>,
+    balloon: Option<Balloon>,
     cpu: Cpu,
     heartbeat: Heartbeat,
     stall: Stall,
@@ -62,6 +64,7 @@ impl Guest {
         memory: Memory,
         disk: Option<Disk>,
         network: Option<Network>,
+        balloon: Option<Balloon>,
     ) -> Self {
         let heartbeat = Heartbeat::new(workload.heartbeat_ms, clock.now());
         let machine = Machine {
@@ -69,6 +72,7 @@ impl Guest {
             workload,
             memory,
             disk,
+            balloon,
             cpu: Cpu::default(),
             heartbeat,
             stall: Stall::default(),
@@ -109,7 +113,8 @@ impl Guest {
     fn sleep(&mut self, next: Next) {
         let Self { machine, network, timer } = self;
         let busy = network.as_mut().is_some_and(|network| network.set_interrupts(true))
-            | machine.disk.as_mut().is_some_and(|disk| disk.set_interrupts(true));
+            | machine.disk.as_mut().is_some_and(|disk| disk.set_interrupts(true))
+            | machine.balloon.as_mut().is_some_and(|balloon| balloon.set_interrupts(true));
         if !busy {
             let start = machine.clock.now();
             let deadline = match next {
@@ -128,6 +133,9 @@ impl Guest {
         }
         if let Some(disk) = &mut machine.disk {
             disk.set_interrupts(false);
+        }
+        if let Some(balloon) = &mut machine.balloon {
+            balloon.set_interrupts(false);
         }
     }
 }
@@ -149,7 +157,11 @@ impl Machine {
         if let Some(disk) = &mut self.disk {
             next = next.or(disk.poll(now));
         }
-        next.or(self.memory.poll(&self.clock)).or(self.cpu.poll(&self.clock))
+        next = next.or(self.memory.poll(&self.clock));
+        if let Some(balloon) = &mut self.balloon {
+            next = next.or(balloon.poll(now, &mut self.memory));
+        }
+        next.or(self.cpu.poll(&self.clock))
     }
 
     /// The memory is filled: the workload begins.
@@ -163,8 +175,9 @@ impl Machine {
     /// Tells the parts what the workload is, and the workload what they make of it.
     fn apply(&mut self) {
         let workload = &mut self.workload;
-        workload.fill_mib = self.memory.fill_mib();
+        workload.fill_mib = self.memory.set_fill(workload.fill_mib);
         if self.ready {
+            self.memory.set_churn(workload.churn_mib, workload.churn_mib_per_second);
             workload.sweep_mib = self.memory.set_sweep(workload.sweep_mib, workload.sweep_mib_per_second);
             workload.disk_mib = match &mut self.disk {
                 Some(disk) => disk.set(workload.disk_mib, workload.disk_mib_per_second),
@@ -217,6 +230,11 @@ impl Machine {
             fill_pages: memory.filled,
             fill_pages_checked: memory.fill_checked,
             fill_errors: memory.fill_errors,
+            churn_pages_checked: memory.churn_checked,
+            churn_errors: memory.churn_errors,
+            free_mib: memory.free_mib,
+            given_mib: memory.given_mib,
+            balloon_mib: memory.balloon_mib,
             network_received: self.frames.0,
             network_sent: self.frames.1,
             longest_stall_us: self.stall.longest / MICROSECOND,

@@ -26,6 +26,7 @@ use net::Network;
 use protocol::command_line::{CommandLine, MmioDevice};
 use protocol::workload::Workload;
 use time::{Clock, Timer, timer};
+use virtio::balloon::Balloon;
 use virtio::block::Block;
 use virtio::net::Net;
 use virtio::{Device, Unusable};
@@ -52,14 +53,16 @@ extern "C" fn ring3_entry() -> ! {
         }
     }
     let work = work::memory::Memory::new(memory.area, workload.fill_mib);
-    Guest::new(clock, timer, workload, work, found.disk, found.network).run()
+    let Found { disk, network, balloon } = found;
+    Guest::new(clock, timer, workload, work, disk, network, balloon).run()
 }
 
-/// The first disk and the first network.
+/// The first device of each kind.
 #[derive(Default)]
 struct Found {
     disk: Option<Disk>,
     network: Option<Network>,
+    balloon: Option<work::balloon::Balloon>,
 }
 
 impl Found {
@@ -76,6 +79,12 @@ impl Found {
                 say!("headroom-guest network: {mac:02x?}");
                 let seed = ring0::facts().entry_tsc;
                 self.network = Some(Network::new(net, mac, workload, seed, clock.now()));
+            }
+            DeviceType::MemoryBalloon if self.balloon.is_none() => {
+                let balloon = Balloon::new(device)?;
+                let reports = if balloon.can_report() { ", reports free memory" } else { "" };
+                say!("headroom-guest balloon{reports}");
+                self.balloon = Some(work::balloon::Balloon::new(balloon));
             }
             _ => return Ok(()),
         }

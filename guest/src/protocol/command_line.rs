@@ -48,7 +48,7 @@ impl FromStr for MmioDevice {
 pub struct CommandLine {
     /// What to do.
     pub workload: Workload,
-    /// The announced devices in order: disks first, then networks.
+    /// The announced devices in order: disks, networks, the balloon.
     pub devices: Vec<MmioDevice>,
     /// Known words whose value could not be read; the guest reports them and uses its defaults.
     pub rejected: Vec<String>,
@@ -80,6 +80,7 @@ impl CommandLine {
             "gw" => workload.gateway = Some(value.parse().ok()?),
             "sweep" => (workload.sweep_mib, workload.sweep_mib_per_second) = size_and_rate(value)?,
             "disk" => (workload.disk_mib, workload.disk_mib_per_second) = size_and_rate(value)?,
+            "churn" => (workload.churn_mib, workload.churn_mib_per_second) = size_and_rate(value)?,
             "cpu" => workload.cpu_percent = value.parse().ok()?,
             "fill" => workload.fill_mib = value.parse().ok()?,
             "hb" => workload.heartbeat_ms = value.parse().ok()?,

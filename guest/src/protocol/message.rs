@@ -58,6 +58,15 @@ pub struct Settings {
     /// See [`Workload::heartbeat_ms`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeat_ms: Option<u32>,
+    /// See [`Workload::fill_mib`]: what is no longer wanted is free at once, what is added is filled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fill_mib: Option<u32>,
+    /// See [`Workload::churn_mib`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub churn_mib: Option<u32>,
+    /// See [`Workload::churn_mib_per_second`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub churn_mib_per_second: Option<u32>,
     /// Starts a new measurement of [`Status::longest_stall_us`].
     #[serde(skip_serializing_if = "is_false")]
     pub reset_stall: bool,
@@ -86,6 +95,9 @@ impl Settings {
             disk_mib_per_second: Some(workload.disk_mib_per_second),
             cpu_percent: Some(workload.cpu_percent),
             heartbeat_ms: Some(workload.heartbeat_ms),
+            fill_mib: Some(workload.fill_mib),
+            churn_mib: Some(workload.churn_mib),
+            churn_mib_per_second: Some(workload.churn_mib_per_second),
             ..Self::default()
         }
     }
@@ -103,6 +115,9 @@ impl Settings {
         change(&mut workload.disk_mib_per_second, self.disk_mib_per_second);
         change(&mut workload.cpu_percent, self.cpu_percent);
         change(&mut workload.heartbeat_ms, self.heartbeat_ms);
+        change(&mut workload.fill_mib, self.fill_mib);
+        change(&mut workload.churn_mib, self.churn_mib);
+        change(&mut workload.churn_mib_per_second, self.churn_mib_per_second);
         workload.clamp();
     }
 }
@@ -152,12 +167,22 @@ pub struct Status {
     pub cpu_percent: u8,
     /// Units of arithmetic done for [`Workload::cpu_percent`]; their rate falls when the host is short of processor.
     pub work_units: u64,
-    /// Pages of 4 KiB filled at boot.
+    /// Pages of 4 KiB filled.
     pub fill_pages: u64,
     /// Filled pages that were read and compared ([`Settings::verify_fill`]).
     pub fill_pages_checked: u64,
     /// Filled pages that did not hold what was written.
     pub fill_errors: u64,
+    /// Pages of memory that comes and goes that were compared before they were let go.
+    pub churn_pages_checked: u64,
+    /// Of these, pages that did not hold what was written.
+    pub churn_errors: u64,
+    /// Memory that nobody needs, in MiB.
+    pub free_mib: u32,
+    /// Of this, what the host has back (or never had to give).
+    pub given_mib: u32,
+    /// Memory in the balloon, in MiB.
+    pub balloon_mib: u32,
     /// Frames received.
     pub network_received: u64,
     /// Frames sent.

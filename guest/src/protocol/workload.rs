@@ -93,6 +93,10 @@ pub struct Workload {
     pub cpu_percent: u8,
     /// Memory filled with non-zero data at boot, in MiB, outside the sweeper's area. It is cut to the memory there is.
     pub fill_mib: u32,
+    /// Memory that comes and goes, in MiB: taken from what is free, filled, compared after a while, and let go.
+    pub churn_mib: u32,
+    /// Rate at which it is filled, in MiB/s; 0 lets all of it go.
+    pub churn_mib_per_second: u32,
     /// Time between two heartbeats in milliseconds, at least 1.
     pub heartbeat_ms: u32,
 }
@@ -114,6 +118,8 @@ impl Default for Workload {
             disk_mib_per_second: 0,
             cpu_percent: 0,
             fill_mib: 0,
+            churn_mib: 0,
+            churn_mib_per_second: 0,
             heartbeat_ms: 100,
         }
     }
@@ -128,6 +134,8 @@ impl Workload {
             &mut self.disk_mib,
             &mut self.disk_mib_per_second,
             &mut self.fill_mib,
+            &mut self.churn_mib,
+            &mut self.churn_mib_per_second,
         ] {
             *mib = (*mib).min(MIB_MAX);
         }
@@ -155,6 +163,10 @@ impl fmt::Display for Workload {
             self.cpu_percent,
             self.fill_mib,
             self.heartbeat_ms
-        )
+        )?;
+        if (self.churn_mib, self.churn_mib_per_second) != (0, 0) {
+            write!(formatter, " churn={}:{}", self.churn_mib, self.churn_mib_per_second)?;
+        }
+        Ok(())
     }
 }

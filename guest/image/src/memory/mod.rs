@@ -7,6 +7,7 @@
 //! Everything is identity-mapped: the boot tables map the first 4 GiB, [`map_high`] adds the rest.
 
 pub mod area;
+pub mod pool;
 
 use alloc::alloc::{Layout, alloc_zeroed};
 use alloc::string::String;

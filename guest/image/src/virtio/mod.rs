@@ -3,6 +3,7 @@
 //!
 //! The feature `VIRTIO_F_EVENT_IDX` is not taken: flags do the same for us at one store.
 
+pub mod balloon;
 pub mod block;
 pub mod hal;
 pub mod net;
@@ -95,12 +96,14 @@ impl Device {
     }
 
     /// Takes note of an interrupt, if there was one. To be called before the rings are looked at: then an edge of the
-    /// interrupt line is never missed.
-    pub fn acknowledge(&self) {
-        if ring0::take_wake(self.source) {
+    /// interrupt line is never missed. True if there was one.
+    pub fn acknowledge(&self) -> bool {
+        let woken = ring0::take_wake(self.source);
+        if woken {
             // SAFETY: InterruptACK of this device's window, identity-mapped and uncached.
             unsafe { self.acknowledge.write_volatile(INTERRUPT_BITS) }
         }
+        woken
     }
 
     /// Tells the device that there is something in `queue`, unless it said that it looks anyway.

@@ -1,6 +1,8 @@
 //! What keeps the machine busy. Each part does a small piece of work when it is called and says when it wants to be called
 //! again, so that the network is looked at in between.
 
+pub mod balloon;
+pub mod churn;
 pub mod cpu;
 pub mod disk;
 pub mod heartbeat;

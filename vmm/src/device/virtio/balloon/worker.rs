@@ -302,9 +302,9 @@ impl BalloonWorker {
         self.free = None;
         let before = self.hinting.shown();
         if done {
-            self.hinting.finish()
+            self.hinting.finish();
         } else {
-            self.hinting.stop()
+            self.hinting.stop();
         }
         if self.can_hint && before != self.hinting.shown() {
             self.show_command();

@@ -10,6 +10,7 @@
 //!   first, then devices finish or withdraw the requests that are in flight. `resume` starts devices before vCPUs.
 //! * A page or block that is written after `collect_dirty` has returned is reported by the next `collect_dirty`. Bits that
 //!   were collected belong to the caller: after a failed migration the next one starts with everything dirty.
+//! * A page that was named as free may be left out, if it was named after the `collect_dirty` that reported it.
 //! * After [`SourceGuest::fence`] the machine does not run again here until [`SourceGuest::unfence`], whatever happens.
 
 use std::ops::Range;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::page::Bitmap;
+use crate::page::{Bitmap, SharedBitmap};
 
 /// Bytes in a page: the granularity of memory dirty tracking and transfer.
 pub const PAGE_BYTES: u64 = 4096;
@@ -153,6 +154,26 @@ pub trait SourceGuest: Send + Sync {
     /// Copies pages `first..` into `buffer`, whose length is a multiple of [`PAGE_BYTES`]. The guest may be running: what
     /// is copied can be torn, and then the page is dirty.
     fn read_pages(&self, first: u64, buffer: &mut [u8]) -> GuestResult<()>;
+
+    /// Asks the guest which pages it does not use. From here on, until [`SourceGuest::stop_free_page_hints`], pages are set in
+    /// `free` that were free at some moment after this call. They may be in use again already: whoever uses one writes to it,
+    /// and [`SourceGuest::collect_dirty`] tells. False if this guest cannot be asked.
+    fn start_free_page_hints(&self, free: &Arc<SharedBitmap>) -> GuestResult<bool> {
+        let _ = free;
+        Ok(false)
+    }
+
+    /// Whether the guest has named all that it has.
+    fn free_page_hints_are_over(&self) -> bool {
+        true
+    }
+
+    /// When this returns, nothing is set in `free` any more, not even by what was on its way. `done`: nothing will be asked for
+    /// again in this migration. Idempotent.
+    fn stop_free_page_hints(&self, done: bool) -> GuestResult<()> {
+        let _ = done;
+        Ok(())
+    }
 
     /// Lets devices finish what is in flight and begin nothing new, while vCPUs still run: called just before `pause`, which
     /// then has little to wait for. What is queued meanwhile waits for the resume, wherever that is.

@@ -171,6 +171,15 @@ impl SharedBitmap {
         self.words.get((index / 64) as usize).is_some_and(|word| word.load(Ordering::Acquire) & mask != 0)
     }
 
+    /// Clears every bit that is set in `other`.
+    pub fn subtract(&self, other: &Bitmap) {
+        for (word, bits) in self.words.iter().zip(other.words()) {
+            if *bits != 0 {
+                word.fetch_and(!bits, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Whether bit `index` is set; past the end none is.
     pub fn contains(&self, index: u64) -> bool {
         self.words.get((index / 64) as usize).is_some_and(|word| word.load(Ordering::Relaxed) >> (index % 64) & 1 != 0)
@@ -205,6 +214,12 @@ mod tests {
         assert_eq!(bitmap.count(), 2);
         assert!(bitmap.remove(64) && !bitmap.remove(64) && !bitmap.insert(200));
         assert_eq!(bitmap.count(), 1);
+        assert!(bitmap.contains(0) && !bitmap.contains(64) && !bitmap.contains(200));
+        bitmap.insert(64);
+        let mut other = Bitmap::new(65);
+        other.insert_range(0..3);
+        bitmap.subtract(&other);
+        assert!(!bitmap.contains(0) && bitmap.contains(64));
     }
 
     proptest! {

@@ -193,6 +193,7 @@ pub(super) fn ping(control: &mut Channel, nonce: u64) -> Result<Duration, Migrat
 /// Nothing was sent yet: the destination's memory reads as zeroes, and so do its disks once holes have been punched.
 fn sent(layout: MachineLayout) -> Sent {
     let held = Arc::new(SharedBitmap::new(layout.pages()));
+    let skipped = Arc::new(SharedBitmap::new(layout.pages()));
     let disks = layout
         .disks
         .iter()
@@ -204,5 +205,5 @@ fn sent(layout: MachineLayout) -> Sent {
             Arc::new(digests)
         })
         .collect();
-    Sent { layout, held, disks }
+    Sent { layout, held, skipped, disks }
 }

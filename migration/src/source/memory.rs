@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Context;
+use super::hints::Skipped;
 use super::workers::{Carry, Job, Share};
+use super::{Context, Sent};
 use crate::control::Control;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{PAGE_BYTES, SourceGuest};
@@ -26,12 +27,18 @@ const LOOK_PAGES: usize = 2048;
 /// The pages of one round, shared by all memory channels: each takes the next run when it has room.
 pub(super) struct MemoryWork {
     pages: Bitmap,
+    /// Named as free since they were collected.
+    free: Arc<SharedBitmap>,
     next: Mutex<u64>,
 }
 
 impl MemoryWork {
     pub(super) fn new(pages: Bitmap) -> Self {
-        Self { pages, next: Mutex::new(0) }
+        Self { free: Arc::new(SharedBitmap::new(pages.len())), pages, next: Mutex::new(0) }
+    }
+
+    pub(super) fn free(&self) -> &Arc<SharedBitmap> {
+        &self.free
     }
 
     pub(super) fn count(&self) -> u64 {
@@ -52,6 +59,7 @@ pub(super) struct MemoryWorker {
     stop: Stop,
     limiter: Arc<Limiter>,
     held: Arc<SharedBitmap>,
+    skipped: Skipped,
     batch: Batch,
 }
 
@@ -92,6 +100,17 @@ impl Batch {
         }
     }
 
+    /// Pages that the guest does not use: the destination gets zeroes if it holds something else.
+    fn skip(&mut self, pages: Range<u64>, held: &SharedBitmap) {
+        for page in pages {
+            self.looked += 1;
+            self.zeroes += 1;
+            if held.remove(page) {
+                self.note(page, true);
+            }
+        }
+    }
+
     fn add(&mut self, guest: &dyn SourceGuest, pages: Range<u64>, held: &SharedBitmap) -> Result<(), MigrationError> {
         let count = (pages.end - pages.start) as usize;
         let start = self.filled;
@@ -123,13 +142,14 @@ impl Batch {
 }
 
 impl MemoryWorker {
-    pub(super) fn new(context: &Context, held: Arc<SharedBitmap>, limiter: Arc<Limiter>) -> Self {
+    pub(super) fn new(context: &Context, sent: &Sent, limiter: Arc<Limiter>) -> Self {
         Self {
             guest: Arc::clone(&context.guest),
             control: context.control.clone(),
             stop: context.stop.clone(),
             limiter,
-            held,
+            held: Arc::clone(&sent.held),
+            skipped: Arc::clone(&sent.skipped),
             batch: Batch {
                 data: vec![0; BATCH_PAGES * PAGE].into_boxed_slice(),
                 filled: 0,
@@ -138,6 +158,26 @@ impl MemoryWorker {
                 runs: Vec::with_capacity(BATCH_PAGES),
             },
         }
+    }
+
+    /// Takes pages in, without those that are named as free by now.
+    fn look(&mut self, pages: Range<u64>, free: &SharedBitmap) -> Result<(), MigrationError> {
+        let mut from = pages.start;
+        while from < pages.end {
+            let is_free = free.contains(from);
+            let upto = (from..pages.end).find(|&page| free.contains(page) != is_free).unwrap_or(pages.end);
+            // Asked once for each page: what is named between two answers counts as it was at the first one.
+            if is_free {
+                for page in from..upto {
+                    self.skipped.insert(page);
+                }
+                self.batch.skip(from..upto, &self.held);
+            } else {
+                self.batch.add(&*self.guest, from..upto, &self.held)?;
+            }
+            from = upto;
+        }
+        Ok(())
     }
 
     fn send(&mut self, channel: &mut Channel, share: &mut Share) -> Result<(), MigrationError> {
@@ -171,7 +211,7 @@ impl Carry for MemoryWorker {
     fn carry(&mut self, job: &Job, channel: &mut Channel) -> Result<Share, MigrationError> {
         let mut share = Share::default();
         while let Some(pages) = job.memory.take(self.batch.room()) {
-            self.batch.add(&*self.guest, pages, &self.held)?;
+            self.look(pages, &job.memory.free)?;
             if self.batch.room() == 0 {
                 self.send(channel, &mut share)?;
             }

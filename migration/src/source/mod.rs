@@ -15,6 +15,7 @@
 mod abort;
 mod connect;
 mod disk;
+mod hints;
 mod memory;
 mod postcopy;
 mod postcopy_board;
@@ -109,6 +110,8 @@ struct Held {
 #[derive(Default)]
 struct Done {
     tracking: bool,
+    /// The guest was asked for free pages.
+    hinting: bool,
     paused: bool,
     /// The guest is stopped, and must not be for longer than this before Commit.
     pause_limit: Option<Instant>,
@@ -164,6 +167,8 @@ struct Sent {
     layout: MachineLayout,
     /// Pages that were last sent with data; all others are zeroes there.
     held: Arc<SharedBitmap>,
+    /// Pages that were left out because the guest does not use them, and has not written since.
+    skipped: hints::Skipped,
     /// Digests of the blocks as they were last sent.
     disks: Vec<Arc<Digests>>,
 }

@@ -57,9 +57,12 @@ impl Dirty {
         }
     }
 
-    /// Adds what was written since the last call.
-    pub(super) fn collect(&mut self, context: &Context) -> Result<(), MigrationError> {
+    /// Adds what was written since the last call. Hints of free pages that were asked for before end here.
+    pub(super) fn collect(&mut self, context: &Context, sent: &Sent) -> Result<(), MigrationError> {
+        context.stop_hints()?;
         context.guest.collect_dirty(&mut self.memory).doing("collecting dirty pages")?;
+        // They are in use again, and will be sent.
+        sent.skipped.subtract(&self.memory);
         for (disk, bitmap) in context.guest.disks().iter().zip(&mut self.disks) {
             disk.collect_dirty(bitmap).doing("collecting dirty blocks")?;
         }
@@ -94,9 +97,10 @@ impl Precopy {
         let mut history = History::default();
         loop {
             let start = Instant::now();
+            context.start_hints(job.round, &job.memory)?;
             let shares = run_round(context, &mut self.link, &job)?;
             let mut dirty = Dirty::none(&self.sent);
-            dirty.collect(context)?;
+            dirty.collect(context, &self.sent)?;
             let elapsed = start.elapsed();
             note(context, &job, &shares, elapsed, dirty.memory.count());
             history.sent((shares.memory.data_bytes, shares.memory.busy), (shares.disk.data_bytes, shares.disk.busy));

@@ -92,6 +92,7 @@ impl Switchover {
         context.check_cancelled()?;
         let Plan { mut dirty, round, estimate, postcopy } =
             self.plan.take().ok_or(MigrationError::Bug("switchover"))?;
+        context.finish_hints();
         context.done.paused = true;
         // Not part of the downtime: vCPUs and network go on.
         context.guest.settle().doing("letting the devices finish what is in flight")?;
@@ -106,7 +107,7 @@ impl Switchover {
         }
         context.guest.pause().doing("stopping the guest")?;
         let paused = Instant::now();
-        dirty.collect(context)?;
+        dirty.collect(context, &self.sent)?;
         if let Some(entry) = postcopy {
             let rest = std::mem::replace(&mut dirty, Dirty::none(&self.sent));
             entry.begin(context, &mut self.link, &self.sent, rest)?;

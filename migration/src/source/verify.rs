@@ -69,7 +69,7 @@ impl Verify {
         let allowed = VERIFY_TIMEOUT + Duration::from_secs(bytes / VERIFY_BYTES_PER_SECOND);
         control.set_patience(allowed);
         control.set_deadline(Some(Instant::now() + allowed));
-        send_memory(context, control, self.sent.layout.pages())?;
+        send_memory(context, control, &self.sent)?;
         let layouts = &self.sent.layout.disks;
         for (number, (digests, layout)) in self.sent.disks.iter().zip(layouts).enumerate() {
             let zero = |block| crate::page::zero_block(layout.block_bytes(block));
@@ -115,8 +115,10 @@ impl crate::report::Verification {
     }
 }
 
-/// Reads what the machine held when it stopped, and sends its digests, leaving out what was never touched.
-fn send_memory(context: &Context, control: &mut Channel, pages: u64) -> Result<(), MigrationError> {
+/// Reads what the machine held when it stopped, and sends its digests, leaving out what was never touched. What was not sent
+/// because the guest does not use it has to be zeroes.
+fn send_memory(context: &Context, control: &mut Channel, sent: &Sent) -> Result<(), MigrationError> {
+    let (pages, zero) = (sent.layout.pages(), digest(&[0; PAGE_BYTES as usize]));
     let mut buffer = vec![0; READ_PAGES * PAGE_BYTES as usize];
     let (mut values, mut from, mut queued) = (Vec::with_capacity(READ_PAGES), 0, 0);
     while let Some(run) = context.guest.next_populated(from).doing("looking for populated memory")? {
@@ -129,7 +131,8 @@ fn send_memory(context: &Context, control: &mut Channel, pages: u64) -> Result<(
             let bytes = &mut buffer[..count * PAGE_BYTES as usize];
             context.guest.read_pages(first, bytes).doing("reading guest memory")?;
             values.clear();
-            values.extend(bytes.chunks_exact(PAGE_BYTES as usize).map(digest));
+            let pages = (first..).zip(bytes.chunks_exact(PAGE_BYTES as usize));
+            values.extend(pages.map(|(page, bytes)| if sent.skipped.contains(page) { zero } else { digest(bytes) }));
             control.send_digests(Subject::Memory, first, &values)?;
             queued += count;
             if queued >= FLUSH_PAGES {

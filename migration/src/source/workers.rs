@@ -84,7 +84,7 @@ impl Workers {
         let limiter = Arc::new(Limiter::new(context.control.clone()));
         let mut workers = Vec::new();
         for channel in memory {
-            let worker = MemoryWorker::new(context, Arc::clone(&sent.held), Arc::clone(&limiter));
+            let worker = MemoryWorker::new(context, sent, Arc::clone(&limiter));
             workers.push(Worker::spawn(channel, worker, report.clone())?);
         }
         if let Some(channel) = disk {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use migration::guest::{GuestResult, MachineLayout, SourceDisk, SourceGuest, StatePayload};
-use migration::page::Bitmap;
+use migration::page::{Bitmap, SharedBitmap};
 
 use super::explain;
 use crate::vm::Machine;
@@ -35,6 +35,18 @@ impl SourceGuest for Departure {
 
     fn read_pages(&self, first: u64, buffer: &mut [u8]) -> GuestResult<()> {
         self.0.memory().read_pages(first, buffer).map_err(explain)
+    }
+
+    fn start_free_page_hints(&self, free: &Arc<SharedBitmap>) -> GuestResult<bool> {
+        self.0.balloon().map_or(Ok(false), |balloon| balloon.start_hints(Arc::clone(free)).map_err(explain))
+    }
+
+    fn free_page_hints_are_over(&self) -> bool {
+        self.0.balloon().is_none_or(|balloon| balloon.hints_are_over().unwrap_or(true))
+    }
+
+    fn stop_free_page_hints(&self, done: bool) -> GuestResult<()> {
+        self.0.balloon().map_or(Ok(()), |balloon| balloon.stop_hints(done).map_err(explain))
     }
 
     fn settle(&self) -> GuestResult<()> {

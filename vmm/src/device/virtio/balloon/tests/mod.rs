@@ -1,6 +1,7 @@
 //! The balloon, driven by a driver that does what it should.
 
 mod hostile;
+mod model;
 
 use std::sync::Arc;
 

@@ -4,9 +4,13 @@
 #[allow(dead_code, missing_docs, unreachable_pub)]
 #[path = "../image/src/memory/area.rs"]
 mod area;
+#[allow(dead_code, missing_docs, unreachable_pub)]
+#[path = "../image/src/memory/pool.rs"]
+mod pool;
 
 use area::{Area, Range};
 use headroom_guest::IMAGE;
+use pool::{Pool, Unit};
 
 /// A little-endian number of `BYTES` bytes.
 fn number<const BYTES: usize>(offset: usize) -> usize {
@@ -70,4 +74,30 @@ fn pages_are_numbered_over_all_ranges() {
     assert_eq!(area.address(u64::MAX), None);
     assert_eq!(area.take_front(0x2000), Range { start: 0x2000, end: 0x4000 });
     assert_eq!((area.pages(), area.address(1)), (3, Some(1 << 32)));
+}
+
+#[test]
+fn memory_is_the_workloads_or_nobodys_or_the_hosts() {
+    let mut pool = Pool::new(8);
+    assert_eq!(pool.count(Unit::Host), 8);
+    // The sweeper has the first two, the filled area the last one.
+    assert!(pool.claim(0) && pool.claim(1) && pool.claim(7));
+    assert!(!pool.claim(1) && !pool.claim(8));
+    assert_eq!((pool.claim_next(1), pool.claim_next(9)), (Some(2), None));
+    // What was let go is free once, and what was never had is not let go.
+    pool.release(1..4);
+    assert_eq!((pool.count(Unit::Free), pool.count(Unit::Host), pool.count(Unit::Used)), (2, 4, 2));
+    // In a request it is nobody's to take.
+    assert_eq!((pool.lend_free(0), pool.lend_free(2), pool.lend_free(3)), (Some(1), Some(2), None));
+    assert!(!pool.claim(1));
+    pool.put(1, Unit::Host);
+    pool.put(2, Unit::Free);
+    // The balloon takes from the end.
+    assert_eq!(pool.lend_last(), Some(6));
+    pool.put(6, Unit::Ballooned);
+    pool.release(0..8);
+    assert_eq!((pool.ballooned(), pool.claim(6), pool.count(Unit::Used)), (Some(6), false, 0));
+    pool.put(6, Unit::Host);
+    assert_eq!((pool.ballooned(), pool.claim(6)), (None, true));
+    assert_eq!((0..9).filter_map(|_| pool.lend_last()).count(), 7);
 }

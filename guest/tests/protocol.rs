@@ -137,7 +137,14 @@ fn the_documented_requests_are_understood() {
         cpu_percent: 25,
         ..Workload::default()
     };
-    assert_eq!(request.set, Some(Settings { heartbeat_ms: None, ..Settings::of(&workload) }));
+    let left_out = Settings {
+        heartbeat_ms: None,
+        fill_mib: None,
+        churn_mib: None,
+        churn_mib_per_second: None,
+        ..Settings::of(&workload)
+    };
+    assert_eq!(request.set, Some(left_out));
     assert_eq!(request.get, None);
 
     let request: Request = serde_json::from_str(r#"{"get":"status"}"#).unwrap();

@@ -180,11 +180,6 @@ impl SharedBitmap {
         }
     }
 
-    /// Whether bit `index` is set; past the end none is.
-    pub fn contains(&self, index: u64) -> bool {
-        self.words.get((index / 64) as usize).is_some_and(|word| word.load(Ordering::Relaxed) >> (index % 64) & 1 != 0)
-    }
-
     /// Number of set bits.
     pub fn count(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.load(Ordering::Acquire).count_ones())).sum()

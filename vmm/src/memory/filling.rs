@@ -228,6 +228,12 @@ impl Memory {
         Ok(())
     }
 
+    /// Whether the kernel may put guest memory on huge pages from here on.
+    pub(super) fn want_huge_pages(&self, wanted: bool) {
+        let advice = if wanted { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        self.mapped().for_each(|(address, bytes)| advise(address, bytes, advice));
+    }
+
     /// To be called when all has arrived, and before anything but the methods of this type touches memory: from here on it is
     /// like any other, and what the guest touches for the first time may be on huge pages. Idempotent.
     pub fn arrived(&self) {

@@ -133,6 +133,7 @@ mod tests {
     fn pages_read_as_zeroes_cost_nothing_and_count_as_written() {
         let memory = two_regions();
         memory.write_pages(0, &vec![7; 8 << 20]).unwrap();
+        memory.arrived();
         assert_eq!(memory.give_back(0x1000..0x3000).unwrap(), 0x2000);
         // Ragged, past the end of the first region, and into the second one.
         assert_eq!(memory.give_back((4 << 20) - 0x1800..(1 << 32) + 0x1fff).unwrap(), 0x2000);

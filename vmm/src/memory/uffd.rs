@@ -208,6 +208,7 @@ impl Missing for LatePages {
 
     fn finish(&self) -> GuestResult<()> {
         self.memory.late.set(None);
+        self.memory.want_huge_pages(true);
         for region in &self.regions {
             let result = self.uffd.unregister(region.address as *mut _, region.pages as usize * PAGE);
             result.map_err(|source| UffdError::Request {
@@ -221,13 +222,16 @@ impl Missing for LatePages {
 }
 
 impl Memory {
-    /// Makes these pages holes again.
+    /// Makes these pages holes again, that stay holes: where huge pages are wanted, the kernel (khugepaged) may at any moment
+    /// put one together from what is there, with zeroes for what is not, until the mapping is registered. What then arrives
+    /// would find the place taken.
     ///
     /// # Errors
     ///
     /// [`MemoryError`] if the kernel refuses.
     pub fn forget_pages(&self, pages: &Bitmap) -> Result<(), MemoryError> {
         self.arrived();
+        self.want_huge_pages(false);
         let mut from = 0;
         while let Some(run) = pages.next_run(from, u64::MAX) {
             from = run.end;
@@ -324,6 +328,29 @@ mod tests {
         let mut all = vec![0; 600 * PAGE];
         memory.read_pages(500, &mut all).unwrap();
         assert!(all.iter().all(|&byte| byte == 5));
+    }
+
+    /// The kernel may put huge pages together at any moment; here it is told to, which it does to the same rules.
+    #[test]
+    fn no_huge_page_fills_what_was_forgotten() {
+        const MADV_COLLAPSE: i32 = 25;
+        let memory = Memory::new(16).unwrap();
+        memory.write_pages(512, &[1; 512 * PAGE]).unwrap();
+        let mut missing = Bitmap::new(memory.pages());
+        missing.insert_range(661..670);
+        memory.forget_pages(&missing).unwrap();
+        let (address, _) = memory.mapped().next().unwrap();
+        // SAFETY: changes no contents.
+        let collapsed = unsafe { libc::madvise((address + HUGE_PAGE) as *mut _, HUGE_PAGE, MADV_COLLAPSE) };
+        assert_ne!(collapsed, 0, "a huge page in place of what is to come");
+        let Ok(late) = LatePages::new(&memory, &missing) else { return };
+        late.fill(661, &[2; 9 * PAGE]).unwrap();
+        let mut all = vec![0; 512 * PAGE];
+        memory.read_pages(512, &mut all).unwrap();
+        assert!(
+            all.chunks(PAGE).zip(512..).all(|(page, number)| page[0] == if missing.contains(number) { 2 } else { 1 })
+        );
+        late.finish().unwrap();
     }
 
     #[test]

@@ -22,6 +22,10 @@ const EVENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("events");
 const HOST: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("host");
 const AUDIT: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("audit");
 
+/// Bytes of the file that are kept in memory. Records are small and few; redb's own choice is a gigabyte, and a daemon that lives
+/// for a year would fill it.
+const CACHE_BYTES: usize = 8 << 20;
+
 /// Hash before the first audit record.
 const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -119,7 +123,9 @@ impl Store {
     ///
     /// [`StoreError::Open`] if it is damaged or in use.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Database::create(path)
+        let database = Database::builder()
+            .set_cache_size(CACHE_BYTES)
+            .create(path)
             .map_err(|error| StoreError::Open { path: path.to_owned(), source: Box::new(error.into()) })?;
         let write = database.begin_write()?;
         for kind in [Kind::Machine, Kind::Migration, Kind::Plan, Kind::Event, Kind::Host] {

@@ -29,6 +29,7 @@ fn record() -> MachineRecord {
             read_only: false,
         }],
         networks: vec![Network { id: "net0".into(), tap: "elsewhere".into(), mac: "02:00:00:00:00:05".into() }],
+        balloon: false,
         probes: Vec::new(),
         limits: MigrationLimits::default(),
         created_unix_ms: 0,

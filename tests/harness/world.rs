@@ -35,6 +35,8 @@ pub struct Spec {
     pub memory_mib: u64,
     /// Disk in MiB.
     pub disk_mib: u64,
+    /// Whether it has a balloon.
+    pub balloon: bool,
     /// What it does.
     pub workload: Workload,
 }
@@ -52,7 +54,7 @@ impl Spec {
             fill_mib: 32,
             ..Workload::default()
         };
-        Self { name: name.to_owned(), number, memory_mib: 128, disk_mib: 64, workload }
+        Self { name: name.to_owned(), number, memory_mib: 128, disk_mib: 64, balloon: false, workload }
     }
 
     /// Its address.
@@ -71,6 +73,7 @@ impl Spec {
             cmdline: self.workload.to_string(),
             disks: vec![NewDisk { id: "disk0".into(), size_mib: Some(self.disk_mib), path: None, read_only: false }],
             networks: vec![NewNetwork { id: "net0".into(), mac: None }],
+            balloon: self.balloon,
             probes: vec![
                 ProbeSpec::Ping(self.address().into()),
                 ProbeSpec::TcpEcho((self.address(), ECHO_PORT).into()),

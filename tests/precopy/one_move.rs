@@ -59,3 +59,30 @@ fn both_stopped_images_are_compared_in_full_where_that_is_asked() {
     assert_eq!(report.verification.memory_digest_ok, Some(true));
     world.finish();
 }
+
+/// Memory comes and goes in the guest all the way there and back; what is free leaves the host, and does not travel.
+#[test]
+fn a_machine_with_a_balloon_moves_without_what_it_does_not_use() {
+    if !ready(Need::Kvm) {
+        return;
+    }
+    let world = World::two_hosts();
+    let mut spec = Spec { balloon: true, ..Spec::busy("vm1", 0) };
+    (spec.workload.churn_mib, spec.workload.churn_mib_per_second) = (24, 48);
+    world.boot("a1", &spec);
+    let balloon = |host: &str| {
+        let machine = world.ask(host, async |client| client.machine("vm1").await).expect("the machine");
+        assert!(machine.balloon);
+        vmm::api::client::Client::new(machine.api_socket).balloon().expect("a balloon")
+    };
+    world.wait("memory to be given back", || (balloon("a1").reported_bytes > 24 << 20).then_some(()));
+    for (from, to) in [("a1", "b1"), ("b1", "a1")] {
+        let report = world.moves(&spec, from, to, None);
+        assert_eq!(report.verification.memory_digest_ok, Some(true), "{report:?}");
+        let status = world.check_oracles(&spec);
+        assert_eq!(status.churn_errors, 0, "{status:?}");
+        let before = balloon(to).reported_bytes;
+        world.wait("memory to be given back again", || (balloon(to).reported_bytes > before).then_some(()));
+    }
+    world.finish();
+}

@@ -74,6 +74,9 @@ pub(super) struct Create {
     /// A network card, with a MAC address if one is given. Repeatable.
     #[arg(long = "network", value_name = "MAC", num_args = 0..=1, default_missing_value = "")]
     networks: Vec<String>,
+    /// A balloon: the guest's driver gives free memory back, and migrations do not send it.
+    #[arg(long)]
+    balloon: bool,
     /// After a migration this address must answer a ping. Repeatable.
     #[arg(long = "ping", value_name = "ADDRESS")]
     pings: Vec<IpAddr>,
@@ -106,6 +109,7 @@ impl Create {
             cmdline: self.cmdline,
             disks: self.disks.iter().enumerate().map(|(index, text)| disk(index, text)).collect(),
             networks: self.networks.iter().enumerate().map(|(index, mac)| network(index, mac)).collect(),
+            balloon: self.balloon,
             probes: pings.chain(tcps).chain(echos).collect(),
             limits: MigrationLimits::default(),
         })
@@ -177,6 +181,9 @@ fn details(machine: &Machine) -> String {
     );
     if !machine.cmdline.is_empty() {
         text.push_str(&format!("cmdline   {}\n", machine.cmdline));
+    }
+    if machine.balloon {
+        text.push_str("balloon   the guest gives free memory back\n");
     }
     for disk in &machine.disks {
         text.push_str(&format!("disk      {} {} {}\n", disk.id, bytes(disk.bytes as f64), disk.path.display()));

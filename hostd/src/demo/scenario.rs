@@ -127,6 +127,7 @@ impl MachinePlan {
             cmdline: self.workload().to_string(),
             disks: vec![NewDisk { id: "disk0".into(), size_mib: Some(64), path: None, read_only: false }],
             networks: vec![NewNetwork { id: "net0".into(), mac: None }],
+            balloon: false,
             probes: vec![
                 ProbeSpec::Ping(self.address.into()),
                 ProbeSpec::TcpEcho((self.address, super::observer::ECHO_PORT).into()),

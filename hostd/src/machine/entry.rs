@@ -31,6 +31,9 @@ pub struct MachineRecord {
     pub disks: Vec<Disk>,
     /// Network cards.
     pub networks: Vec<Network>,
+    /// Whether it has a balloon.
+    #[serde(default)]
+    pub balloon: bool,
     /// Declared probes.
     pub probes: Vec<ProbeSpec>,
     /// What its migrations may cost.
@@ -155,6 +158,7 @@ impl Entry {
             cmdline: record.cmdline,
             disks: record.disks,
             networks: record.networks,
+            balloon: record.balloon,
             probes: record.probes,
             limits: record.limits,
             pid: state.process.as_ref().filter(|process| process.ended().is_none()).map(|process| process.id().pid),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vmm::api::MachineInfo;
 use vmm::api::client::Client;
-use vmm::config::{DiskConfig, DiskSource, MachineConfig, NetworkConfig, SerialConfig, TapSource};
+use vmm::config::{BalloonConfig, DiskConfig, DiskSource, MachineConfig, NetworkConfig, SerialConfig, TapSource};
 
 use super::entry::MachineRecord;
 use super::process::{Process, Program, log_tail};
@@ -89,7 +89,7 @@ fn prepare(
         cmdline: record.cmdline.clone(),
         disks: record.disks.iter().map(disk_config).collect(),
         networks,
-        balloon: None,
+        balloon: record.balloon.then(BalloonConfig::default),
         serial: SerialConfig::File(folder.join("console.log")),
     };
     let path = folder.join("machine.json");

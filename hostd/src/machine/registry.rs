@@ -95,6 +95,7 @@ impl Machines {
             cmdline: request.cmdline.clone(),
             disks: disk::plan(&folder, &request.disks)?,
             networks: self.networks(request),
+            balloon: request.balloon,
             probes: request.probes.clone(),
             limits: request.limits.clone(),
             created_unix_ms: unix_ms(),

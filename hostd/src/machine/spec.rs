@@ -74,6 +74,7 @@ pub fn check_arrival(record: &MachineRecord) -> Result<(), MachineError> {
         cmdline: record.cmdline.clone(),
         disks: record.disks.iter().map(disk).collect(),
         networks: record.networks.iter().map(network).collect(),
+        balloon: record.balloon,
         probes: record.probes.clone(),
         limits: record.limits.clone(),
     })

@@ -113,6 +113,7 @@ mod tests {
                 read_only: false,
             }],
             networks: Vec::new(),
+            balloon: false,
             probes: Vec::new(),
             limits: MigrationLimits::default(),
             created_unix_ms: 0,

@@ -77,6 +77,10 @@ pub struct CreateMachine {
     /// Network cards in the order in which the guest sees them, at most 8.
     #[serde(default)]
     pub networks: Vec<NewNetwork>,
+    /// A balloon, through which the guest's driver gives free memory back to the host, and tells a migration what it need not
+    /// send. Hosts of a release without it do not take the machine.
+    #[serde(default)]
+    pub balloon: bool,
     /// Asked after each migration from the destination.
     #[serde(default)]
     pub probes: Vec<ProbeSpec>,
@@ -207,6 +211,9 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// Network cards.
     pub networks: Vec<Network>,
+    /// Whether it has a balloon.
+    #[serde(default)]
+    pub balloon: bool,
     /// Declared probes.
     pub probes: Vec<ProbeSpec>,
     /// What its migrations may cost.

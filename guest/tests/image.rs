@@ -72,6 +72,8 @@ fn pages_are_numbered_over_all_ranges() {
     assert_eq!(area.address(3), Some(1 << 32));
     assert_eq!(area.address(5), None);
     assert_eq!(area.address(u64::MAX), None);
+    // A quarter of what is behind the image need not be whole pages.
+    assert_eq!(area.clone().take_front(0x1001).bytes(), 0x2000);
     assert_eq!(area.take_front(0x2000), Range { start: 0x2000, end: 0x4000 });
     assert_eq!((area.pages(), area.address(1)), (3, Some(1 << 32)));
 }

@@ -13,7 +13,7 @@ pub struct Range {
 }
 
 impl Range {
-    fn bytes(self) -> u64 {
+    pub fn bytes(self) -> u64 {
         self.end.saturating_sub(self.start)
     }
 }
@@ -58,7 +58,8 @@ impl Area {
         self.bytes() / PAGE_BYTES
     }
 
-    /// Takes `bytes` from the front of the first range that has as many, or as many as the first range has.
+    /// Takes `bytes`, rounded up to whole pages, from the front of the first range that has as many, or as many as the first
+    /// range has.
     pub fn take_front(&mut self, bytes: u64) -> Range {
         let bytes = bytes.next_multiple_of(PAGE_BYTES);
         let ranges = &mut self.ranges[..self.count];

@@ -94,9 +94,10 @@ pub fn init() -> Memory {
     let behind_image = area.bytes();
     let heap_bytes = HEAP_BYTES.min((behind_image / 4).max(HEAP_BYTES_MIN));
     let heap = area.take_front(heap_bytes);
-    assert!(heap.end - heap.start == heap_bytes, "{behind_image} bytes behind the image do not hold the heap");
+    // Whole pages: as much as was asked for, or a little more.
+    assert!(heap.bytes() >= heap_bytes, "{behind_image} bytes behind the image do not hold the heap");
     // SAFETY: the range is RAM behind the image that is taken out of the area, so nothing else uses it.
-    unsafe { HEAP.lock().init(heap.start as *mut u8, heap_bytes as usize) };
+    unsafe { HEAP.lock().init(heap.start as *mut u8, heap.bytes() as usize) };
 
     let command_line = read_command_line(info.command_line);
     map_high(area.end());

@@ -260,9 +260,10 @@ fn greedy_moves_come_near_the_best_of_all_plans() {
         let (courses, target) = jumping(seed);
         let names: Vec<String> = (0..courses.len()).map(|number| format!("vm{number}")).collect();
         let source = courses.iter().skip(1).fold(courses[0].clone(), |sum, course| sum.with(course));
-        // What stands higher than ever is judged by its forecast, which is not what is compared here.
+        // What has seldom stood so high is judged by its forecast as well, and the forecasts here are made up: with twenty older
+        // moments as high it counts for less than a twentieth.
         let sums = &source.recent.cpu;
-        if !sums[..210].iter().any(|sum| sum >= &sums[239]) {
+        if sums[..210].iter().filter(|sum| *sum >= &sums[239]).count() < 20 {
             continue;
         }
         let mut case = Case::filling();
@@ -302,7 +303,7 @@ fn greedy_moves_come_near_the_best_of_all_plans() {
             let best = (0..6).map(|one| none - left(&|number| number == one)).fold(0.0, f64::max);
             let one = names.iter().position(|name| *name == first.machine);
             let net = none - left(&|number| Some(number) == one);
-            assert!(net >= 0.5 * best - 1e-9, "seed {seed}: the first avoids {net} of {best}");
+            assert!(net >= 0.8 * best - 1e-9, "seed {seed}: the first avoids {net} of {best}");
         }
         if exact > 0.01 {
             (greedy_sum, exact_sum, cases) = (greedy_sum + greedy, exact_sum + exact, cases + 1);

@@ -311,6 +311,43 @@ fn a_machine_in_doubt_is_taken_back_from_a_host_that_is_gone() {
     stage.world.finish();
 }
 
+/// The operator was wrong: the machine ran at the destination, and runs twice now. Nothing can undo that, but both hosts' operators
+/// learn of it as soon as they can.
+#[test]
+fn a_machine_that_was_taken_back_and_had_run_is_an_alarm() {
+    if !ready(Need::Kvm) {
+        return;
+    }
+    let stage = Stage::new();
+    let world = &stage.world;
+    stage.relay.arm(&[Boundary::Commit, Boundary::Resumed], false);
+    let precopy = MigrationLimits { mode: MigrationMode::Precopy, ..MigrationLimits::default() };
+    let started = world.start_migration("vm1", "a1", "b1", Some(precopy)).expect("a migration that starts");
+    assert!(stage.relay.wait(DEADLINE), "Commit never came:\n{}", world.logs());
+    let vmm = stage.vmm_of("b1");
+    world.host("b1").kill_daemon();
+    stage.relay.release(Release::Deliver);
+    assert!(stage.relay.wait(DEADLINE), "Resumed never came:\n{}", world.logs());
+    stage.relay.release(Release::Cut);
+    world.wait("doubt", || (stage.status("a1") == Some(MachineStatus::InDoubt)).then_some(()));
+    world.ask("a1", async |client| client.take_back_migration(&started.id).await).expect("no daemon answers");
+    world.wait("the machine", || (stage.status("a1") == Some(MachineStatus::Running)).then_some(()));
+    let alarms = || {
+        let records = world.ask("a1", async |client| client.audit(100).await).expect("the audit log");
+        records.into_iter().filter(|record| record.action == "alarm").map(|record| record.detail).collect::<Vec<_>>()
+    };
+    assert_eq!(alarms(), Vec::<String>::new());
+    stage.restart_daemon("b1");
+    let alarm = world.wait("an alarm", || alarms().pop());
+    assert!(alarm.contains("vm1") && alarm.contains("b1") && alarm.contains("stop one of them"), "{alarm}");
+    // One of them is stopped; the other goes on.
+    kill(vmm);
+    world.wait("its end", || (stage.status("b1") == Some(MachineStatus::Stopped)).then_some(()));
+    world.ask("b1", async |client| client.delete_machine("vm1").await).expect("it is stopped");
+    assert_eq!(stage.status("a1"), Some(MachineStatus::Running));
+    stage.world.finish();
+}
+
 /// The source is in doubt, the destination's daemon is down while its VMM takes the machine over, and then that dies too: what
 /// the guest has done there must not be undone by running it at its source as it was before.
 #[test]

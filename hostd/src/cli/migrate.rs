@@ -101,7 +101,7 @@ pub(super) struct Start {
     /// Bandwidth limit in MiB per second.
     #[arg(long, value_name = "MIB/S")]
     bandwidth: Option<u64>,
-    /// Memory channels, each a core at both hosts, 1 to 16 [default: 2]
+    /// Memory channels, each a core at both hosts, 1 to 16 [default: the machine's own limit, 2 unless set]
     #[arg(long)]
     streams: Option<u16>,
     /// Give up after so many seconds.
@@ -243,7 +243,9 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
         }
         Command::TakeBack { id, .. } => {
             let migration = client.take_back_migration(&id).await?;
-            output.print(&migration, |one| format!("{}: {} runs on {} again", one.id, one.machine, one.source))?;
+            output.print(&migration, |one| {
+                format!("{} is taken back: {} goes on at {}", one.id, one.machine, one.source)
+            })?;
         }
         Command::Abandon { id } => {
             let migration = client.abandon_migration(&id).await?;

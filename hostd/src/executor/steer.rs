@@ -8,6 +8,7 @@ use super::{Active, Executor, ExecutorError, Result};
 use crate::api::types::{Migration, MigrationSide, MigrationStage};
 use crate::machine::registry::call;
 use crate::machine::spec;
+use crate::pool::PeerError;
 
 impl Executor {
     /// Asks a migration to stop. It has stopped once its stage says so.
@@ -80,10 +81,17 @@ impl Executor {
                 "it is not in doubt where the machine runs; `headroom migration show` says it",
             ));
         }
-        if let Ok(peer) = self.peer(&migration)
-            && peer.migration(&migration.attempt_id()).await.is_ok()
-        {
-            return Err(refusal(id, WHAT, "the destination answers: it says where the machine runs within seconds"));
+        // A host that refuses is there as well.
+        let gone = match self.peer(&migration) {
+            Ok(peer) => match peer.migration(&migration.attempt_id()).await {
+                Ok(_) => false,
+                Err(error) => matches!(error, PeerError::Unreachable { .. } | PeerError::Silent { .. }),
+            },
+            Err(_) => true,
+        };
+        if !gone {
+            let why = "the destination's daemon answers, so it is not gone: it is asked where the machine runs every few seconds";
+            return Err(refusal(id, WHAT, why));
         }
         self.inner.audit.noted("taken-back", &migration.object(), "an operator says that the destination is gone");
         active.taken_back.send_replace(true);

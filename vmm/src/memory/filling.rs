@@ -128,6 +128,11 @@ fn place(uffd: &Uffd, address: usize, source: &[u8]) -> Result<(), userfaultfd::
                 copy(address + done, page);
                 page.len()
             }
+            // All has arrived in the meantime, as somebody says who reads already: this is memory like any other.
+            Err(userfaultfd::Error::CopyFailed(errno)) if errno as i32 == libc::ENOENT => {
+                copy(address + done, rest);
+                rest.len()
+            }
             // The mapping changes at this moment: once more.
             Err(userfaultfd::Error::CopyFailed(errno)) if errno as i32 == libc::EAGAIN => 0,
             Err(error) => return Err(error),
@@ -341,6 +346,19 @@ mod tests {
         let pieces: Vec<_> =
             starts.filter(|&start| memory.mapped().any(|(ram, bytes)| (ram..ram + bytes).contains(&start))).collect();
         assert_eq!(pieces.len(), 1, "one mapping again, as post-copy and the kernel like it");
+    }
+
+    #[test]
+    fn who_reads_too_early_harms_nobody() {
+        let memory = Memory::new(64).unwrap();
+        memory.prepare_pages(0..16);
+        memory.write_pages(0, &contents(0, 16)).unwrap();
+        check(&memory, 0, 16);
+        // As a channel that had looked before.
+        let filling = memory.filling.get().unwrap();
+        let (address, _) = memory.mapped().next().unwrap();
+        filling.store(0, address + 14 * PAGE, &contents(14, 40)).unwrap();
+        check(&memory, 0, 54);
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! Frames over TLS sessions.
+//! Frames over TLS sessions; those with pages and blocks are in `payload`.
+
+mod payload;
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -6,13 +8,14 @@ use std::time::{Duration, Instant};
 use super::TransportError;
 use super::pack::{Packer, Unpacked};
 use super::stream::{Stop, TlsStream};
-use crate::guest::PAGE_BYTES;
 use crate::report::TlsInfo;
 use crate::wire::WireError;
-use crate::wire::frame::{self, BlockHeader, Digests, HEADER_BYTES, Header, Kind, MAX_RUNS, PageRun, Subject};
+use crate::wire::frame::{self, Digests, HEADER_BYTES, Header, Kind, PageRun, Subject};
 use crate::wire::handshake::{self, Hello, MAGIC, Role, Welcome};
 use crate::wire::message::{MAX_TEXT, Message, sanitised};
 use crate::wire::version::{FEATURES, LZ4, NEWEST, OLDEST};
+
+pub use payload::PageSink;
 
 /// Longest hello, welcome, or refusal of one.
 pub const MAX_HELLO: u64 = 8 << 10;
@@ -232,68 +235,6 @@ impl Channel {
         self.stream.flush()
     }
 
-    /// The bandwidth limit held the next frame back for so long: the link is slower than it looks.
-    pub fn held_back(&mut self, time: Duration) {
-        if let Some(packer) = &mut self.packer {
-            packer.held_back(time);
-        }
-    }
-
-    /// Sends a page frame: `data` holds the pages of the runs that are not zero, one after the other. Returns the bytes
-    /// put on the wire, before TLS.
-    ///
-    /// # Errors
-    ///
-    /// [`TransportError`].
-    pub fn send_pages(&mut self, runs: &[PageRun], data: &[u8]) -> Result<u64, TransportError> {
-        debug_assert!(runs.len() <= MAX_RUNS && frame::data_bytes(runs) == data.len() as u64);
-        let mut table = std::mem::take(&mut self.scratch);
-        table.clear();
-        frame::encode_table(runs, &mut table);
-        let sent = self.send_payload(Kind::Pages, &table, data);
-        self.scratch = table;
-        self.stream.flush()?;
-        sent
-    }
-
-    /// Sends a block frame; written out when a batch is full. Returns the bytes put on the wire, before TLS.
-    ///
-    /// # Errors
-    ///
-    /// [`TransportError`].
-    pub fn send_block(&mut self, disk: u16, block: u64, data: &[u8]) -> Result<u64, TransportError> {
-        self.send_payload(Kind::Block, &BlockHeader { disk, block }.encode(), data)
-    }
-
-    /// Sends a frame with much data, compressed where that pays; written out batch by batch.
-    fn send_payload(&mut self, kind: Kind, head: &[u8], data: &[u8]) -> Result<u64, TransportError> {
-        let Some(mut packer) = self.packer.take() else { return self.send_parts(kind, head, data) };
-        let packed = if data.is_empty() { None } else { packer.pack(kind, &[head, data]) };
-        let start = Instant::now();
-        let sent = match packed {
-            Some((header, packed)) => self.send_parts(Kind::Packed, &header.encode(), packed),
-            None => self.send_parts(kind, head, data),
-        }?;
-        if !data.is_empty() {
-            packer.sent(sent as usize, start);
-        }
-        self.packer = Some(packer);
-        Ok(sent)
-    }
-
-    fn send_parts(&mut self, kind: Kind, head: &[u8], data: &[u8]) -> Result<u64, TransportError> {
-        let header = self.header(kind, head.len() + data.len())?;
-        // The head has a record of its own, so that records of page data begin at a page: the receiver then stores them
-        // without putting pages together from pieces.
-        self.stream.queue(&[&header, head].concat())?;
-        for part in data.chunks(BATCH_BYTES) {
-            if self.stream.queue(part)? >= BATCH_BYTES {
-                self.stream.flush()?;
-            }
-        }
-        Ok((HEADER_BYTES + head.len() + data.len()) as u64)
-    }
-
     /// Sends digests of consecutive pages or blocks; written out when a batch is full.
     ///
     /// # Errors
@@ -333,41 +274,6 @@ impl Channel {
             left -= take;
         }
         Ok(&self.scratch)
-    }
-
-    /// Bytes of the payload that is being read, at least one: of the frame that was unpacked, or as they arrive.
-    fn fill(&mut self, doing: &'static str) -> Result<&[u8], TransportError> {
-        if self.unpacked.rest().is_empty() { self.stream.fill(doing) } else { Ok(self.unpacked.rest()) }
-    }
-
-    fn consume(&mut self, bytes: usize) {
-        if self.unpacked.rest().is_empty() {
-            self.stream.consume(bytes);
-        } else {
-            self.unpacked.consume(bytes);
-        }
-    }
-
-    fn read_exact(&mut self, mut buffer: &mut [u8], doing: &'static str) -> Result<(), TransportError> {
-        while !buffer.is_empty() {
-            let chunk = self.fill(doing)?;
-            let take = chunk.len().min(buffer.len());
-            let (now, later) = buffer.split_at_mut(take);
-            now.copy_from_slice(&chunk[..take]);
-            buffer = later;
-            self.consume(take);
-        }
-        Ok(())
-    }
-
-    /// Reads a packed frame to its end; what it holds is read next.
-    fn unpack(&mut self, length: u32, doing: &'static str) -> Result<Incoming, TransportError> {
-        self.payload(length, doing)?;
-        let header = self.unpacked.unpack(&self.scratch)?;
-        Ok(match header.kind {
-            Kind::Block => Incoming::Block { length: header.length },
-            _ => Incoming::Pages { length: header.length },
-        })
     }
 
     /// The next frame of any kind.
@@ -418,83 +324,6 @@ impl Channel {
         }
     }
 
-    /// Reads the rest of a page frame. Hands its runs to `zero` or, page data as it arrives and never less than a page,
-    /// to `store`. Returns the bytes that the frame took on the wire, before TLS.
-    ///
-    /// # Errors
-    ///
-    /// [`TransportError`], or what `sink` returns.
-    pub fn read_pages<E: From<TransportError>>(
-        &mut self,
-        length: u32,
-        pages: u64,
-        sink: &mut dyn PageSink<Error = E>,
-    ) -> Result<u64, E> {
-        const DOING: &str = "receiving pages";
-        let mut head = [0; frame::table_head_bytes()];
-        if (length as usize) < head.len() {
-            let detail = format!("{length} bytes are less than a table");
-            return Err(TransportError::from(WireError::Malformed { kind: "page frame", detail }).into());
-        }
-        self.read_exact(&mut head, DOING)?;
-        let count = frame::decode_table_head(&head, length).map_err(TransportError::from)?;
-        let mut table = std::mem::take(&mut self.scratch);
-        table.resize(frame::table_bytes(count) - head.len(), 0);
-        self.read_exact(&mut table, DOING)?;
-        let mut runs = std::mem::take(&mut self.runs);
-        frame::decode_runs(&table, length, pages, &mut runs).map_err(TransportError::from)?;
-        self.scratch = table;
-        for run in &runs {
-            if run.zero {
-                sink.zero(run.first..run.first + u64::from(run.count))?;
-            } else {
-                self.read_run(run, sink)?;
-            }
-        }
-        self.runs = runs;
-        Ok(HEADER_BYTES as u64 + u64::from(length))
-    }
-
-    fn read_run<E: From<TransportError>>(
-        &mut self,
-        run: &PageRun,
-        sink: &mut dyn PageSink<Error = E>,
-    ) -> Result<(), E> {
-        const PAGE: usize = PAGE_BYTES as usize;
-        let (mut page, end) = (run.first, run.first + u64::from(run.count));
-        sink.announce(page..end);
-        while page < end {
-            let chunk = self.fill("receiving pages")?;
-            let whole = (chunk.len() / PAGE).min((end - page) as usize);
-            if whole > 0 {
-                sink.store(page, &chunk[..whole * PAGE])?;
-                self.consume(whole * PAGE);
-                page += whole as u64;
-            } else {
-                // Only from a sender that lays its records out otherwise.
-                let mut carry = [0; PAGE];
-                self.read_exact(&mut carry, "receiving pages")?;
-                sink.store(page, &carry)?;
-                page += 1;
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads the rest of a block frame. The data is valid until the next call.
-    ///
-    /// # Errors
-    ///
-    /// [`TransportError`].
-    pub fn read_block(&mut self, length: u32) -> Result<(BlockHeader, &[u8]), TransportError> {
-        let payload = if self.unpacked.rest().is_empty() {
-            self.payload(length, "receiving blocks")?
-        } else {
-            self.unpacked.take()
-        };
-        Ok(BlockHeader::decode(payload)?)
-    }
-
     /// Tells the peer that this end has given up, as far as it still listens.
     pub fn abort(&mut self, reason: &str) {
         let mut end = reason.len().min(MAX_TEXT);
@@ -506,29 +335,4 @@ impl Channel {
             tracing::debug!(%error, role = %self.role, "the peer was not told");
         }
     }
-}
-
-/// Where received pages go.
-pub trait PageSink {
-    /// Of the sink.
-    type Error;
-
-    /// These pages are about to be stored.
-    fn announce(&mut self, pages: std::ops::Range<u64>) {
-        let _ = pages;
-    }
-
-    /// Stores whole pages from `first` on.
-    ///
-    /// # Errors
-    ///
-    /// Of the sink.
-    fn store(&mut self, first: u64, data: &[u8]) -> Result<(), Self::Error>;
-
-    /// Makes pages read as zeroes.
-    ///
-    /// # Errors
-    ///
-    /// Of the sink.
-    fn zero(&mut self, pages: std::ops::Range<u64>) -> Result<(), Self::Error>;
 }

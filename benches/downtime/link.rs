@@ -63,7 +63,9 @@ fn relay(host: &LabHost, target: SocketAddr, delay: Duration) -> Result<SocketAd
     std::thread::spawn(move || -> Result<()> {
         namespace.enter()?;
         for from in listener.incoming() {
-            let (from, to) = (from?, TcpStream::connect(target)?);
+            let from = from?;
+            // Whoever is refused here sees it as it would see it there, and may try again.
+            let Ok(to) = TcpStream::connect(target) else { continue };
             for stream in [&from, &to] {
                 stream.set_nodelay(true)?;
             }

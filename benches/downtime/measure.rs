@@ -15,7 +15,7 @@ use crate::link::Link;
 use crate::ours::{self, Vmm};
 use crate::qemu::{Moved, Qemu};
 use crate::result::{Outcome, PeerOutcome, PeerRun, Run};
-use crate::scenario::{MEMORY_MIB, Scenario};
+use crate::scenario::Scenario;
 use crate::site;
 
 /// The guest works so long before it is moved: the filling is over and the rates are steady.
@@ -148,14 +148,6 @@ impl std::fmt::Display for Seen {
     }
 }
 
-/// As much memory as the machine that arrives can take, written to; to be dropped just before the move.
-///
-/// A host that is itself a virtual machine may report its free memory to its own host, and whoever touches it next waits for
-/// that host: up to 3 ms for 2 MiB, ten times of what the same move takes a moment later. What was used a moment ago is there.
-fn host_memory() -> Vec<u8> {
-    vec![1; (MEMORY_MIB << 20) as usize]
-}
-
 /// Runs `migrate` under the eyes of an observer that sends 1,000 requests a second; returns what it saw as well.
 fn observed<T>(lab: &Lab, migrate: impl FnOnce() -> Result<T>) -> Result<(T, Seen)> {
     wait_ready(lab)?;
@@ -163,9 +155,7 @@ fn observed<T>(lab: &Lab, migrate: impl FnOnce() -> Result<T>) -> Result<(T, See
     let target =
         Target { name: TARGET.into(), address: site::guest_address(), udp_per_second: 1000, tcp_per_second: 0 };
     let observer = Observer::start(lab.observer(), vec![target])?;
-    let memory = host_memory();
     std::thread::sleep(Duration::from_millis(300));
-    drop(memory);
     let started = observer.now();
     let moved = migrate()?;
     std::thread::sleep(AFTER);

@@ -31,8 +31,8 @@ use crate::wire::{WireError, layout};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections in their handshake at the same time; more are dropped.
 const MAX_HALF_OPEN: usize = 8;
-/// Connections that have proved themselves and wait for their turn; more are refused. A source opens one after the other and
-/// waits for each welcome, and the door stays open for as long as post-copy is possible: without a bound a hostile one could
+/// Connections that have proved themselves and wait for their turn; more are refused. A source opens four at a time and
+/// waits for their welcomes, and the door stays open for as long as post-copy is possible: without a bound a hostile one could
 /// pile up sessions of a quarter of a megabyte each.
 const MAX_PROVED: usize = 8;
 /// Refusals that are logged one by one; of more only each power of two, so that strangers cannot fill a disk with them.

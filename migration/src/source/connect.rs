@@ -31,8 +31,12 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 const DATA_PATIENCE: Duration = Duration::from_secs(120);
 /// For a destination that broke its data channels to say why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Round trips measured before the first round.
+/// Round trips measured before the first round: at most so many, and none after this time. What they are to leave out is an end that
+/// happened to be busy, and that matters less the longer the way is.
 const PINGS: u64 = 4;
+const PINGS_TIME: Duration = Duration::from_millis(5);
+/// Channels that are opened at the same time: a destination lets at most eight wait.
+const OPENED_AT_ONCE: usize = 4;
 
 pub(super) fn connect(context: &mut Context) -> Result<Precopy, Box<Failed>> {
     let mut connector = None;
@@ -74,14 +78,9 @@ fn handshake(
     let streams = context.options.limits.streams;
     channel.send(&Message::Layout { layout: layout.clone(), streams })?;
 
-    let mut data = Vec::new();
-    for number in 0..streams {
-        data.push(told_by(channel, open(context, &connector, Role::Memory(number)))?.0);
-    }
-    let disk = match layout.disks.len() {
-        0 => None,
-        _ => Some(told_by(channel, open(context, &connector, Role::Disk))?.0),
-    };
+    let has_disks = !layout.disks.is_empty();
+    let mut data = told_by(channel, open_all(context, &connector, &data_roles(streams, has_disks)))?;
+    let disk = if has_disks { data.pop() } else { None };
     channel.set_patience(PREPARE_TIMEOUT);
     expect_ready(channel)?;
     channel.set_patience(PATIENCE);
@@ -136,6 +135,30 @@ pub(super) fn open(context: &Context, connector: &Connector, role: Role) -> Resu
     Ok((channel, welcome))
 }
 
+/// The data channels of a session, the one for disks last.
+pub(super) fn data_roles(streams: u16, has_disks: bool) -> Vec<Role> {
+    (0..streams).map(Role::Memory).chain(has_disks.then_some(Role::Disk)).collect()
+}
+
+/// Opens several channels, in the order of `roles`; a few at a time, since each waits for three round trips.
+pub(super) fn open_all(
+    context: &Context,
+    connector: &Connector,
+    roles: &[Role],
+) -> Result<Vec<Channel>, MigrationError> {
+    let mut channels = Vec::with_capacity(roles.len());
+    for few in roles.chunks(OPENED_AT_ONCE) {
+        let opened: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = few.iter().map(|&role| scope.spawn(move || open(context, connector, role))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or(Err(MigrationError::Bug("handshake")))).collect()
+        });
+        for result in opened {
+            channels.push(result?.0);
+        }
+    }
+    Ok(channels)
+}
+
 /// If a data channel fails because the destination has given up, it says why on the control channel.
 pub(super) fn told_by<T>(control: &mut Channel, result: Result<T, MigrationError>) -> Result<T, MigrationError> {
     match result {
@@ -173,8 +196,12 @@ fn expect_ready(control: &mut Channel) -> Result<(), MigrationError> {
 
 /// The shortest of a few round trips on the control channel.
 fn measure(control: &mut Channel) -> Result<Duration, MigrationError> {
-    let mut best = Duration::MAX;
-    for nonce in 0..PINGS {
+    let start = Instant::now();
+    let mut best = ping(control, 0)?;
+    for nonce in 1..PINGS {
+        if start.elapsed() > PINGS_TIME {
+            break;
+        }
         best = best.min(ping(control, nonce)?);
     }
     Ok(best)

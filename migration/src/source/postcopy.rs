@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::connect::{by_peer, open, reason_of};
+use super::connect::{by_peer, data_roles, open, open_all, reason_of};
 pub(super) use super::postcopy_session::SILENCE;
 use super::postcopy_session::{Channels, Session, Work};
 use super::precopy::Dirty;
@@ -105,9 +105,7 @@ fn send_list(channel: &mut Channel, list: &MissingList) -> Result<(), MigrationE
 }
 
 fn pushing(context: &Context, connector: &Connector, list: &MissingList) -> Result<Vec<Channel>, MigrationError> {
-    let memory = (0..context.options.limits.streams).map(Role::Memory);
-    let disk = (!list.disks.is_empty()).then_some(Role::Disk);
-    memory.chain(disk).map(|role| open(context, connector, role).map(|(channel, _)| channel)).collect()
+    open_all(context, connector, &data_roles(context.options.limits.streams, !list.disks.is_empty()))
 }
 
 /// A session, and what it shares with those that may follow.

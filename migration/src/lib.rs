@@ -85,6 +85,7 @@
 //! * **Decisions** are pure functions of what was measured ([`policy`]).
 #![forbid(unsafe_code)]
 
+mod blocks;
 pub mod control;
 pub mod destination;
 pub mod error;

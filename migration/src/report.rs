@@ -105,6 +105,9 @@ pub struct DiskTotals {
     pub bytes_sent: u64,
     /// Holes and zero blocks that were not sent.
     pub bytes_skipped: u64,
+    /// Blocks that an earlier attempt had left at the destination and that were not sent again.
+    #[serde(default)]
+    pub bytes_reused: u64,
     /// Passes over dirty blocks.
     pub rounds: u64,
     /// Blocks that were mirrored as the guest wrote them.

@@ -62,6 +62,11 @@ fn messages() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|resume_us| Message::Resumed { resume_us }),
         (comparison.clone(), comparison).prop_map(|(memory, disks)| Message::Verified { memory, disks }),
         Just(Message::Goodbye),
+        any::<(Option<u16>, u64, Vec<u8>)>().prop_map(|(disk, first, bits)| Message::Missing { disk, first, bits }),
+        any::<(u64, u64)>().prop_map(|(pages, blocks)| Message::MissingEnd { pages, blocks }),
+        any::<(Option<u16>, u64)>().prop_map(|(disk, number)| Message::Demand { disk, number }),
+        any::<(u16, u64, u16)>().prop_map(|(disk, first, count)| Message::AskReusable { disk, first, count }),
+        prop::collection::vec(any::<Option<[u8; 32]>>(), 0..4).prop_map(|digests| Message::Reusable { digests }),
     ]
 }
 

@@ -2,16 +2,19 @@
 
 use super::memory::check_totals;
 use super::receive::{Shared, by_peer};
+use super::reuse;
 use crate::error::{Doing, MigrationError};
-use crate::guest::{BlockWriter, DestinationGuest, DiskLayout, MachineLayout};
+use crate::guest::{BlockReader, BlockWriter, DestinationGuest, DiskLayout, MachineLayout};
 use crate::page::Bitmap;
 use crate::transport::channels::{Channel, Incoming};
 use crate::wire::WireError;
-use crate::wire::message::{Message, Totals};
+use crate::wire::message::{MAX_REUSABLE, Message, Totals};
 
 struct OneDisk<'a> {
     layout: &'a DiskLayout,
     writer: Box<dyn BlockWriter>,
+    /// There if the image may hold something already.
+    reader: Option<Box<dyn BlockReader>>,
     /// Written since the last flush.
     dirty: bool,
     /// Worth comparing after the resume: came with data, or as a single block of zeroes, which the source has read. Holes
@@ -41,6 +44,24 @@ impl OneDisk<'_> {
         Ok(())
     }
 
+    /// What the image holds of these blocks. It counts as arrived: what is wrong comes again.
+    fn reusable(&mut self, number: u16, first: u64, count: u64) -> Result<Message, MigrationError> {
+        self.check(number, first, count)?;
+        let limit = MAX_REUSABLE as u64;
+        if count > limit {
+            return Err(WireError::OutOfRange { what: "blocks to look at".to_owned(), first, count, limit }.into());
+        }
+        let unexpected = WireError::Unexpected { found: "AskReusable", expected: "blocks" };
+        let reader = self.reader.as_mut().ok_or(unexpected)?;
+        let digests = reuse::digests(&mut **reader, self.layout, first..first + count)?;
+        for (block, _) in (first..).zip(&digests).filter(|(_, held)| held.is_some()) {
+            self.arrived.insert(block);
+            // Nobody knows whether it ever reached stable storage.
+            self.dirty = true;
+        }
+        Ok(Message::Reusable { digests })
+    }
+
     fn zero(&mut self, number: u16, first: u64, count: u64) -> Result<(), MigrationError> {
         self.check(number, first, count)?;
         self.writer.zero(first..first + count).doing("punching a hole into a disk")?;
@@ -65,6 +86,7 @@ pub(super) fn receive_blocks(
     guest: &dyn DestinationGuest,
     layout: &MachineLayout,
     shared: &Shared,
+    reuse: bool,
 ) -> Result<(), MigrationError> {
     let built = guest.disks();
     if built.len() != layout.disks.len() {
@@ -74,7 +96,8 @@ pub(super) fn receive_blocks(
     let mut disks = Vec::new();
     for (disk, layout) in built.iter().zip(&layout.disks) {
         let writer = disk.writer().doing("opening a disk for writing")?;
-        disks.push(OneDisk { layout, writer, dirty: false, arrived: Bitmap::new(layout.blocks()) });
+        let reader = if reuse { Some(disk.reader().doing("opening a disk for reading")?) } else { None };
+        disks.push(OneDisk { layout, writer, reader, dirty: false, arrived: Bitmap::new(layout.blocks()) });
     }
     let mut totals = Totals::default();
     loop {
@@ -88,6 +111,10 @@ pub(super) fn receive_blocks(
             Incoming::Message(Message::ZeroBlocks { disk: number, first, count }) => {
                 disk(&mut disks, number)?.zero(number, first, count)?;
                 totals.zero += count;
+            }
+            Incoming::Message(Message::AskReusable { disk: number, first, count }) => {
+                let answer = disk(&mut disks, number)?.reusable(number, first, count.into())?;
+                channel.send(&answer)?;
             }
             Incoming::Message(Message::RoundEnd { round, last, totals: sent }) => {
                 check_totals("blocks", sent, totals)?;

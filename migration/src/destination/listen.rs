@@ -24,7 +24,7 @@ use crate::transport::tcp::{self, TICK};
 use crate::transport::tls::Acceptor;
 use crate::wire::handshake::{Hello, MAGIC, Role, Welcome, proves};
 use crate::wire::message::{Message, sanitised};
-use crate::wire::version::{NEWEST, OLDEST, POSTCOPY, agree, common};
+use crate::wire::version::{NEWEST, OLDEST, POSTCOPY, REUSE, agree, common};
 use crate::wire::{WireError, layout};
 
 /// For TLS and hello of one connection.
@@ -430,7 +430,11 @@ impl Door {
             return Err(MigrationError::Options(text));
         }
         let mut features = common(&features);
-        features.retain(|name| self.postcopy || name != POSTCOPY);
+        features.retain(|name| match name.as_str() {
+            POSTCOPY => self.postcopy,
+            REUSE => options.reuse,
+            _ => true,
+        });
         Ok((role, Welcome { version, features, extension: Vec::new() }))
     }
 }

@@ -20,6 +20,7 @@ mod postcopy_board;
 mod postcopy_session;
 mod receive;
 mod resume;
+mod reuse;
 mod verify;
 
 use std::net::TcpListener;
@@ -51,6 +52,9 @@ pub struct DestinationOptions {
     /// How long to wait for the source to reconnect if the link is lost in post-copy. After that the machine, which runs here
     /// and lacks a part of itself, is stopped for good.
     pub recover: Duration,
+    /// The images of the disks are those of an earlier attempt: what they hold is not sent again if it is still right. They may hold
+    /// anything; what is wrong is overwritten.
+    pub reuse: bool,
 }
 
 /// The machine arrived and runs here.

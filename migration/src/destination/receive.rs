@@ -147,11 +147,11 @@ impl Link {
             channel.set_patience(FOREVER);
             self.sockets.push(channel.socket()?);
             let (guest, shared) = (Arc::clone(&context.guest), Arc::clone(&self.shared));
-            let (layout, span) = (layout.clone(), tracing::Span::current());
+            let (layout, span, reuse) = (layout.clone(), tracing::Span::current(), context.options.reuse);
             let work = move || {
                 let _entered = span.enter();
                 let result = match role {
-                    Role::Disk => receive_blocks(&mut channel, &*guest, &layout, &shared),
+                    Role::Disk => receive_blocks(&mut channel, &*guest, &layout, &shared, reuse),
                     _ => receive_pages(&mut channel, &*guest, &layout, &shared),
                 };
                 match result {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::receive::{Link, by_peer};
 use super::{Context, Received};
+use crate::blocks;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{BLOCK_BYTES, DestinationDisk, DiskLayout, MachineLayout, PAGE_BYTES};
 use crate::page::{Bitmap, digest, zero_block, zero_page};
@@ -200,37 +201,21 @@ fn compare_disk(
     expected: &[u64],
     arrived: &Bitmap,
 ) -> Result<Comparison, MigrationError> {
-    let mut blocks = arrived.clone();
+    let mut wanted = arrived.clone();
     for (block, &value) in (0u64..).zip(expected) {
         if value != zero_block(BLOCK_BYTES) && value != zero_block(layout.block_bytes(block)) {
-            blocks.insert(block);
+            wanted.insert(block);
         }
     }
     let mut reader = disk.reader().doing("opening a disk for reading")?;
-    let depth = reader.depth().max(1);
-    let (mut from, mut flying, mut checked, mut suspects) = (0, 0, 0, Bitmap::new(layout.blocks()));
-    loop {
-        while flying < depth
-            && let Some(run) = blocks.next_run(from, (depth - flying) as u64)
-        {
-            from = run.end;
-            flying += (run.end - run.start) as usize;
-            for block in run {
-                reader.submit(block).doing("reading a disk")?;
-            }
+    let (mut checked, mut suspects) = (0, Bitmap::new(layout.blocks()));
+    blocks::read(&mut *reader, layout, wanted.numbers(0..layout.blocks()), |block, bytes| {
+        if expected.get(block as usize) != Some(&digest(bytes)) {
+            suspects.insert(block);
         }
-        let mut take = |block: u64, bytes: &[u8]| {
-            let held = bytes.get(..layout.block_bytes(block) as usize).map(digest);
-            if held.as_ref() != expected.get(block as usize) {
-                suspects.insert(block);
-            }
-        };
-        if !reader.complete(&mut take).doing("reading a disk")? {
-            break;
-        }
-        flying = flying.saturating_sub(1);
         checked += 1;
-    }
+        Ok(())
+    })?;
     let mut dirty = Bitmap::new(layout.blocks());
     disk.collect_dirty(&mut dirty).doing("collecting dirty blocks")?;
     Ok(judge(checked, &suspects, &dirty))

@@ -126,6 +126,16 @@ impl Bitmap {
         Some(start..end.min(bound))
     }
 
+    /// The numbers of the set bits in `range`, ascending.
+    pub fn numbers(&self, range: Range<u64>) -> impl Iterator<Item = u64> + '_ {
+        let mut next = range.start;
+        std::iter::from_fn(move || {
+            let found = self.next_set(next).filter(|&found| found < range.end)?;
+            next = found + 1;
+            Some(found)
+        })
+    }
+
     fn next_set(&self, from: u64) -> Option<u64> {
         if from >= self.len {
             return None;

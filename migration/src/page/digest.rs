@@ -10,6 +10,14 @@ pub fn digest(data: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(data)
 }
 
+/// A digest by which data is taken to be the same without being compared.
+pub type StrongDigest = [u8; 32];
+
+/// BLAKE3 of what a block holds, for [`StrongDigest`].
+pub fn strong_digest(data: &[u8]) -> StrongDigest {
+    *blake3::hash(data).as_bytes()
+}
+
 /// Digest of a page of zeroes.
 pub fn zero_page() -> u64 {
     static ZERO: LazyLock<u64> = LazyLock::new(|| digest(&[0; PAGE_BYTES as usize]));

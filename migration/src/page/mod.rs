@@ -6,5 +6,5 @@ pub mod pack;
 mod zero;
 
 pub use bitmap::{Bitmap, SharedBitmap};
-pub use digest::{Digests, digest, zero_block, zero_page};
+pub use digest::{Digests, StrongDigest, digest, strong_digest, zero_block, zero_page};
 pub use zero::is_zero;

@@ -81,6 +81,7 @@ fn handshake(
     let has_disks = !layout.disks.is_empty();
     let mut data = told_by(channel, open_all(context, &connector, &data_roles(streams, has_disks)))?;
     let disk = if has_disks { data.pop() } else { None };
+    let data = data.into_iter().map(|(channel, _)| channel).collect();
     channel.set_patience(PREPARE_TIMEOUT);
     expect_ready(channel)?;
     channel.set_patience(PATIENCE);
@@ -145,7 +146,7 @@ pub(super) fn open_all(
     context: &Context,
     connector: &Connector,
     roles: &[Role],
-) -> Result<Vec<Channel>, MigrationError> {
+) -> Result<Vec<(Channel, Welcome)>, MigrationError> {
     let mut channels = Vec::with_capacity(roles.len());
     for few in roles.chunks(OPENED_AT_ONCE) {
         let opened: Vec<_> = std::thread::scope(|scope| {
@@ -153,7 +154,7 @@ pub(super) fn open_all(
             threads.into_iter().map(|thread| thread.join().unwrap_or(Err(MigrationError::Bug("handshake")))).collect()
         });
         for result in opened {
-            channels.push(result?.0);
+            channels.push(result?);
         }
     }
     Ok(channels)

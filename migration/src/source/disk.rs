@@ -3,8 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::reuse::{Held, Windows};
 use super::workers::{Carry, Job, Share};
 use super::{Context, Sent};
+use crate::blocks;
 use crate::control::Control;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{BLOCK_BYTES, BlockReader, DiskLayout, SourceDisk};
@@ -69,6 +71,8 @@ struct OneDisk {
 }
 
 pub(super) struct DiskWorker {
+    /// The destination holds something already.
+    reuse: bool,
     disks: Vec<OneDisk>,
     control: Control,
     stop: Stop,
@@ -76,7 +80,12 @@ pub(super) struct DiskWorker {
 }
 
 impl DiskWorker {
-    pub(super) fn new(context: &Context, sent: &Sent, limiter: Arc<Limiter>) -> Result<Self, MigrationError> {
+    pub(super) fn new(
+        context: &Context,
+        sent: &Sent,
+        limiter: Arc<Limiter>,
+        reuse: bool,
+    ) -> Result<Self, MigrationError> {
         let mut disks = Vec::new();
         let sources = context.guest.disks();
         if sources.len() != sent.layout.disks.len() {
@@ -91,18 +100,23 @@ impl DiskWorker {
                 digests: Arc::clone(digests),
             });
         }
-        Ok(Self { disks, control: context.control.clone(), stop: context.stop.clone(), limiter })
+        Ok(Self { reuse, disks, control: context.control.clone(), stop: context.stop.clone(), limiter })
     }
 }
 
 impl Carry for DiskWorker {
     fn carry(&mut self, job: &Job, channel: &mut Channel) -> Result<Share, MigrationError> {
         let mut share = Share::default();
-        let Self { disks, control, stop, limiter } = self;
+        let Self { reuse, disks, control, stop, limiter } = self;
         for (disk, (data, holes)) in disks.iter_mut().zip(job.disk.data.iter().zip(&job.disk.holes)) {
             let mut out = Outgoing { channel: &mut *channel, share: &mut share, control, stop, limiter };
             disk.holes(holes, &mut out)?;
-            disk.blocks(data, &mut out)?;
+            // Later rounds carry what was written since.
+            if *reuse && job.round == 0 {
+                disk.blocks_not_held(data, &mut out)?;
+            } else {
+                disk.blocks(data, 0..data.len(), None, &mut out)?;
+            }
         }
         channel.flush()?;
         Ok(share)
@@ -154,50 +168,36 @@ impl OneDisk {
         Ok(())
     }
 
-    fn blocks(&mut self, data: &Bitmap, out: &mut Outgoing<'_>) -> Result<(), MigrationError> {
-        let (mut from, mut flying) = (0, 0);
-        let depth = self.reader.depth().max(1);
-        loop {
-            while flying < depth
-                && let Some(run) = data.next_run(from, (depth - flying) as u64)
-            {
-                from = run.end;
-                flying += (run.end - run.start) as usize;
-                for block in run {
-                    self.reader.submit(block).doing("reading a disk")?;
-                }
-            }
-            let mut result = Ok(());
-            let (number, layout, digests) = (self.number, &self.layout, &self.digests);
-            let mut take = |block: u64, bytes: &[u8]| result = one_block(number, layout, digests, block, bytes, out);
-            if !self.reader.complete(&mut take).doing("reading a disk")? {
-                return if flying == 0 { Ok(()) } else { Err(MigrationError::Bug("disk reader")) };
-            }
-            flying = flying.saturating_sub(1);
-            if let Err(error) = result {
-                // What is in flight must land before the buffers may go.
-                while matches!(self.reader.complete(&mut |_, _| {}), Ok(true)) {}
-                return Err(error);
-            }
+    /// As [`OneDisk::blocks`] for all of `data`, without those that the destination holds.
+    fn blocks_not_held(&mut self, data: &Bitmap, out: &mut Outgoing<'_>) -> Result<(), MigrationError> {
+        let mut windows = Windows::new(self.number, data, out.channel)?;
+        while let Some((window, held)) = windows.next(out.channel)? {
+            self.blocks(data, window, Some(&held), out)?;
         }
+        self.blocks(data, windows.end()..data.len(), None, out)
     }
-}
 
-fn one_block(
-    number: u16,
-    layout: &DiskLayout,
-    digests: &Digests,
-    block: u64,
-    bytes: &[u8],
-    out: &mut Outgoing<'_>,
-) -> Result<(), MigrationError> {
-    let length = layout.block_bytes(block);
-    let bytes = bytes.get(..length as usize).ok_or(MigrationError::Bug("disk reader: short block"))?;
-    if is_zero(bytes) {
-        digests.set(block, zero_block(length));
-        out.control.progress(0, length);
-        return out.zeroes(number, block..block + 1, length);
+    fn blocks(
+        &mut self,
+        data: &Bitmap,
+        range: Range<u64>,
+        held: Option<&Held>,
+        out: &mut Outgoing<'_>,
+    ) -> Result<(), MigrationError> {
+        let Self { number, layout, reader, digests } = self;
+        blocks::read(&mut **reader, layout, data.numbers(range), |block, bytes| {
+            if is_zero(bytes) {
+                digests.set(block, zero_block(bytes.len() as u64));
+                out.control.progress(0, bytes.len() as u64);
+                return out.zeroes(*number, block..block + 1, bytes.len() as u64);
+            }
+            digests.set(block, digest(bytes));
+            if held.is_some_and(|held| held.is(block, bytes)) {
+                out.share.reused_bytes += bytes.len() as u64;
+                out.control.progress(0, bytes.len() as u64);
+                return Ok(());
+            }
+            out.block(*number, block, bytes)
+        })
     }
-    digests.set(block, digest(bytes));
-    out.block(number, block, bytes)
 }

@@ -21,6 +21,7 @@ mod postcopy;
 mod postcopy_board;
 mod postcopy_session;
 mod precopy;
+mod reuse;
 mod switchover;
 mod verify;
 mod workers;

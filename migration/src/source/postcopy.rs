@@ -105,7 +105,8 @@ fn send_list(channel: &mut Channel, list: &MissingList) -> Result<(), MigrationE
 }
 
 fn pushing(context: &Context, connector: &Connector, list: &MissingList) -> Result<Vec<Channel>, MigrationError> {
-    open_all(context, connector, &data_roles(context.options.limits.streams, !list.disks.is_empty()))
+    let roles = data_roles(context.options.limits.streams, !list.disks.is_empty());
+    Ok(open_all(context, connector, &roles)?.into_iter().map(|(channel, _)| channel).collect())
 }
 
 /// A session, and what it shares with those that may follow.

@@ -103,7 +103,9 @@ impl Precopy {
             dirty.collect(context, &self.sent)?;
             let elapsed = start.elapsed();
             note(context, &job, &shares, elapsed, dirty.memory.count());
-            history.sent((shares.memory.data_bytes, shares.memory.busy), (shares.disk.data_bytes, shares.disk.busy));
+            // What was read and not sent says nothing about the link.
+            let block_bytes = if shares.disk.reused_bytes > 0 { 0 } else { shares.disk.data_bytes };
+            history.sent((shares.memory.data_bytes, shares.memory.busy), (block_bytes, shares.disk.busy));
             history.settled(shares.disk.totals.data + shares.disk.totals.zero, shares.disk.settle);
             if let Some(limit) = context.control.downtime() {
                 context.options.limits.downtime = limit;
@@ -313,6 +315,7 @@ pub(super) fn note(context: &mut Context, job: &Job, shares: &RoundShares, elaps
     }
     report.disk.bytes_sent += shares.disk.bytes;
     report.disk.bytes_skipped += shares.disk.skipped_bytes;
+    report.disk.bytes_reused += shares.disk.reused_bytes;
     if job.disk.count() > 0 {
         report.disk.rounds += 1;
     }

@@ -17,8 +17,9 @@ use crate::error::MigrationError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
 use crate::wire::WireError;
-use crate::wire::handshake::Role;
+use crate::wire::handshake::{Role, Welcome};
 use crate::wire::message::{Message, Totals};
+use crate::wire::version::REUSE;
 
 /// One round, as all workers get it.
 #[derive(Clone)]
@@ -43,6 +44,8 @@ pub(super) struct Share {
     pub(super) data_bytes: u64,
     /// Of zeroes that were not sent.
     pub(super) skipped_bytes: u64,
+    /// Of block data that the destination held already.
+    pub(super) reused_bytes: u64,
     /// From the start of the round until the acknowledgement.
     pub(super) busy: Duration,
     /// From the end of sending until the acknowledgement.
@@ -78,7 +81,7 @@ impl Workers {
         context: &Context,
         sent: &Sent,
         memory: Vec<Channel>,
-        disk: Option<Channel>,
+        disk: Option<(Channel, Welcome)>,
     ) -> Result<Self, MigrationError> {
         let (report, finished) = mpsc::channel();
         let limiter = Arc::new(Limiter::new(context.control.clone()));
@@ -87,8 +90,9 @@ impl Workers {
             let worker = MemoryWorker::new(context, sent, Arc::clone(&limiter));
             workers.push(Worker::spawn(channel, worker, report.clone())?);
         }
-        if let Some(channel) = disk {
-            let worker = DiskWorker::new(context, sent, limiter)?;
+        if let Some((channel, welcome)) = disk {
+            let reuse = welcome.features.iter().any(|name| name == REUSE);
+            let worker = DiskWorker::new(context, sent, limiter, reuse)?;
             workers.push(Worker::spawn(channel, worker, report)?);
         }
         Ok(Self { workers, finished })

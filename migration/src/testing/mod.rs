@@ -83,6 +83,7 @@ impl Pair {
             identity: authority.issue("host-b"),
             deadline: Duration::from_secs(5),
             recover: Duration::from_secs(20),
+            reuse: false,
         };
         Self {
             authority,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::WireError;
 use super::handshake::{Hello, Welcome};
 use crate::guest::{MachineLayout, StatePayload};
+use crate::page::StrongDigest;
 
 /// Longest text that is taken over from a peer, in bytes.
 pub const MAX_TEXT: usize = 4096;
@@ -38,6 +39,9 @@ pub struct Comparison {
 
 /// Longest bitmap in one [`Message::Missing`], in bytes.
 pub const MAX_MISSING_BYTES: usize = 64 << 10;
+
+/// Most blocks in one [`Message::AskReusable`].
+pub const MAX_REUSABLE: usize = 1024;
 
 /// What the destination measured in post-copy, over all sessions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,6 +178,21 @@ pub enum Message {
     Complete(PostcopyFigures),
     /// s, fault channel: heard; nothing will be asked for any more.
     CompleteAck,
+    /// s, disk channel, before these blocks: what does the image hold of them? Only with the feature `reuse`.
+    AskReusable {
+        /// Disk number.
+        disk: u16,
+        /// First block.
+        first: u64,
+        /// How many, 1 to [`MAX_REUSABLE`].
+        count: u16,
+    },
+    /// d, disk channel: the answer, one for each block in order: the BLAKE3 digest, or `None` for zeroes.
+    Reusable {
+        /// What an earlier attempt has left.
+        #[serde(deserialize_with = "crate::wire::bounded::items")]
+        digests: Vec<Option<StrongDigest>>,
+    },
 }
 
 impl Message {
@@ -206,6 +225,8 @@ impl Message {
             Message::Demand { .. } => "Demand",
             Message::Complete(_) => "Complete",
             Message::CompleteAck => "CompleteAck",
+            Message::AskReusable { .. } => "AskReusable",
+            Message::Reusable { .. } => "Reusable",
         }
     }
 

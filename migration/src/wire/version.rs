@@ -22,8 +22,11 @@ pub const POSTCOPY: &str = "postcopy";
 /// Pages and blocks may come compressed.
 pub const LZ4: &str = "lz4";
 
+/// The destination's images hold what an earlier attempt has left, and it says what that is. Named only if that is so.
+pub const REUSE: &str = "reuse";
+
 /// Features of this build.
-pub const FEATURES: [&str; 4] = [VERIFY, COMPARE_FULL, POSTCOPY, LZ4];
+pub const FEATURES: [&str; 5] = [VERIFY, COMPARE_FULL, POSTCOPY, LZ4, REUSE];
 
 /// Most feature names that are read from a peer.
 pub const MAX_FEATURES: usize = 64;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use migration::guest::BLOCK_BYTES;
 use migration::report::{Outcome, Report};
 use migration::testing::{FakeMachine, Owner, Pair, Workload, World, machines, settle};
 use migration::transport::channels::{Channel, Incoming};
@@ -167,4 +168,46 @@ fn a_dribbling_destination_does_not_keep_the_guest_stopped() {
     assert_eq!((report.outcome, world.running()), (Outcome::Failed, vec!["a"]), "{}", report.reason);
     assert!(report.reason.contains("not done in time"), "{}", report.reason);
     source.check().expect("nothing was lost");
+}
+
+/// A destination that says something else than what it was asked about its old image.
+#[test]
+fn answers_about_an_old_image_that_make_no_sense() {
+    for (answer, expected) in [
+        (Message::Reusable { digests: vec![None; 3] }, "3 digests for 4 blocks"),
+        (Message::Reusable { digests: Vec::new() }, "0 digests for 4 blocks"),
+        (Message::RoundAck { round: 0 }, "unexpected RoundAck"),
+    ] {
+        let (world, source, _) = machines(PAGES, &[4 * BLOCK_BYTES]);
+        for block in 0..4 {
+            source.disks[0].poke(block, vec![1; BLOCK_BYTES as usize]);
+        }
+        source.boot(Workload { filled_pages: 10, ..Workload::default() });
+        let mut pair = Pair::new();
+        let lair = Lair::new(&mut pair);
+        let liar = std::thread::spawn(move || {
+            let mut control = lair.welcome(Role::Control, &["reuse"]);
+            assert!(matches!(control.receive("layout"), Ok(Message::Layout { .. })));
+            let mut channels = [lair.accept_any(), lair.accept_any()];
+            for channel in &mut channels {
+                channel.send(&welcome(&["reuse"])).expect("sent");
+            }
+            control.send(&Message::Ready).expect("sent");
+            channels.sort_by_key(|channel| channel.role() == Role::Disk);
+            let [_memory, disk] = &mut channels;
+            let pinger = std::thread::spawn(move || {
+                while let Ok(Message::Ping { nonce }) = control.receive("pings") {
+                    drop(control.send(&Message::Pong { nonce }));
+                }
+            });
+            let question = disk.receive("a question").expect("a question");
+            assert_eq!(question, Message::AskReusable { disk: 0, first: 0, count: 4 });
+            disk.send(&answer).expect("sent");
+            pinger.join().expect("no panic");
+        });
+        let report = pair.send(&source);
+        liar.join().expect("no panic");
+        assert_eq!((report.outcome, world.running()), (Outcome::Failed, vec!["a"]), "{}", report.reason);
+        assert!(report.reason.contains(expected), "`{expected}` is not in: {}", report.reason);
+    }
 }

@@ -125,6 +125,27 @@ fn lying_blocks() {
 }
 
 #[test]
+fn lying_questions_about_an_old_image() {
+    for (disk, first, count, reuse, expected) in [
+        (0, 0, 0, true, "0+0 lie outside"),
+        (0, 0, 6, true, "0+6 lie outside"),
+        (0, u64::MAX, 2, true, "lie outside"),
+        (1, 0, 1, true, "disks 1+1 lie outside"),
+        // Nothing was said of an old image.
+        (0, 0, 1, false, "unexpected AskReusable"),
+    ] {
+        let victim = Victim::new(&[4 * BLOCK_BYTES + 100], |_, pair| pair.destination_options.reuse = reuse);
+        let (_control, _memory, mut channel) = victim.ready();
+        channel.send(&Message::AskReusable { disk, first, count }).expect("sent");
+        victim.gave_up(expected);
+    }
+    let victim = Victim::new(&[4096 * BLOCK_BYTES], |_, pair| pair.destination_options.reuse = true);
+    let (_control, _memory, mut channel) = victim.ready();
+    channel.send(&Message::AskReusable { disk: 0, first: 0, count: 1025 }).expect("sent");
+    victim.gave_up("has 1024");
+}
+
+#[test]
 fn totals_that_do_not_match() {
     let victim = waiting();
     let (_control, mut memory, _disk) = victim.ready();

@@ -101,13 +101,22 @@ impl Lair {
 
     /// The next channel, which has to be of this role; it is not welcomed.
     pub fn accept(&self, role: Role) -> Channel {
+        let channel = self.accept_any();
+        assert_eq!(channel.role(), role);
+        channel
+    }
+
+    /// The next channel; it is not welcomed.
+    pub fn accept_any(&self) -> Channel {
         let (tcp, _) = self.listener.accept().expect("the source connects");
         tcp.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
         let session = self.acceptor.session().expect("a session");
         let stream = TlsStream::handshake(session, tcp, Stop::default(), LONG).expect("TLS");
-        let mut channel = Channel::new(stream, role);
-        assert!(matches!(channel.receive("a hello"), Ok(Message::Hello(hello)) if hello.role == role));
-        channel
+        let mut channel = Channel::new(stream, Role::Control);
+        match channel.receive("a hello") {
+            Ok(Message::Hello(hello)) => channel.into_role(hello.role),
+            other => panic!("{other:?} instead of a hello"),
+        }
     }
 
     /// The same, and welcomes it.

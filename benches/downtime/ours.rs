@@ -135,6 +135,7 @@ pub fn migrate(
         deadline_s: PATIENCE.as_secs(),
         recover_s: PATIENCE.as_secs(),
         mark: None,
+        reuse_disks: false,
     })?;
     let limits = MigrationLimits::default();
     let streams = setting.streams.unwrap_or(limits.streams);

@@ -97,6 +97,9 @@ pub struct MigrationConfig {
     /// If the link is lost in post-copy to this host: how long the machine waits for its source before it is given up, 1 to
     /// 604,800.
     pub recover_s: u64,
+    /// What has arrived of the disks of a machine that did not come is kept so long in seconds, so that another attempt sends only the
+    /// rest; 0 to 604,800.
+    pub keep_disks_s: u64,
     /// How often a migration that failed for a reason that may be gone soon is tried again, unless its request says so.
     pub retries: u32,
     /// What a failed probe means, unless the request says so.
@@ -108,6 +111,7 @@ impl Default for MigrationConfig {
         Self {
             bandwidth_bytes_per_second: None,
             recover_s: vmm::config::ReceiveConfig::RECOVER_S,
+            keep_disks_s: 3600,
             retries: 0,
             on_failed_probe: OnFailedProbe::default(),
         }
@@ -322,6 +326,11 @@ impl HostConfig {
     /// Below it every machine has a folder for its disks.
     pub fn images_dir(&self) -> PathBuf {
         self.state_dir.join("machines")
+    }
+
+    /// Below it are images of machines that did not come.
+    pub fn partial_dir(&self) -> PathBuf {
+        self.state_dir.join("partial")
     }
 
     /// The embedded store.

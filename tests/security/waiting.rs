@@ -84,6 +84,7 @@ pub fn receive_config(host: &LabHost) -> ReceiveConfig {
         deadline_s: 120,
         recover_s: 20,
         mark: None,
+        reuse_disks: false,
     }
 }
 

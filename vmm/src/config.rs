@@ -277,6 +277,9 @@ pub struct ReceiveConfig {
     /// length tells whether the machine had run in it. `null`: none.
     #[serde(default)]
     pub mark: Option<PathBuf>,
+    /// The images of the disks hold what an earlier attempt has left: blocks that are still right are not sent again.
+    #[serde(default)]
+    pub reuse_disks: bool,
 }
 
 impl ReceiveConfig {

@@ -47,6 +47,7 @@ fn receive(listen: &str, token: &str) -> ReceiveConfig {
         deadline_s: 5,
         recover_s: 20,
         mark: None,
+        reuse_disks: false,
     }
 }
 

@@ -197,7 +197,7 @@ fn report_lines(report: &Report) -> String {
         downtime_parts(downtime).join(" "),
     );
     text.push_str(&format!(
-        "memory    {} sent in {} rounds, {} of {} pages zero, {}/s\ndisk      {} sent, {} skipped\n",
+        "memory    {} sent in {} rounds, {} of {} pages zero, {}/s\ndisk      {} sent, {} skipped{}\n",
         bytes(report.memory.bytes_sent as f64),
         report.rounds.len(),
         report.memory.pages_zero,
@@ -205,6 +205,10 @@ fn report_lines(report: &Report) -> String {
         bytes(report.memory.throughput_bytes_per_second),
         bytes(report.disk.bytes_sent as f64),
         bytes(report.disk.bytes_skipped as f64),
+        match report.disk.bytes_reused {
+            0 => String::new(),
+            reused => format!(", {} there from an earlier attempt", bytes(reused as f64)),
+        },
     ));
     text.push_str(&format!(
         "digests   {}\ntls       {} {}\n",

@@ -209,6 +209,9 @@ fn capacity(config: &HostConfig, findings: &mut Findings) {
     findings.check((1..=604_800).contains(&migration.recover_s), "migration.recover_s", || {
         format!("{} is out of range: use 1 to 604800", migration.recover_s)
     });
+    findings.check(migration.keep_disks_s <= 604_800, "migration.keep_disks_s", || {
+        format!("{} is out of range: use 0 to 604800", migration.keep_disks_s)
+    });
     findings.check(migration.retries <= RETRIES_MAX, "migration.retries", || {
         format!("{} is out of range: use 0 to {RETRIES_MAX}", migration.retries)
     });

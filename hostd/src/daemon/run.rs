@@ -26,6 +26,9 @@ const FLUSH: Duration = Duration::from_secs(60);
 /// How long open requests may take to end when the daemon stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How often what has had its time is looked for.
+const TIDY_EVERY: Duration = Duration::from_secs(10);
+
 /// How it runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -100,6 +103,7 @@ pub async fn run(config: HostConfig, options: Options) -> Result<(), RunError> {
         tokio::spawn(exchange(Arc::clone(&daemon), stopped.clone())),
         tokio::spawn(crate::drain::run(Arc::clone(&daemon), stopped.clone())),
         tokio::spawn(super::refit::run(Arc::clone(&daemon), stopped.clone())),
+        tokio::spawn(tidy(Arc::clone(&daemon), stopped.clone())),
         tokio::spawn(measure(Arc::clone(&daemon), stopped)),
     ];
     daemon.audit.noted("started", &format!("host:{}", daemon.config.host), env!("CARGO_PKG_VERSION"));
@@ -147,6 +151,17 @@ async fn exchange(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => daemon.peers.exchange().await,
+            () = serve::stopped(&mut stop) => return,
+        }
+    }
+}
+
+/// Removes what has had its time.
+async fn tidy(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
+    let mut ticks = interval(TIDY_EVERY);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => daemon.machines.expire_partial(),
             () = serve::stopped(&mut stop) => return,
         }
     }

@@ -74,10 +74,10 @@ impl Executor {
         let migration = arriving(source, &inner.config.host, &request);
         let usage = request.usage;
         let record = MachineRecord { migration: Some(request.id.clone()), ..request.machine };
-        let entry = inner.machines.prepare_incoming(record).await?;
+        let (entry, reuse_disks) = inner.machines.prepare_incoming(record, source).await?;
         // What it used at the source stands in until it has been measured here.
         entry.state().usage = usage;
-        match self.open(&entry, &migration, request.deadline_s).await {
+        match self.open(&entry, &migration, request.deadline_s, reuse_disks).await {
             Ok((mut reservation, active)) => {
                 reservation.warning = warning;
                 let executor = self.clone();
@@ -143,7 +143,13 @@ impl Executor {
     }
 
     /// Has the VMM listen.
-    async fn open(&self, entry: &Entry, migration: &Migration, deadline_s: u64) -> Result<(Reservation, Arc<Active>)> {
+    async fn open(
+        &self,
+        entry: &Entry,
+        migration: &Migration,
+        deadline_s: u64,
+        reuse_disks: bool,
+    ) -> Result<(Reservation, Arc<Active>)> {
         let token = hex(&random::<32>()?);
         let config = ReceiveConfig {
             id: migration.id.clone(),
@@ -155,6 +161,7 @@ impl Executor {
             deadline_s: deadline_s.clamp(1, DEADLINE_MAX_S),
             recover_s: self.inner.config.migration.recover_s,
             mark: Some(self.mark(&migration.machine)),
+            reuse_disks,
         };
         let active = self.enter(migration.clone())?;
         match call(entry, move |client| client.receive(&config)).await {
@@ -260,7 +267,7 @@ impl Executor {
     }
 
     async fn did_not_come(&self, active: &Active, entry: &Arc<Entry>, failure: Option<String>) {
-        if let Err(error) = self.inner.machines.discard(entry).await {
+        if let Err(error) = self.inner.machines.give_up(entry, &active.get().source).await {
             tracing::error!(error = chain(&error), "a machine that did not come could not be forgotten");
         }
         self.update(active, |migration| {

@@ -1,5 +1,6 @@
 //! Disk images: sparse files in the machine's folder, or images that somebody else made.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -69,15 +70,15 @@ pub fn check_absent(disks: &[Disk]) -> Result<(), MachineError> {
     }
 }
 
-/// Makes the owned images of `disks`, sparse, readable by their owner only. Whatever was made is removed on failure.
+/// Makes the owned images of `disks` other than `there`, sparse, readable by their owner only. Whatever was made is removed on failure.
 ///
 /// # Errors
 ///
 /// If an image exists already or the disk is full.
-pub fn create(folder: &Path, disks: &[Disk]) -> Result<(), MachineError> {
+pub fn create(folder: &Path, disks: &[Disk], there: &BTreeSet<String>) -> Result<(), MachineError> {
     make_folder(folder)?;
     let mut made: Vec<&Path> = Vec::new();
-    for disk in disks.iter().filter(|disk| disk.owned) {
+    for disk in disks.iter().filter(|disk| disk.owned && !there.contains(&disk.id)) {
         if let Err(error) = create_one(disk) {
             remove_all(&made);
             return Err(error);
@@ -109,11 +110,20 @@ fn create_one(disk: &Disk) -> Result<(), MachineError> {
 ///
 /// If it cannot be made.
 pub fn make_folder(folder: &Path) -> Result<(), MachineError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|source| MachineError::File {
+    private_folder(folder).map_err(|source| MachineError::File {
         action: "make the folder",
         path: folder.to_owned(),
         source,
     })
+}
+
+/// As [`make_folder`], and says only why not.
+///
+/// # Errors
+///
+/// If it cannot be made.
+pub fn private_folder(folder: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 /// Removes the owned images of `disks`.
@@ -151,7 +161,7 @@ mod tests {
         std::fs::write(&existing, [1; 4096]).unwrap();
         let machine = folder.path().join("vm1");
         let disks = plan(&machine, &[new("a", Some(64), None), new("b", None, Some(existing.clone()))]).unwrap();
-        create(&machine, &disks).unwrap();
+        create(&machine, &disks, &BTreeSet::new()).unwrap();
         let metadata = std::fs::metadata(&disks[0].path).unwrap();
         assert_eq!((metadata.len(), metadata.blocks(), metadata.mode() & 0o777), (64 << 20, 0, 0o600));
         assert_eq!(allocated_bytes(&disks), 4096, "one is a hole, the other one is 4 KiB");
@@ -165,7 +175,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disks = plan(folder.path(), &[new("a", Some(1), None), new("b", Some(1), None)]).unwrap();
         std::fs::write(&disks[1].path, b"somebody else's").unwrap();
-        assert!(create(folder.path(), &disks).is_err());
+        assert!(create(folder.path(), &disks, &BTreeSet::new()).is_err());
         assert!(!disks[0].path.exists());
         assert_eq!(std::fs::read(&disks[1].path).unwrap(), b"somebody else's");
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!   create:   check ─> record ─> disks ─> taps ─> process ─> API answers ─> running
 //!   arrive:   check ─> record ─> disks ─> taps ─> process (incoming) ─> Commit ─> running
-//!   discard:  quit or kill ─> disks ─> sockets and logs ─> record
+//!   discard:  quit or kill ─> disks (those of one that did not come may be kept) ─> sockets and logs ─> record
 //! ```
 //!
 //! The record is written before the first thing is made, and removed after the last one is gone: whatever a crash leaves
@@ -15,6 +15,7 @@ pub mod disk;
 pub mod entry;
 pub mod launch;
 pub mod name;
+pub mod partial;
 pub mod process;
 pub mod registry;
 pub mod spec;

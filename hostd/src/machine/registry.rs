@@ -10,12 +10,13 @@ use vmm::api::{MachineInfo, MachineState};
 
 use super::entry::{Entry, MachineRecord};
 use super::launch::{last_words, launch};
+use super::partial::Partial;
 use super::process::Process;
 use super::{MachineError, disk, name, spec};
 use crate::api::types::{Capacity, CreateMachine, Machine, MachineStatus, Network};
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
-use crate::metrics::room::Room;
+use crate::metrics::room::{Kept, Room};
 use crate::store::Store;
 use crate::store::embedded::Kind;
 
@@ -32,13 +33,15 @@ struct Inner {
     config: Arc<HostConfig>,
     store: Store,
     room: Room,
+    partial: Partial,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
 }
 
 impl Machines {
     /// No machines yet; [`Machines::recover`] finds those of an earlier hostd.
     pub fn new(config: Arc<HostConfig>, store: Store, room: Room) -> Self {
-        Self { inner: Arc::new(Inner { config, store, room, entries: Mutex::default() }) }
+        let partial = Partial::new(config.partial_dir(), config.migration.keep_disks_s);
+        Self { inner: Arc::new(Inner { config, store, room, partial, entries: Mutex::default() }) }
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Entry>>> {
@@ -106,18 +109,19 @@ impl Machines {
             why_stopped: None,
             incomplete: false,
         };
-        let entry = self.build(record, false).await?;
+        let (entry, _) = self.build(record, None).await?;
         entry.state().record.status = MachineStatus::Running;
         self.save(&entry)?;
         Ok(entry.view(&self.inner.config))
     }
 
-    /// Makes everything for a machine that is to arrive by migration `record.migration`; its VMM waits.
+    /// Makes everything for a machine that is to arrive from host `source` by migration `record.migration`; its VMM waits. True if its
+    /// disks hold what an earlier attempt has left.
     ///
     /// # Errors
     ///
     /// Whatever failed; nothing is left behind.
-    pub async fn prepare_incoming(&self, mut record: MachineRecord) -> Result<Arc<Entry>> {
+    pub async fn prepare_incoming(&self, mut record: MachineRecord, source: &str) -> Result<(Arc<Entry>, bool)> {
         let folder = self.inner.config.machine_state_dir(&record.name);
         for disk in &mut record.disks {
             if !name::device_ok(&disk.id) {
@@ -132,7 +136,7 @@ impl Machines {
         record.status = MachineStatus::Incoming;
         record.process = None;
         record.arrived = true;
-        self.build(record, true).await
+        self.build(record, Some(source)).await
     }
 
     fn networks(&self, request: &CreateMachine) -> Vec<Network> {
@@ -145,29 +149,46 @@ impl Machines {
     }
 
     /// Enters a machine, makes its disks and starts its VMM, or leaves nothing.
-    async fn build(&self, record: MachineRecord, incoming: bool) -> Result<Arc<Entry>> {
+    async fn build(&self, record: MachineRecord, source: Option<&str>) -> Result<(Arc<Entry>, bool)> {
         // Before the record says that they are ours: whatever goes wrong later, images of the record are removed.
         disk::check_absent(&record.disks)?;
-        let entry = self.enter(record)?;
+        let entry = self.enter(record, source)?;
         let guard = EntryGuard { machines: self, entry: Some(Arc::clone(&entry)) };
         self.save(&entry)?;
         let record = entry.record();
-        disk::create(&self.inner.config.machine_state_dir(&record.name), &record.disks)?;
-        let (process, info) = launch(&self.inner.config, &record, incoming).await?;
+        let folder = self.inner.config.machine_state_dir(&record.name);
+        disk::make_folder(&folder)?;
+        let reused = source.map(|source| self.inner.partial.hand_over(&record, source)).unwrap_or_default();
+        disk::create(&folder, &record.disks, &reused)?;
+        let (process, info) = launch(&self.inner.config, &record, source.is_some()).await?;
         self.attach(&entry, process, Some(&info));
         self.save(&entry)?;
         guard.keep();
-        Ok(entry)
+        Ok((entry, !reused.is_empty()))
     }
 
     /// Takes the name and the room, both or neither.
-    fn enter(&self, record: MachineRecord) -> Result<Arc<Entry>> {
+    fn enter(&self, record: MachineRecord, source: Option<&str>) -> Result<Arc<Entry>> {
         let mut entries = self.entries();
         if entries.contains_key(&record.name) {
             return Err(MachineError::Exists(record.name));
         }
         let present: Vec<MachineRecord> = entries.values().map(|entry| entry.record()).collect();
-        self.inner.room.check(&self.inner.config.host, &record, &present)?;
+        let partial = &self.inner.partial;
+        let check = || {
+            let kept = Kept {
+                bytes: partial.allocated_bytes(),
+                reusable: source.map_or(0, |source| partial.reusable_bytes(&record, source)),
+            };
+            self.inner.room.check(&self.inner.config.host, &record, &present, kept)
+        };
+        match check() {
+            Err(MachineError::NoRoom { what: Room::DISK_SPACE, .. }) => {
+                partial.make_room(&record.name);
+                check()?;
+            }
+            checked => checked?,
+        }
         let entry = Arc::new(Entry::new(&self.inner.config, record.clone()));
         entries.insert(record.name, Arc::clone(&entry));
         Ok(entry)

@@ -13,7 +13,19 @@ pub struct Room {
     images: PathBuf,
 }
 
+/// Images of machines that did not come (see [`crate::machine::partial`]).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kept {
+    /// What all of them take of the file system.
+    pub bytes: u64,
+    /// What the machine in question finds of itself among them.
+    pub reusable: u64,
+}
+
 impl Room {
+    /// What [`MachineError::NoRoom`] calls the room for images.
+    pub const DISK_SPACE: &str = "disk space";
+
     /// Of a host with this capacity; `disk_space_mib` where the operator set a limit, `images` where disk images are kept.
     pub fn new(capacity: Capacity, disk_space_mib: Option<f64>, images: PathBuf) -> Self {
         Self { capacity, disk_space_mib, images }
@@ -29,7 +41,13 @@ impl Room {
     /// # Errors
     ///
     /// [`MachineError::NoRoom`] says what is short, and by how much.
-    pub fn check(&self, host: &str, new: &MachineRecord, present: &[MachineRecord]) -> Result<(), MachineError> {
+    pub fn check(
+        &self,
+        host: &str,
+        new: &MachineRecord,
+        present: &[MachineRecord],
+        kept: Kept,
+    ) -> Result<(), MachineError> {
         let used: u64 = present.iter().map(|record| record.memory_mib).sum();
         let free = self.capacity.memory_mib - used as f64;
         if new.memory_mib as f64 > free {
@@ -41,17 +59,24 @@ impl Room {
                 capacity: format!("{:.0} MiB", self.capacity.memory_mib),
             });
         }
-        self.check_disk(host, new, present)
+        self.check_disk(host, new, present, kept)
     }
 
-    fn check_disk(&self, host: &str, new: &MachineRecord, present: &[MachineRecord]) -> Result<(), MachineError> {
+    fn check_disk(
+        &self,
+        host: &str,
+        new: &MachineRecord,
+        present: &[MachineRecord],
+        kept: Kept,
+    ) -> Result<(), MachineError> {
         let owned = |record: &MachineRecord| {
             record.disks.iter().filter(|disk| disk.owned).map(|disk| disk.bytes).sum::<u64>() as f64
                 / f64::from(1 << 20)
         };
-        let needed = owned(new);
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        let needed = owned(new) - mib(kept.reusable);
         let (free, capacity) = match self.disk_space_mib {
-            Some(limit) => (limit - present.iter().map(owned).sum::<f64>(), limit),
+            Some(limit) => (limit - present.iter().map(owned).sum::<f64>() - mib(kept.bytes), limit),
             None => match file_system_mib(&self.images) {
                 Some((free, capacity)) => (free - present.iter().map(promised_mib).sum::<f64>(), capacity),
                 None => return Ok(()),
@@ -62,7 +87,7 @@ impl Room {
         }
         Err(MachineError::NoRoom {
             host: host.to_owned(),
-            what: "disk space",
+            what: Self::DISK_SPACE,
             needed: format!("{needed:.0} MiB"),
             free: format!("{:.0}", free.max(0.0)),
             capacity: format!("{capacity:.0} MiB"),
@@ -93,11 +118,11 @@ fn file_system_mib(folder: &Path) -> Option<(f64, f64)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::api::types::{KernelChoice, MigrationLimits};
 
-    fn record(memory_mib: u64, disk_mib: u64) -> MachineRecord {
+    pub(crate) fn record(memory_mib: u64, disk_mib: u64) -> MachineRecord {
         MachineRecord {
             name: "vm".into(),
             vcpus: 1,
@@ -131,11 +156,20 @@ mod tests {
         let capacity = Capacity { cpu_cores: 1.0, memory_mib: 1000.0, ..Capacity::default() };
         let room = Room::new(capacity, Some(100.0), "/".into());
         let present = [record(600, 60)];
-        room.check("a1", &record(400, 40), &present).unwrap();
-        let memory = room.check("a1", &record(401, 1), &present).unwrap_err().to_string();
+        room.check("a1", &record(400, 40), &present, Kept::default()).unwrap();
+        let memory = room.check("a1", &record(401, 1), &present, Kept::default()).unwrap_err().to_string();
         assert_eq!(memory, "no room on host `a1`: memory needs 401 MiB, and 400 of 1000 MiB are free");
-        let disk = room.check("a1", &record(1, 41), &present).unwrap_err().to_string();
+        let disk = room.check("a1", &record(1, 41), &present, Kept::default()).unwrap_err().to_string();
         assert_eq!(disk, "no room on host `a1`: disk space needs 41 MiB, and 40 of 100 MiB are free");
+    }
+
+    #[test]
+    fn what_is_kept_for_another_attempt_takes_room_and_spares_it() {
+        let room = Room::new(Capacity { memory_mib: 1000.0, ..Capacity::default() }, Some(100.0), "/".into());
+        let kept = Kept { bytes: 50 << 20, reusable: 0 };
+        room.check("a1", &record(1, 50), &[], kept).unwrap();
+        assert!(room.check("a1", &record(1, 51), &[], kept).is_err());
+        room.check("a1", &record(1, 80), &[], Kept { reusable: 30 << 20, ..kept }).unwrap();
     }
 
     #[test]
@@ -148,11 +182,12 @@ mod tests {
         arriving.disks[0].path = folder.path().join("d.raw");
         arriving.status = MachineStatus::Incoming;
         let second = record(1, share);
-        let refused = room.check("a1", &second, std::slice::from_ref(&arriving)).unwrap_err().to_string();
+        let refused =
+            room.check("a1", &second, std::slice::from_ref(&arriving), Kept::default()).unwrap_err().to_string();
         assert!(refused.starts_with("no room on host `a1`: disk space needs"), "its image is not made yet: {refused}");
         std::fs::File::create(&arriving.disks[0].path).unwrap().set_len(share << 20).unwrap();
-        assert!(room.check("a1", &second, std::slice::from_ref(&arriving)).is_err(), "it is sparse");
+        assert!(room.check("a1", &second, std::slice::from_ref(&arriving), Kept::default()).is_err(), "it is sparse");
         arriving.status = MachineStatus::Running;
-        room.check("a1", &second, &[arriving]).unwrap();
+        room.check("a1", &second, &[arriving], Kept::default()).unwrap();
     }
 }

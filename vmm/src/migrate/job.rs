@@ -180,6 +180,7 @@ impl Job {
             identity: identity(config.tls),
             deadline: Duration::from_secs(config.deadline_s),
             recover: Duration::from_secs(config.recover_s),
+            reuse: config.reuse_disks,
         };
         let fail = |source| JobError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).map_err(fail)?;

@@ -40,6 +40,7 @@ pub fn listen(authority: &Authority, to: &Vmm, id: &str, recover_s: u64) -> Sock
         deadline_s: 60,
         recover_s,
         mark: Some(to.mark()),
+        reuse_disks: false,
     };
     let address = to.client.receive(&config).expect("it listens").address;
     assert_eq!(std::fs::read(to.mark()).expect("a mark"), b"", "nothing has run there");

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Entry, Machines, Result};
 use crate::api::types::{Machine, MachineStatus};
+use crate::clock::unix_ms;
 use crate::machine::launch::launch;
 use crate::machine::process::{Process, wait_end};
 use crate::machine::{MachineError, MachineRecord, chain, disk};
@@ -112,6 +113,25 @@ impl Machines {
             stop(entry, &process).await;
         }
         self.clear_away(&entry.record())
+    }
+
+    /// As [`Machines::discard`] for a machine that did not come from host `source`: what has arrived of its disks is kept for a while.
+    ///
+    /// # Errors
+    ///
+    /// If the store fails; process and files are gone nevertheless.
+    pub async fn give_up(&self, entry: &Arc<Entry>, source: &str) -> Result<()> {
+        entry.state().record.status = MachineStatus::Deleting;
+        if let Some(process) = entry.process() {
+            stop(entry, &process).await;
+        }
+        self.inner.partial.keep(&entry.record(), source);
+        self.clear_away(&entry.record())
+    }
+
+    /// Removes what was kept of machines that did not come, once its time is over.
+    pub fn expire_partial(&self) {
+        self.inner.partial.expire(unix_ms());
     }
 
     pub(super) fn clear_away(&self, record: &MachineRecord) -> Result<()> {

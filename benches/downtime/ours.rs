@@ -93,7 +93,7 @@ fn spawn(command: &mut Command) -> Result<Child> {
 fn config(host: &LabHost, scenario: Scenario, kernel: Option<PathBuf>) -> MachineConfig {
     let disks = if scenario.has_disk() {
         let path = host.directory().join("disk.raw");
-        vec![DiskConfig { id: "disk0".into(), source: DiskSource::Path(path), read_only: false }]
+        vec![DiskConfig { id: "disk0".into(), source: DiskSource::Path(path), read_only: false, shared: false }]
     } else {
         Vec::new()
     };

@@ -40,6 +40,10 @@ pub struct HostConfig {
     pub run_dir: PathBuf,
     /// Disks and the store: made if missing, mode 0700.
     pub state_dir: PathBuf,
+    /// Folders on storage that other hosts have under the same paths: images below them can be shared, and machines that arrive may
+    /// use them.
+    #[serde(default)]
+    pub shared_dirs: Vec<PathBuf>,
     /// Control socket.
     pub socket: PathBuf,
     /// Unix group whose members may use the control socket besides root.

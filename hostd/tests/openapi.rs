@@ -189,7 +189,7 @@ fn forecast() -> Value {
 
 fn create_machine() -> Value {
     json!({"name": "vm1", "vcpus": 1, "memory_mib": 64, "kernel": "bundled", "initrd": "/x", "cmdline": "x",
-        "disks": [{"id": "disk0", "size_mib": 1, "path": "/x", "read_only": false}],
+        "disks": [{"id": "disk0", "size_mib": 1, "path": "/x", "read_only": false, "shared": false}],
         "balloon": true, "networks": [{"id": "net0", "mac": "02:00:00:00:00:05"}],
         "probes": [{"ping": "10.0.0.5"}, {"tcp": "10.0.0.5:7"}, {"tcp_echo": "10.0.0.5:7"}], "limits": limits()})
 }
@@ -197,7 +197,7 @@ fn create_machine() -> Value {
 fn machine() -> Value {
     json!({"name": "vm1", "status": "running", "reason": "x", "host": "a1", "pool": "a", "vcpus": 1, "memory_mib": 64,
         "kernel": "bundled", "cmdline": "x",
-        "disks": [{"id": "disk0", "path": "/x", "bytes": 1, "owned": true, "read_only": false}],
+        "disks": [{"id": "disk0", "path": "/x", "bytes": 1, "owned": true, "read_only": false, "shared": false}],
         "balloon": true, "networks": [{"id": "net0", "tap": "x", "mac": "02:00:00:00:00:05"}],
         "probes": [{"ping": "10.0.0.5"}], "limits": limits(), "pid": 1, "api_socket": "/x", "console": "/x",
         "first_instruction_us": 1, "created_unix_ms": 1, "migration": "mig-1", "usage": usage()})

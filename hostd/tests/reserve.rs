@@ -27,6 +27,7 @@ fn record() -> MachineRecord {
             bytes: 8 << 20,
             owned: true,
             read_only: false,
+            shared: false,
         }],
         networks: vec![Network { id: "net0".into(), tap: "elsewhere".into(), mac: "02:00:00:00:00:05".into() }],
         balloon: false,
@@ -51,6 +52,7 @@ fn request(change: impl FnOnce(&mut ReserveRequest)) -> ReserveRequest {
         trigger: Default::default(),
         on_failed_probe: Default::default(),
         deadline_s: 60,
+        shared_marks: Default::default(),
     };
     change(&mut request);
     request

@@ -49,8 +49,13 @@ fn a_missing_disk_is_refused_with_its_path() {
     }
     let world = World::two_hosts();
     let mut request = Spec::busy("vm1", 0).request();
-    request.disks =
-        vec![NewDisk { id: "disk0".into(), size_mib: None, path: Some("/nowhere/disk.raw".into()), read_only: false }];
+    request.disks = vec![NewDisk {
+        id: "disk0".into(),
+        size_mib: None,
+        path: Some("/nowhere/disk.raw".into()),
+        read_only: false,
+        shared: false,
+    }];
     let error = world.ask("a1", async |client| client.create_machine(&request).await).unwrap_err();
     assert!(error.to_string().contains("/nowhere/disk.raw"), "{error}");
     assert_eq!(world.machines_on("a1"), Vec::<String>::new());

@@ -122,7 +122,7 @@ fn an_image_that_cannot_be_written_is_not_booted_from() {
     let spec = Spec::busy("vm1", 0);
     let mut request = spec.request();
     let path = Some(folder.join("disk.raw"));
-    request.disks = vec![NewDisk { id: "disk0".into(), size_mib: None, path, read_only: false }];
+    request.disks = vec![NewDisk { id: "disk0".into(), size_mib: None, path, read_only: false, shared: false }];
     let error = world.ask("a1", async |client| client.create_machine(&request).await).unwrap_err().to_string();
     for part in ["images/disk.raw", "open for writing", "mount its file system writable", "Read-only file system"] {
         assert!(error.contains(part), "`{part}` is not in the error: {error}");

@@ -71,7 +71,13 @@ impl Spec {
             kernel: KernelChoice::Bundled,
             initrd: None,
             cmdline: self.workload.to_string(),
-            disks: vec![NewDisk { id: "disk0".into(), size_mib: Some(self.disk_mib), path: None, read_only: false }],
+            disks: vec![NewDisk {
+                id: "disk0".into(),
+                size_mib: Some(self.disk_mib),
+                path: None,
+                read_only: false,
+                shared: false,
+            }],
             networks: vec![NewNetwork { id: "net0".into(), mac: None }],
             balloon: self.balloon,
             probes: vec![

@@ -4,3 +4,4 @@
 
 mod back_and_forth;
 mod one_move;
+mod shared;

@@ -26,7 +26,7 @@ use crate::device::virtio::block::{self, Block};
 use crate::device::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, WINDOW_BYTES};
 use crate::device::virtio::net::{self, Net, Tap, TapError};
 use crate::device::{BusDevice, DeviceError};
-use crate::disk::{DiskError, RawDisk};
+use crate::disk::{DiskError, Purpose, RawDisk};
 use crate::kvm::capability::ioctl_error;
 use crate::kvm::{Host, KvmError, irq};
 use crate::memory::{DirtyTracker, GuestRam, Memory, MemoryError, Slots};
@@ -135,6 +135,7 @@ fn build(config: MachineConfig, profile: Option<&CpuProfile>) -> Result<(Parts, 
     let fds = (0..config.vcpus)
         .map(|id| vm.create_vcpu(id.into()).map_err(ioctl_error("KVM_CREATE_VCPU")))
         .collect::<Result<Vec<_>, _>>()?;
+    let purpose = if profile.is_some() { Purpose::Arrival } else { Purpose::Use };
     let profile = set_cpuid(&host, &fds, profile)?;
     let msrs = msr::list(&host, &fds[0])?;
 
@@ -144,7 +145,7 @@ fn build(config: MachineConfig, profile: Option<&CpuProfile>) -> Result<(Parts, 
     let exits = Arc::new(Exits::new(bus.clone(), memory.ram().clone()));
     let vcpus = Vcpus::new(fds, &exits, stopped.try_clone().map_err(BuildError::Event)?)?;
     power_devices(&bus, &vcpus)?;
-    let sockets = sockets(&config, &vm, memory.ram())?;
+    let sockets = sockets(&config, purpose, &vm, memory.ram())?;
     let disks = sockets.disks.iter().map(|(disk, _)| Arc::clone(disk)).collect();
     let parts = Parts { vcpus, config, vm, capabilities, memory, tracker, msrs, profile, bus, console, disks, stopped };
     Ok((parts, sockets))
@@ -187,7 +188,7 @@ fn power_devices(bus: &Bus, vcpus: &Vcpus) -> Result<(), Overlap> {
     bus.insert_ports(power::RESET_PORTS, Arc::new(Mutex::new(Power::reset_control(reset()))))
 }
 
-fn sockets(config: &MachineConfig, vm: &Arc<VmFd>, ram: &GuestRam) -> Result<Sockets, BuildError> {
+fn sockets(config: &MachineConfig, purpose: Purpose, vm: &Arc<VmFd>, ram: &GuestRam) -> Result<Sockets, BuildError> {
     let mut index = 0;
     let mut wire = |queues| {
         let wiring = wire(vm, ram, index, queues);
@@ -197,7 +198,7 @@ fn sockets(config: &MachineConfig, vm: &Arc<VmFd>, ram: &GuestRam) -> Result<Soc
     let disks = config
         .disks
         .iter()
-        .map(|disk| Ok((Arc::new(RawDisk::open(disk)?), wire(block::QUEUES)?)))
+        .map(|disk| Ok((Arc::new(RawDisk::open(disk, purpose)?), wire(block::QUEUES)?)))
         .collect::<Result<_, BuildError>>()?;
     let taps = config
         .networks

@@ -152,6 +152,9 @@ pub struct DiskConfig {
     /// Refuse writes of the guest.
     #[serde(default)]
     pub read_only: bool,
+    /// The image is on storage that both hosts of a migration have: it is not copied but handed over.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 /// Where a disk's bytes are.

@@ -47,6 +47,7 @@ impl From<MachineError> for Failure {
             MachineError::State { .. } => (409, "wrong-state"),
             MachineError::NoRoom { .. } => (507, "no-room"),
             MachineError::Disk { .. } => (422, "disk-unusable"),
+            MachineError::NotShared { .. } => (422, "disk-not-shared"),
             MachineError::Tap(_) => (500, "tap-failed"),
             MachineError::File { .. } => (500, "file-failed"),
             MachineError::NoVmm { .. } | MachineError::Spawn { .. } => (500, "vmm-missing"),

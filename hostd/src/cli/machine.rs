@@ -68,7 +68,8 @@ pub(super) struct Create {
     /// Kernel command line.
     #[arg(long, default_value = "")]
     cmdline: String,
-    /// A disk: its size in MiB, or the path of an image on the host (`:ro` at its end makes it read-only). Repeatable.
+    /// A disk: its size in MiB, or the path of an image on the host (`:ro` at its end makes it read-only,
+    /// `:shared` says that the other hosts have it under the same path, so that it need not be copied). Repeatable.
     #[arg(long = "disk", value_name = "MIB|PATH")]
     disks: Vec<String>,
     /// A network card, with a MAC address if one is given. Repeatable.
@@ -119,10 +120,16 @@ impl Create {
 fn disk(index: usize, text: &str) -> NewDisk {
     let id = format!("disk{index}");
     if let Ok(size) = text.parse() {
-        return NewDisk { id, size_mib: Some(size), path: None, read_only: false };
+        return NewDisk { id, size_mib: Some(size), path: None, read_only: false, shared: false };
     }
-    let (path, read_only) = text.strip_suffix(":ro").map_or((text, false), |path| (path, true));
-    NewDisk { id, size_mib: None, path: Some(path.into()), read_only }
+    let (path, read_only) = flag(text, ":ro");
+    let (path, shared) = flag(path, ":shared");
+    NewDisk { id, size_mib: None, path: Some(path.into()), read_only, shared }
+}
+
+/// Takes `name` off the end of `text`, if it is there.
+fn flag<'a>(text: &'a str, name: &str) -> (&'a str, bool) {
+    text.strip_suffix(name).map_or((text, false), |rest| (rest, true))
 }
 
 fn network(index: usize, mac: &str) -> NewNetwork {
@@ -186,7 +193,8 @@ fn details(machine: &Machine) -> String {
         text.push_str("balloon   the guest gives free memory back\n");
     }
     for disk in &machine.disks {
-        text.push_str(&format!("disk      {} {} {}\n", disk.id, bytes(disk.bytes as f64), disk.path.display()));
+        let shared = if disk.shared { ", shared" } else { "" };
+        text.push_str(&format!("disk      {} {} {}{shared}\n", disk.id, bytes(disk.bytes as f64), disk.path.display()));
     }
     for network in &machine.networks {
         text.push_str(&format!("network   {} {} on {}\n", network.id, network.mac, network.tap));
@@ -218,6 +226,8 @@ mod tests {
         assert_eq!(disk(0, "64").size_mib, Some(64));
         let image = disk(1, "/srv/x.raw:ro");
         assert_eq!((image.id.as_str(), image.path, image.read_only), ("disk1", Some("/srv/x.raw".into()), true));
+        let image = disk(1, "/mnt/x.raw:shared:ro");
+        assert_eq!((image.path, image.read_only, image.shared), (Some("/mnt/x.raw".into()), true, true));
         assert_eq!(network(0, "").mac, None);
     }
 }

@@ -144,8 +144,8 @@ fn disk(index: usize, text: &str, scratch: &Path) -> Result<DiskConfig, Failure>
         let bytes = mib.checked_mul(1 << 20).filter(|bytes| *bytes > 0);
         let bytes = bytes.ok_or_else(|| Failure::Other(format!("--disk {text}: not a size in MiB")))?;
         std::fs::File::create_new(&path)?.set_len(bytes)?;
-        return Ok(DiskConfig { id, source: DiskSource::Path(path), read_only: false });
+        return Ok(DiskConfig { id, source: DiskSource::Path(path), read_only: false, shared: false });
     }
     let (path, read_only) = text.strip_suffix(":ro").map_or((text, false), |path| (path, true));
-    Ok(DiskConfig { id, source: DiskSource::Path(path.into()), read_only })
+    Ok(DiskConfig { id, source: DiskSource::Path(path.into()), read_only, shared: false })
 }

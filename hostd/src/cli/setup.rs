@@ -105,6 +105,7 @@ pub(super) fn init(output: &Output, arguments: Init) -> Result<(), Failure> {
         pool: arguments.pool,
         run_dir: "/run/headroom".into(),
         state_dir: "/var/lib/headroom".into(),
+        shared_dirs: Vec::new(),
         socket: "/run/headroom/hostd.sock".into(),
         socket_group: None,
         listen: SocketAddr::new(arguments.address, PORT),

@@ -132,6 +132,9 @@ fn names(config: &HostConfig, findings: &mut Findings) {
 fn paths(config: &HostConfig, findings: &mut Findings) {
     findings.absolute("run_dir", &config.run_dir);
     findings.absolute("state_dir", &config.state_dir);
+    for folder in &config.shared_dirs {
+        findings.absolute("shared_dirs", folder);
+    }
     findings.absolute("socket", &config.socket);
     findings.absolute("tls.ca", &config.tls.ca);
     findings.absolute("tls.certificate", &config.tls.certificate);

@@ -125,7 +125,13 @@ impl MachinePlan {
             kernel: KernelChoice::Bundled,
             initrd: None,
             cmdline: self.workload().to_string(),
-            disks: vec![NewDisk { id: "disk0".into(), size_mib: Some(64), path: None, read_only: false }],
+            disks: vec![NewDisk {
+                id: "disk0".into(),
+                size_mib: Some(64),
+                path: None,
+                read_only: false,
+                shared: false,
+            }],
             networks: vec![NewNetwork { id: "net0".into(), mac: None }],
             balloon: false,
             probes: vec![

@@ -16,7 +16,7 @@ use crate::clock::unix_ms;
 use crate::digest::{hex, random};
 use crate::machine::entry::Entry;
 use crate::machine::registry::call;
-use crate::machine::{MachineRecord, chain, name, spec};
+use crate::machine::{MachineRecord, chain, name, shared, spec};
 use crate::metrics::sampler::sum;
 use crate::pool::wire::{Reservation, ReserveRequest, Settlement};
 use crate::store::embedded::Kind;
@@ -57,6 +57,7 @@ impl Executor {
             return Err(ExecutorError::Draining(inner.config.host.clone()));
         }
         spec::check_arrival(&request.machine)?;
+        shared::check(&request.machine, &request.id, &request.shared_marks, &inner.config.shared_dirs)?;
         let missing = inner.cpu.missing_for(&request.cpu);
         if !missing.is_empty() {
             return Err(ExecutorError::Processor { host: inner.config.host.clone(), missing });

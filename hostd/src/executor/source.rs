@@ -12,8 +12,10 @@ use vmm::config::SendConfig;
 use super::retry::Failure;
 use super::{Active, Executor, ExecutorError, Result};
 use crate::api::types::{Migration, MigrationSide, MigrationStage};
+use crate::digest::hex;
 use crate::machine::entry::Entry;
 use crate::machine::registry::call;
+use crate::machine::shared::Marks;
 use crate::machine::{MachineError, chain};
 use crate::pool::PeerError;
 use crate::pool::client::PeerClient;
@@ -81,14 +83,19 @@ impl Executor {
         }
         self.update(active, |migration| migration.stage = MigrationStage::Reserving);
         let peer = self.peer(&migration)?;
+        let record = entry.record();
+        let random_token = || crate::digest::random::<32>().map(|token| hex(&token)).map_err(std::io::Error::other);
+        // They stay until the destination has looked.
+        let marks = Marks::put(&record, &migration.attempt_id(), random_token)?;
         let request = ReserveRequest {
             id: migration.attempt_id(),
-            machine: entry.record(),
+            machine: record,
             usage: entry.state().usage,
             cpu: self.inner.cpu.clone(),
             trigger: migration.trigger.clone(),
             deadline_s: migration.limits.timeout_s.saturating_add(DEADLINE_MARGIN_S),
             on_failed_probe: migration.on_failed_probe,
+            shared_marks: marks.tokens.clone(),
         };
         let reservation = match reserve_when_free(active, peer, &request).await {
             Ok(reservation) => reservation,

@@ -115,6 +115,7 @@ impl LabHost {
             pool: self.spec.pool.clone(),
             run_dir: self.directory.join("run"),
             state_dir: self.directory.join("state"),
+            shared_dirs: Vec::new(),
             socket: self.socket(),
             socket_group: None,
             listen: SocketAddr::from((self.address, PEER_PORT)),

@@ -5,24 +5,27 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::MachineError;
+use super::{MachineError, shared};
 use crate::api::types::{Disk, NewDisk};
 
 /// Says where the disks of a new machine are to be, and finds out how large existing images are. Makes nothing.
 ///
 /// # Errors
 ///
-/// If an image is missing or is neither a file nor a block device.
-pub fn plan(folder: &Path, disks: &[NewDisk]) -> Result<Vec<Disk>, MachineError> {
-    disks.iter().map(|disk| plan_one(folder, disk)).collect()
+/// If an image is missing or is neither a file nor a block device, or is shared and not below one of `shared_dirs`.
+pub fn plan(folder: &Path, disks: &[NewDisk], shared_dirs: &[PathBuf]) -> Result<Vec<Disk>, MachineError> {
+    disks.iter().map(|disk| plan_one(folder, disk, shared_dirs)).collect()
 }
 
-fn plan_one(folder: &Path, disk: &NewDisk) -> Result<Disk, MachineError> {
+fn plan_one(folder: &Path, disk: &NewDisk, shared_dirs: &[PathBuf]) -> Result<Disk, MachineError> {
+    if let (Some(path), true) = (&disk.path, disk.shared) {
+        shared::allowed(&disk.id, path, shared_dirs)?;
+    }
     let (path, bytes, owned) = match (&disk.path, disk.size_mib) {
         (Some(path), _) => (path.clone(), existing_bytes(&disk.id, path, disk.read_only)?, false),
         (None, size) => (folder.join(format!("{}.raw", disk.id)), size.unwrap_or(0) << 20, true),
     };
-    Ok(Disk { id: disk.id.clone(), path, bytes, owned, read_only: disk.read_only })
+    Ok(Disk { id: disk.id.clone(), path, bytes, owned, read_only: disk.read_only, shared: disk.shared })
 }
 
 fn existing_bytes(id: &str, path: &Path, read_only: bool) -> Result<u64, MachineError> {
@@ -42,7 +45,7 @@ fn existing_bytes(id: &str, path: &Path, read_only: bool) -> Result<u64, Machine
     file.seek(SeekFrom::End(0)).map_err(failed("measure"))
 }
 
-/// What is allocated of images, in bytes: holes of files count nothing, a block device counts in full.
+/// What is allocated of images that a migration copies, in bytes: holes of files count nothing, a block device counts in full.
 pub fn allocated_bytes(disks: &[Disk]) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let one = |disk: &Disk| match std::fs::metadata(&disk.path) {
@@ -50,7 +53,7 @@ pub fn allocated_bytes(disks: &[Disk]) -> u64 {
         Ok(metadata) if metadata.is_file() => metadata.blocks().saturating_mul(512).min(disk.bytes),
         _ => disk.bytes,
     };
-    disks.iter().map(one).sum()
+    disks.iter().filter(|disk| !disk.shared).map(one).sum()
 }
 
 /// Whether none of the images that are to be made is there already, left over or somebody else's.
@@ -151,7 +154,7 @@ mod tests {
     use super::*;
 
     fn new(id: &str, size_mib: Option<u64>, path: Option<PathBuf>) -> NewDisk {
-        NewDisk { id: id.into(), size_mib, path, read_only: false }
+        NewDisk { id: id.into(), size_mib, path, read_only: false, shared: false }
     }
 
     #[test]
@@ -160,7 +163,7 @@ mod tests {
         let existing = folder.path().join("existing.raw");
         std::fs::write(&existing, [1; 4096]).unwrap();
         let machine = folder.path().join("vm1");
-        let disks = plan(&machine, &[new("a", Some(64), None), new("b", None, Some(existing.clone()))]).unwrap();
+        let disks = plan(&machine, &[new("a", Some(64), None), new("b", None, Some(existing.clone()))], &[]).unwrap();
         create(&machine, &disks, &BTreeSet::new()).unwrap();
         let metadata = std::fs::metadata(&disks[0].path).unwrap();
         assert_eq!((metadata.len(), metadata.blocks(), metadata.mode() & 0o777), (64 << 20, 0, 0o600));
@@ -173,7 +176,7 @@ mod tests {
     #[test]
     fn nothing_is_left_when_the_second_image_fails() {
         let folder = tempfile::tempdir().unwrap();
-        let disks = plan(folder.path(), &[new("a", Some(1), None), new("b", Some(1), None)]).unwrap();
+        let disks = plan(folder.path(), &[new("a", Some(1), None), new("b", Some(1), None)], &[]).unwrap();
         std::fs::write(&disks[1].path, b"somebody else's").unwrap();
         assert!(create(folder.path(), &disks, &BTreeSet::new()).is_err());
         assert!(!disks[0].path.exists());
@@ -182,9 +185,9 @@ mod tests {
 
     #[test]
     fn missing_and_wrong_images_are_named() {
-        let missing = plan_one(Path::new("/"), &new("a", None, Some("/nonexistent/x.raw".into()))).unwrap_err();
+        let missing = plan_one(Path::new("/"), &new("a", None, Some("/nonexistent/x.raw".into())), &[]).unwrap_err();
         assert!(missing.to_string().contains("/nonexistent/x.raw"), "{missing}");
-        let wrong = plan_one(Path::new("/"), &new("a", None, Some("/dev/null".into()))).unwrap_err();
+        let wrong = plan_one(Path::new("/"), &new("a", None, Some("/dev/null".into())), &[]).unwrap_err();
         assert!(super::super::chain(&wrong).contains("neither a file nor a block device"), "{wrong}");
     }
 }

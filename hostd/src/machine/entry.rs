@@ -58,9 +58,9 @@ pub struct MachineRecord {
 }
 
 impl MachineRecord {
-    /// Total size of its disks.
+    /// Total size of its disks that a migration copies.
     pub fn disk_bytes(&self) -> u64 {
-        self.disks.iter().map(|disk| disk.bytes).sum()
+        self.disks.iter().filter(|disk| !disk.shared).map(|disk| disk.bytes).sum()
     }
 }
 

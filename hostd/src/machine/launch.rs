@@ -102,7 +102,8 @@ fn prepare(
 }
 
 fn disk_config(disk: &crate::api::types::Disk) -> DiskConfig {
-    DiskConfig { id: disk.id.clone(), source: DiskSource::Path(disk.path.clone()), read_only: disk.read_only }
+    let source = DiskSource::Path(disk.path.clone());
+    DiskConfig { id: disk.id.clone(), source, read_only: disk.read_only, shared: disk.shared }
 }
 
 type Taps = (Vec<(OwnedFd, i32)>, Vec<NetworkConfig>);

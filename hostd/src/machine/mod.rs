@@ -18,6 +18,7 @@ pub mod name;
 pub mod partial;
 pub mod process;
 pub mod registry;
+pub mod shared;
 pub mod spec;
 pub mod tap;
 
@@ -78,6 +79,16 @@ pub enum MachineError {
         /// Cause.
         #[source]
         source: io::Error,
+    },
+    /// A disk that is said to be on shared storage cannot be used here.
+    #[error("disk `{id}` is not shared with this host: {} {what}", path.display())]
+    NotShared {
+        /// Disk.
+        id: String,
+        /// Image.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
     },
     /// A tap cannot be made.
     #[error(transparent)]

@@ -173,6 +173,7 @@ mod tests {
             bytes: 1 << 20,
             owned,
             read_only: false,
+            shared: false,
         };
         let record = MachineRecord {
             disks: vec![own("a", true), own("b", true), own("c", false)],

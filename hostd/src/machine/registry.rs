@@ -96,7 +96,7 @@ impl Machines {
             kernel: request.kernel.clone(),
             initrd: request.initrd.clone(),
             cmdline: request.cmdline.clone(),
-            disks: disk::plan(&folder, &request.disks)?,
+            disks: disk::plan(&folder, &request.disks, &self.inner.config.shared_dirs)?,
             networks: self.networks(request),
             balloon: request.balloon,
             probes: request.probes.clone(),
@@ -127,8 +127,11 @@ impl Machines {
             if !name::device_ok(&disk.id) {
                 return Err(MachineError::Invalid(format!("disk id `{}` is not a name", disk.id.escape_debug())));
             }
-            disk.path = folder.join(format!("{}.raw", disk.id));
-            disk.owned = true;
+            // That this host has it was checked.
+            disk.owned = !disk.shared;
+            if disk.owned {
+                disk.path = folder.join(format!("{}.raw", disk.id));
+            }
         }
         for network in &mut record.networks {
             network.tap = name::tap_name(&self.inner.config.host, &record.name, &network.id);

@@ -60,9 +60,10 @@ pub fn check_arrival(record: &MachineRecord) -> Result<(), MachineError> {
     }
     let disk = |disk: &Disk| NewDisk {
         id: disk.id.clone(),
-        size_mib: Some(disk.bytes.div_ceil(1 << 20)),
-        path: None,
+        size_mib: (!disk.shared).then(|| disk.bytes.div_ceil(1 << 20)),
+        path: disk.shared.then(|| disk.path.clone()),
         read_only: disk.read_only,
+        shared: disk.shared,
     };
     let network = |network: &Network| NewNetwork { id: network.id.clone(), mac: Some(network.mac.clone()) };
     check(&CreateMachine {
@@ -120,6 +121,9 @@ fn disks(disks: &[NewDisk]) -> Result<(), MachineError> {
             })?,
             _ => return Err(MachineError::Invalid(format!("disk `{id}`: give either size_mib or path"))),
         }
+        ensure(!disk.shared || disk.path.is_some(), || {
+            format!("disk `{id}`: only an image that is there can be shared: give its path instead of size_mib")
+        })?;
     }
     Ok(())
 }

@@ -136,6 +136,7 @@ pub(crate) mod tests {
                 bytes: disk_mib << 20,
                 owned: true,
                 read_only: false,
+                shared: false,
             }],
             networks: Vec::new(),
             balloon: false,

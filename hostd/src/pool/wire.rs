@@ -9,6 +9,7 @@
 //! | `POST /v1/peer/migrations/{id}/verify` | | [`Verified`], by the destination |
 //! | `POST /v1/peer/migrate` | [`MigrateOrder`] | the migration, started; by the machine's host |
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use migration::report::{Probe, Trigger};
@@ -49,6 +50,9 @@ pub struct ReserveRequest {
     /// What a failed probe means: the destination is the one that can move the machine back.
     #[serde(default)]
     pub on_failed_probe: OnFailedProbe,
+    /// By disk on shared storage: what stands in the mark beside its image (see [`crate::machine::shared`]).
+    #[serde(default)]
+    pub shared_marks: BTreeMap<String, String>,
 }
 
 /// "Yes: send it there."

@@ -5,10 +5,11 @@ use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
+use std::time::{Duration, Instant};
 
 use migration::guest::DiskLayout;
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
 use nix::unistd::{Whence, lseek};
 
 use super::{AlignedBuffer, DiskError};
@@ -17,36 +18,56 @@ use crate::config::{DiskConfig, DiskSource};
 /// Bytes in a sector, the unit of virtio-blk (virtio 1.2, section 5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
 
+/// Between two attempts to lock a shared image that another host is about to leave.
+const HAND_OVER_LOOK: Duration = Duration::from_millis(2);
+
+/// What an image is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A machine runs on it.
+    Use,
+    /// A machine is to arrive. An image of this host's own is filled before, also if the guest may only read it; a shared one is
+    /// in use at the source until [`Image::take_over`].
+    Arrival,
+}
+
 /// An open, locked image.
 #[derive(Debug)]
 pub struct Image {
     file: File,
     layout: DiskLayout,
     name: String,
+    shared: bool,
+    writable: bool,
     /// Alignment that buffers need, if the file was opened with `O_DIRECT`.
     direct: Option<usize>,
 }
 
 impl Image {
-    /// Opens and locks the image of a disk: exclusively, or shared with other readers if it is read-only.
+    /// Opens and locks the image of a disk: exclusively, or together with other readers if it is only read.
     ///
     /// # Errors
     ///
     /// [`DiskError`], naming the image and the remedy.
-    pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
-        Self::open_as(config, true)
+    pub fn open(config: &DiskConfig, purpose: Purpose) -> Result<Self, DiskError> {
+        Self::open_as(config, purpose, true)
     }
 
     /// As [`Image::open`]; through the page cache in any case unless `direct`.
-    pub(super) fn open_as(config: &DiskConfig, direct: bool) -> Result<Self, DiskError> {
+    pub(super) fn open_as(config: &DiskConfig, purpose: Purpose, direct: bool) -> Result<Self, DiskError> {
         let disk = config.id.clone();
-        let (mut file, name) = open_source(config)?;
+        let writable = !config.read_only || (purpose == Purpose::Arrival && !config.shared);
+        let (mut file, name) = open_source(config, writable)?;
         let failed = |action, source| DiskError::Io { disk: disk.clone(), image: name.clone(), action, source };
         let kind = file.metadata().map_err(|source| failed("inspect", source))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DiskError::Kind { disk, image: name });
         }
-        let locked = if config.read_only { file.try_lock_shared() } else { file.try_lock() };
+        let locked = match (writable, purpose) {
+            (false, _) => file.try_lock_shared(),
+            (true, Purpose::Arrival) if config.shared => Ok(()),
+            (true, _) => file.try_lock(),
+        };
         match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(DiskError::Locked { disk, image: name }),
@@ -58,7 +79,60 @@ impl Image {
         }
         let direct = if direct { enable_direct(&file).map_err(|source| failed("probe", source))? } else { None };
         let layout = DiskLayout { id: disk, bytes, read_only: config.read_only };
-        Ok(Self { file, layout, name, direct })
+        Ok(Self { file, layout, name, shared: config.shared, writable, direct })
+    }
+
+    /// Whether it is on storage that both hosts of a migration have.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// Whether it was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Leaves a shared image to another host: all of it is on stable storage and unlocked when this returns. The guest is stopped.
+    /// Idempotent; a shared image that is only read stays locked, as others may read it too.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Io`]; it is still locked then, unless unlocking itself failed.
+    pub fn hand_over(&self) -> Result<(), DiskError> {
+        if !self.shared || !self.writable {
+            return Ok(());
+        }
+        self.file.sync_all().map_err(|source| self.failed("flush", source))?;
+        self.file.unlock().map_err(|source| self.failed("unlock", source))
+    }
+
+    /// Takes a shared image over, which another host has just left. What this host has cached of it is dropped. Idempotent.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Locked`] if it is still locked after `patience`.
+    pub fn take_over(&self, patience: Duration) -> Result<(), DiskError> {
+        if !self.shared || !self.writable {
+            return Ok(());
+        }
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(HAND_OVER_LOOK),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(DiskError::Locked { disk: self.layout.id.clone(), image: self.name.clone() });
+                }
+                Err(TryLockError::Error(source)) => return Err(self.failed("lock", source)),
+            }
+        }
+        // Clean pages only: this host has written nothing since it last had the lock, or has flushed it.
+        posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .map_err(|error| self.failed("forget what is cached of", error.into()))
+    }
+
+    fn failed(&self, action: &'static str, source: io::Error) -> DiskError {
+        DiskError::Io { disk: self.layout.id.clone(), image: self.name.clone(), action, source }
     }
 
     /// The file. Its position means nothing.
@@ -122,13 +196,13 @@ impl Image {
     }
 }
 
-fn open_source(config: &DiskConfig) -> Result<(File, String), DiskError> {
+fn open_source(config: &DiskConfig, writable: bool) -> Result<(File, String), DiskError> {
     let disk = || config.id.clone();
-    let access = if config.read_only { "reading" } else { "reading and writing" };
+    let access = if writable { "reading and writing" } else { "reading" };
     match &config.source {
         DiskSource::Path(path) => {
             let image = path.display().to_string();
-            match OpenOptions::new().read(true).write(!config.read_only).open(path) {
+            match OpenOptions::new().read(true).write(writable).open(path) {
                 Ok(file) => Ok((file, image)),
                 Err(source) => Err(match source.kind() {
                     io::ErrorKind::NotFound => DiskError::Missing { disk: disk(), path: path.clone() },
@@ -149,7 +223,7 @@ fn open_source(config: &DiskConfig) -> Result<(File, String), DiskError> {
             let inherited = unsafe { BorrowedFd::borrow_raw(*fd) };
             let flags = fcntl(inherited, FcntlArg::F_GETFL).map_err(|_| unusable())?;
             let mode = flags & libc::O_ACCMODE;
-            if flags & libc::O_PATH != 0 || (mode != libc::O_RDWR && !(config.read_only && mode == libc::O_RDONLY)) {
+            if flags & libc::O_PATH != 0 || (mode != libc::O_RDWR && (writable || mode != libc::O_RDONLY)) {
                 return Err(unusable());
             }
             // A duplicate shares the open file description and its lock with the parent's.

@@ -21,7 +21,7 @@ mod transfer;
 use std::io;
 use std::path::PathBuf;
 
-pub use image::{Image, SECTOR_BYTES};
+pub use image::{Image, Purpose, SECTOR_BYTES};
 pub use late::LateBlocks;
 pub use raw::RawDisk;
 pub use ring::{AlignedBuffer, Ring};

@@ -9,7 +9,7 @@ use migration::guest::{
 use migration::page::Bitmap;
 
 use super::transfer::{Reader, Writer};
-use super::{DiskError, Image, LateBlocks, Tracker};
+use super::{DiskError, Image, LateBlocks, Purpose, Tracker};
 use crate::config::DiskConfig;
 
 /// A disk of a machine: what the block device serves and a migration copies.
@@ -26,14 +26,14 @@ impl RawDisk {
     /// # Errors
     ///
     /// [`DiskError`] if it is missing, not permitted, in use elsewhere, or not a multiple of 512 bytes.
-    pub fn open(config: &DiskConfig) -> Result<Self, DiskError> {
-        Ok(Self::over(Image::open(config)?))
+    pub fn open(config: &DiskConfig, purpose: Purpose) -> Result<Self, DiskError> {
+        Ok(Self::over(Image::open(config, purpose)?))
     }
 
     /// As [`RawDisk::open`], where the file system would allow `O_DIRECT` and a test wants the page cache.
     #[cfg(test)]
     pub fn open_cached(config: &DiskConfig) -> Result<Self, DiskError> {
-        Ok(Self::over(Image::open_as(config, false)?))
+        Ok(Self::over(Image::open_as(config, Purpose::Use, false)?))
     }
 
     fn over(image: Image) -> Self {
@@ -97,9 +97,9 @@ impl SourceDisk for RawDisk {
 
 impl DestinationDisk for RawDisk {
     fn writer(&self) -> GuestResult<Box<dyn BlockWriter>> {
-        if self.layout().read_only {
+        if !self.image.is_writable() {
             return Err(GuestError::new(format!(
-                "{}: is configured read-only here, so a migration cannot fill it; set read_only only once it has arrived",
+                "{}: is open for reading only, so a migration cannot fill it: this is a bug",
                 self.image.describe()
             )));
         }

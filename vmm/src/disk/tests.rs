@@ -12,11 +12,11 @@ use migration::guest::{BLOCK_BYTES, DestinationDisk, SourceDisk};
 use migration::page::Bitmap;
 use tempfile::TempDir;
 
-use super::{DiskError, RawDisk};
+use super::{DiskError, Purpose, RawDisk};
 use crate::config::{DiskConfig, DiskSource};
 
 fn config(path: &Path) -> DiskConfig {
-    DiskConfig { id: "disk0".into(), source: DiskSource::Path(path.into()), read_only: false }
+    DiskConfig { id: "disk0".into(), source: DiskSource::Path(path.into()), read_only: false, shared: false }
 }
 
 fn make(directory: &TempDir, name: &str, bytes: u64) -> DiskConfig {
@@ -71,15 +71,15 @@ fn data_blocks(disk: &RawDisk) -> Bitmap {
 #[test]
 fn each_bad_image_has_its_error() {
     let directory = TempDir::new().unwrap();
-    let missing = RawDisk::open(&config(&directory.path().join("none"))).unwrap_err();
+    let missing = RawDisk::open(&config(&directory.path().join("none")), Purpose::Use).unwrap_err();
     assert!(matches!(missing, DiskError::Missing { .. }) && missing.to_string().contains("truncate -s"), "{missing}");
-    let odd = RawDisk::open(&make(&directory, "odd", 1000)).unwrap_err();
+    let odd = RawDisk::open(&make(&directory, "odd", 1000), Purpose::Use).unwrap_err();
     assert!(matches!(odd, DiskError::Size { bytes: 1000, .. }), "{odd}");
-    let empty = RawDisk::open(&make(&directory, "empty", 0)).unwrap_err();
+    let empty = RawDisk::open(&make(&directory, "empty", 0), Purpose::Use).unwrap_err();
     assert!(matches!(empty, DiskError::Size { bytes: 0, .. }), "{empty}");
-    let folder = RawDisk::open(&config(directory.path())).unwrap_err();
+    let folder = RawDisk::open(&config(directory.path()), Purpose::Use).unwrap_err();
     assert!(matches!(folder, DiskError::Kind { .. }), "{folder}");
-    let pipe = RawDisk::open(&config(Path::new("/dev/null"))).unwrap_err();
+    let pipe = RawDisk::open(&config(Path::new("/dev/null")), Purpose::Use).unwrap_err();
     assert!(matches!(pipe, DiskError::Kind { .. }), "{pipe}");
 }
 
@@ -88,16 +88,16 @@ fn one_image_has_one_writer_or_many_readers() {
     let directory = TempDir::new().unwrap();
     let config = make(&directory, "a", 4096);
     let read_only = DiskConfig { read_only: true, ..config.clone() };
-    let writer = RawDisk::open(&config).unwrap();
+    let writer = RawDisk::open(&config, Purpose::Use).unwrap();
     for other in [&config, &read_only] {
-        let refused = RawDisk::open(other).unwrap_err();
+        let refused = RawDisk::open(other, Purpose::Use).unwrap_err();
         assert!(matches!(refused, DiskError::Locked { .. }), "{refused}");
         assert!(refused.to_string().contains(path(&config).to_str().unwrap()), "{refused}");
     }
     drop(writer);
-    let first = RawDisk::open(&read_only).unwrap();
-    let second = RawDisk::open(&read_only).unwrap();
-    assert!(matches!(RawDisk::open(&config), Err(DiskError::Locked { .. })));
+    let first = RawDisk::open(&read_only, Purpose::Use).unwrap();
+    let second = RawDisk::open(&read_only, Purpose::Use).unwrap();
+    assert!(matches!(RawDisk::open(&config, Purpose::Use), Err(DiskError::Locked { .. })));
     assert!(first.writer().is_err() && second.layout().read_only);
 }
 
@@ -105,15 +105,18 @@ fn one_image_has_one_writer_or_many_readers() {
 fn an_inherited_descriptor_is_checked() {
     let directory = TempDir::new().unwrap();
     let path = path(&make(&directory, "a", 8192)).to_owned();
-    let by_fd = |fd, read_only| DiskConfig { id: "d".into(), source: DiskSource::Fd(fd), read_only };
+    let by_fd = |fd, read_only| DiskConfig { id: "d".into(), source: DiskSource::Fd(fd), read_only, shared: false };
     let file = File::options().read(true).write(true).open(&path).unwrap();
-    assert_eq!(RawDisk::open(&by_fd(file.as_raw_fd(), false)).unwrap().layout().bytes, 8192);
+    assert_eq!(RawDisk::open(&by_fd(file.as_raw_fd(), false), Purpose::Use).unwrap().layout().bytes, 8192);
     drop(file);
     let file = File::open(&path).unwrap();
-    assert!(matches!(RawDisk::open(&by_fd(file.as_raw_fd(), false)), Err(DiskError::Descriptor { .. })));
-    RawDisk::open(&by_fd(file.as_raw_fd(), true)).unwrap();
-    assert!(matches!(RawDisk::open(&by_fd(987_654, false)), Err(DiskError::Descriptor { fd: 987_654, .. })));
-    assert!(matches!(RawDisk::open(&by_fd(-1, false)), Err(DiskError::Descriptor { .. })));
+    assert!(matches!(RawDisk::open(&by_fd(file.as_raw_fd(), false), Purpose::Use), Err(DiskError::Descriptor { .. })));
+    RawDisk::open(&by_fd(file.as_raw_fd(), true), Purpose::Use).unwrap();
+    assert!(matches!(
+        RawDisk::open(&by_fd(987_654, false), Purpose::Use),
+        Err(DiskError::Descriptor { fd: 987_654, .. })
+    ));
+    assert!(matches!(RawDisk::open(&by_fd(-1, false), Purpose::Use), Err(DiskError::Descriptor { .. })));
 }
 
 #[test]
@@ -125,7 +128,8 @@ fn sparse_stays_sparse_and_the_short_last_block_travels() {
     file.write_all_at(&[7; 5000], 3 * BLOCK_BYTES + 100).unwrap();
     file.write_all_at(&[9; 1536], 100 * BLOCK_BYTES).unwrap();
     file.sync_all().unwrap();
-    let (source, destination) = (RawDisk::open(&from).unwrap(), RawDisk::open(&to).unwrap());
+    let (source, destination) =
+        (RawDisk::open(&from, Purpose::Use).unwrap(), RawDisk::open(&to, Purpose::Use).unwrap());
     let todo = data_blocks(&source);
     assert!(todo.contains(3) && todo.contains(100) && todo.count() < 10, "{} blocks", todo.count());
     copy(&source, &destination, &todo);
@@ -148,7 +152,7 @@ fn sparse_stays_sparse_and_the_short_last_block_travels() {
 fn writes_of_one_block_land_in_order() {
     let directory = TempDir::new().unwrap();
     let config = make(&directory, "a", 2 * BLOCK_BYTES);
-    let disk = RawDisk::open(&config).unwrap();
+    let disk = RawDisk::open(&config, Purpose::Use).unwrap();
     let mut writer = disk.writer().unwrap();
     for round in 1..=100u8 {
         writer.write(0, &vec![round; BLOCK_BYTES as usize]).unwrap();
@@ -168,7 +172,8 @@ fn a_copy_under_writes_converges_to_the_same_bytes() {
     let directory = TempDir::new().unwrap();
     let blocks = 64;
     let (from, to) = (make(&directory, "from", blocks * BLOCK_BYTES), make(&directory, "to", blocks * BLOCK_BYTES));
-    let (source, destination) = (Arc::new(RawDisk::open(&from).unwrap()), RawDisk::open(&to).unwrap());
+    let (source, destination) =
+        (Arc::new(RawDisk::open(&from, Purpose::Use).unwrap()), RawDisk::open(&to, Purpose::Use).unwrap());
     source.start_dirty_tracking();
     let stop = Arc::new(AtomicBool::new(false));
     let writer = {
@@ -213,7 +218,7 @@ fn a_file_that_cannot_be_direct_is_served_through_the_page_cache() {
     };
     let config = make(&directory, "a", 3 * BLOCK_BYTES);
     File::options().write(true).open(path(&config)).unwrap().write_all(b"hello").unwrap();
-    let disk = RawDisk::open(&config).unwrap();
+    let disk = RawDisk::open(&config, Purpose::Use).unwrap();
     let mut reader = SourceDisk::reader(&disk).unwrap();
     reader.submit(0).unwrap();
     assert!(reader.complete(&mut |block, data| assert!(block == 0 && data.starts_with(b"hello\0"))).unwrap());

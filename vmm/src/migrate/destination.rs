@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use migration::guest::{
     DestinationDisk, DestinationGuest, DeviceSlot, DiskLayout, GuestError, GuestResult, MachineLayout, Missing,
@@ -52,6 +53,9 @@ pub enum Mismatch {
     #[error("no machine has been prepared on this host yet: the source broke the order of the protocol")]
     NotPrepared,
 }
+
+/// The source has left a disk on shared storage before it said so; a server of locks may need a moment to notice.
+const TAKE_OVER: Duration = Duration::from_secs(1);
 
 /// Where a machine is kept once it is there.
 pub type Place = Arc<Mutex<Option<Arc<Machine>>>>;
@@ -143,11 +147,21 @@ impl DestinationGuest for Arrival {
 
     fn resume(&self) -> GuestResult<()> {
         let machine = self.machine()?;
-        for disk in machine.disks() {
+        for disk in machine.moving_disks() {
             disk.start_dirty_tracking();
         }
-        self.mark()?;
-        machine.resume().map_err(explain).inspect_err(|_| self.unmark())?;
+        machine.take_over_disks(TAKE_OVER).map_err(explain)?;
+        let run = || {
+            self.mark()?;
+            machine.resume().map_err(explain).inspect_err(|_| self.unmark())
+        };
+        if let Err(error) = run() {
+            // Before the source is told, which takes them back.
+            if let Err(error) = machine.hand_over_disks() {
+                tracing::error!(%error, "a disk on shared storage stays locked until this process ends");
+            }
+            return Err(error);
+        }
         machine.announce();
         Ok(())
     }
@@ -169,7 +183,7 @@ impl DestinationGuest for Arrival {
 
     fn disks(&self) -> Vec<Arc<dyn DestinationDisk>> {
         let machine = self.lock();
-        let disks = machine.iter().flat_map(|machine| machine.disks());
+        let disks = machine.iter().flat_map(|machine| machine.moving_disks());
         disks.map(|disk| Arc::clone(disk) as Arc<dyn DestinationDisk>).collect()
     }
 
@@ -220,7 +234,7 @@ fn check_shape(config: &MachineConfig, layout: &MachineLayout) -> Result<(), Mis
 
 fn check_parts(machine: &Machine, layout: &MachineLayout) -> Result<(), Mismatch> {
     check_slots(&machine.slots(), &layout.devices)?;
-    let disks: Vec<&DiskLayout> = machine.disks().iter().map(|disk| disk.layout()).collect();
+    let disks: Vec<&DiskLayout> = machine.moving_disks().map(|disk| disk.layout()).collect();
     if disks.len() != layout.disks.len() {
         return Err(differs("the number of disks", layout.disks.len(), disks.len()));
     }

@@ -74,6 +74,6 @@ impl SourceGuest for Departure {
     }
 
     fn disks(&self) -> Vec<Arc<dyn SourceDisk>> {
-        self.0.disks().iter().map(|disk| Arc::clone(disk) as Arc<dyn SourceDisk>).collect()
+        self.0.moving_disks().map(|disk| Arc::clone(disk) as Arc<dyn SourceDisk>).collect()
     }
 }

@@ -22,7 +22,7 @@ mod tests;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 use migration::guest::{CpuProfile, MachineLayout};
@@ -37,7 +37,7 @@ use crate::device::virtio::balloon::Balloon;
 use crate::device::virtio::block::Block;
 use crate::device::virtio::net::Net;
 use crate::device::{Device, DeviceError};
-use crate::disk::RawDisk;
+use crate::disk::{DiskError, RawDisk};
 use crate::kvm::{Capabilities, KvmError};
 use crate::memory::{DirtyTracker, Memory, TrackError};
 use crate::vcpu::Vcpus;
@@ -45,6 +45,9 @@ use crate::vcpu::run::StopReason;
 
 pub use digest::DigestError;
 pub use state::StateFailure;
+
+/// How long a machine that has come back waits for its disks on shared storage: the other host may still be letting go of them.
+const TAKE_BACK: Duration = Duration::from_secs(10);
 
 /// The machine cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +74,9 @@ pub enum MachineError {
     /// Dirty tracking.
     #[error(transparent)]
     Track(#[from] TrackError),
+    /// A disk on shared storage.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// The virtio devices, in the order in which the guest sees them.
@@ -151,7 +157,7 @@ impl Machine {
             machine: self.config().name.clone(),
             vcpus: self.config().vcpus,
             memory: self.memory().regions().to_vec(),
-            disks: self.disks().iter().map(|disk| disk.layout().clone()).collect(),
+            disks: self.moving_disks().map(|disk| disk.layout().clone()).collect(),
             devices: self.slots(),
             cpu: self.profile().clone(),
         }
@@ -170,6 +176,30 @@ impl Machine {
     /// Its disks.
     pub fn disks(&self) -> &[Arc<RawDisk>] {
         &self.parts.disks
+    }
+
+    /// Those that a migration copies.
+    pub fn moving_disks(&self) -> impl Iterator<Item = &Arc<RawDisk>> {
+        self.disks().iter().filter(|disk| !disk.image().is_shared())
+    }
+
+    /// Takes over its disks on shared storage, all of them or none; waits up to `patience` for whoever has one.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Disk`] if one is in use.
+    pub fn take_over_disks(&self, patience: Duration) -> Result<(), MachineError> {
+        let taken = self.disks().iter().try_for_each(|disk| disk.image().take_over(patience));
+        taken.inspect_err(|_| drop(self.hand_over_disks())).map_err(MachineError::from)
+    }
+
+    /// Leaves its disks on shared storage to another host; it is paused.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Disk`] if one cannot be flushed or unlocked.
+    pub fn hand_over_disks(&self) -> Result<(), MachineError> {
+        Ok(self.disks().iter().try_for_each(|disk| disk.image().hand_over())?)
     }
 
     /// The processor that the guest knows.
@@ -285,31 +315,38 @@ impl Machine {
         Ok(())
     }
 
-    /// Forbids it to run here, until [`Machine::unfence`]. Idempotent; the machine must be paused.
+    /// Forbids it to run here, until [`Machine::unfence`], and leaves its disks on shared storage to the other host. Idempotent; the
+    /// machine must be paused.
     ///
     /// # Errors
     ///
-    /// [`MachineError::State`] if it is not paused.
+    /// [`MachineError::State`] if it is not paused, [`MachineError::Disk`] if a disk cannot be left; it is not fenced then.
     pub fn fence(&self) -> Result<(), MachineError> {
-        self.change("fenced", MachineState::Paused, MachineState::Fenced)
+        self.change("fenced", MachineState::Fenced, Self::hand_over_disks)
     }
 
-    /// Lifts the fence. Idempotent.
+    /// Lifts the fence, once it has its disks on shared storage back. Idempotent.
     ///
     /// # Errors
     ///
-    /// [`MachineError::State`] if it is neither fenced nor paused.
+    /// [`MachineError::State`] if it is neither fenced nor paused, [`MachineError::Disk`] if a disk is in use; it is still fenced then.
     pub fn unfence(&self) -> Result<(), MachineError> {
-        self.change("unfenced", MachineState::Fenced, MachineState::Paused)
+        self.change("unfenced", MachineState::Paused, |machine| machine.take_over_disks(TAKE_BACK))
     }
 
-    fn change(&self, action: &'static str, from: MachineState, to: MachineState) -> Result<(), MachineError> {
+    fn change(
+        &self,
+        action: &'static str,
+        to: MachineState,
+        disks: impl FnOnce(&Self) -> Result<(), MachineError>,
+    ) -> Result<(), MachineError> {
         let _transition = lock(&self.transition);
-        let mut state = lock(&self.state);
-        if *state != from && *state != to {
-            return Err(MachineError::State { state: *state, action, remedy: "" });
+        let state = *lock(&self.state);
+        if !matches!(state, MachineState::Paused | MachineState::Fenced) {
+            return Err(MachineError::State { state, action, remedy: "" });
         }
-        *state = to;
+        disks(self)?;
+        *lock(&self.state) = to;
         Ok(())
     }
 

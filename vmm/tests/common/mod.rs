@@ -13,7 +13,8 @@ use vmm::api::client::Client;
 use vmm::api::{MachineState, MigrationStatus, Phase};
 use vmm::config::{MigrationLimits, ReceiveConfig, SendConfig, TlsIdentity};
 
-const TOKEN: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+/// The one-time secret of every migration here.
+pub const TOKEN: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
 /// A certificate of `host`.
 pub fn identity(authority: &Authority, host: &str) -> TlsIdentity {

@@ -108,6 +108,10 @@ pub struct NewDisk {
     /// Refuse writes of the guest.
     #[serde(default)]
     pub read_only: bool,
+    /// `path` is a file on storage that the other hosts have under the same path, below one of `shared_dirs` of each host's
+    /// configuration: a migration hands it over instead of copying it.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 /// One network card of a new machine; hostd makes its tap and attaches it to the bridge of its configuration.
@@ -173,6 +177,9 @@ pub struct Disk {
     pub owned: bool,
     /// Refuses writes of the guest.
     pub read_only: bool,
+    /// On storage that other hosts have as well.
+    #[serde(default)]
+    pub shared: bool,
 }
 
 /// One network card of a machine.

@@ -14,7 +14,7 @@ use super::block::{self, Block};
 use super::{Backend, Chain, Interrupt, QueueStateV1, Segment, VirtQueue, Wiring};
 use crate::config::{DiskConfig, DiskSource};
 use crate::device::{Device, Line};
-use crate::disk::RawDisk;
+use crate::disk::{Purpose, RawDisk};
 use crate::memory::{GuestRam, Memory};
 
 const RAM_BYTES: usize = 64 << 10;
@@ -206,6 +206,6 @@ fn disk() -> Option<Arc<RawDisk>> {
     let file = File::from(fd);
     file.set_len(DISK_BYTES).ok()?;
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)).into();
-    let config = DiskConfig { id: "disk0".into(), source: DiskSource::Path(path), read_only: false };
-    RawDisk::open(&config).ok().map(Arc::new)
+    let config = DiskConfig { id: "disk0".into(), source: DiskSource::Path(path), read_only: false, shared: false };
+    RawDisk::open(&config, Purpose::Use).ok().map(Arc::new)
 }

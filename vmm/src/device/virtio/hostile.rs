@@ -13,7 +13,7 @@ use super::feature;
 use super::testing::{Board, DATA, Driver, DriverQueue, F_INDIRECT, F_NEXT, F_WRITE, RAM_BYTES};
 use crate::config::{DiskConfig, DiskSource};
 use crate::device::{BusDevice, Device};
-use crate::disk::RawDisk;
+use crate::disk::{Purpose, RawDisk};
 use crate::memory::GuestRam;
 
 struct Rig {
@@ -25,8 +25,8 @@ struct Rig {
 fn disk(directory: &TempDir) -> Arc<RawDisk> {
     let path = directory.path().join("image");
     File::create(&path).unwrap().set_len(1 << 20).unwrap();
-    let config = DiskConfig { id: "disk0".into(), source: DiskSource::Path(path), read_only: false };
-    Arc::new(RawDisk::open(&config).unwrap())
+    let config = DiskConfig { id: "disk0".into(), source: DiskSource::Path(path), read_only: false, shared: false };
+    Arc::new(RawDisk::open(&config, Purpose::Use).unwrap())
 }
 
 impl Rig {

@@ -19,7 +19,7 @@ use crate::config::{DiskConfig, DiskSource};
 use crate::device::virtio::feature as common;
 use crate::device::virtio::testing::{Board, DATA, Driver};
 use crate::device::{Device, DeviceError, StateError};
-use crate::disk::RawDisk;
+use crate::disk::{Purpose, RawDisk};
 
 const DISK_BYTES: u64 = 8 << 20;
 const ALL: u64 = common::COMMON | feature::FLUSH | feature::DISCARD | feature::WRITE_ZEROES;
@@ -37,7 +37,7 @@ struct Rig {
 
 fn disk(path: &std::path::Path, read_only: bool) -> Arc<RawDisk> {
     let source = DiskSource::Path(path.to_owned());
-    Arc::new(RawDisk::open(&DiskConfig { id: "disk0".into(), source, read_only }).unwrap())
+    Arc::new(RawDisk::open(&DiskConfig { id: "disk0".into(), source, read_only, shared: false }, Purpose::Use).unwrap())
 }
 
 fn image(directory: &TempDir) -> PathBuf {
@@ -381,7 +381,8 @@ fn what_was_flushed_survives_a_power_cut() {
     let rig = |features| {
         let directory = TempDir::new().unwrap();
         let path = image(&directory);
-        let config = DiskConfig { id: "disk0".into(), source: DiskSource::Path(path.clone()), read_only: false };
+        let config =
+            DiskConfig { id: "disk0".into(), source: DiskSource::Path(path.clone()), read_only: false, shared: false };
         let disk = Arc::new(RawDisk::open_cached(&config).unwrap());
         Rig::over(features, directory, path, disk)
     };

@@ -248,7 +248,7 @@ fn migration() -> Value {
     json!({"id": "mig-1", "machine": "vm1", "source": "a1", "destination": "b1", "side": "source", "stage": "transferring",
         "trigger": trigger(), "started_unix_ms": 1, "ended_unix_ms": 2, "error": "x", "warning": "x", "report": report(),
         "limits": limits(), "pause_before_switchover": true, "on_failed_probe": "alarm", "attempt": 1, "retries_left": 1,
-        "retry_at_unix_ms": 1, "failures": [{"at_unix_ms": 1, "error": "x"}], "alarm": "x", "returned_by": "mig-2",
+        "retry_at_unix_ms": 1, "failures": [{"at_unix_ms": 1, "error": "x"}], "alarm": "x", "returned_by": "mig-2", "taken_back": "mig-1",
         "progress": {"id": "mig-1", "phase": "precopy", "committed": false, "round": 1, "bytes_done": 1, "bytes_remaining": 1,
             "bytes_per_second": 1.0, "dirty_bytes_per_second": 1.0, "waiting": true, "lost": true, "bandwidth_bytes_per_second": 1, "expected_remaining_ms": 1.0, "report": report(), "error": "x"}})
 }

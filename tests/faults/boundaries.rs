@@ -337,9 +337,19 @@ fn a_machine_that_was_taken_back_and_had_run_is_an_alarm() {
         records.into_iter().filter(|record| record.action == "alarm").map(|record| record.detail).collect::<Vec<_>>()
     };
     assert_eq!(alarms(), Vec::<String>::new());
+    // What was done on the operator's word is not forgotten with the daemon that did it.
+    let before = world.wait_migration("a1", &started.id);
+    assert_eq!((before.stage, before.taken_back), (MigrationStage::Failed, Some(started.id.clone())));
+    world.host("a1").kill_daemon();
+    stage.restart_daemon("a1");
     stage.restart_daemon("b1");
     let alarm = world.wait("an alarm", || alarms().pop());
     assert!(alarm.contains("vm1") && alarm.contains("b1") && alarm.contains("stop one of them"), "{alarm}");
+    let now = world.wait("the end of the question", || {
+        let now = world.ask("a1", async |client| client.migration(&started.id).await).ok()?;
+        now.taken_back.is_none().then_some(now)
+    });
+    assert_eq!(now.alarm, Some(alarm));
     // One of them is stopped; the other goes on.
     kill(vmm);
     world.wait("its end", || (stage.status("b1") == Some(MachineStatus::Stopped)).then_some(()));

@@ -141,6 +141,12 @@ pub(super) fn details(one: &Migration) -> String {
             text.push_str(&format!("{what:<10}{words}\n"));
         }
     }
+    if one.taken_back.is_some() {
+        text.push_str(&format!(
+            "settled   by an operator; host {} is asked until it says whether it has run the machine too\n",
+            one.destination
+        ));
+    }
     if let Some(back) = &one.returned_by {
         text.push_str(&format!("returned  by {back}\n"));
     }

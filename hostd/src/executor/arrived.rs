@@ -58,7 +58,7 @@ impl Executor {
     }
 
     /// Changes a migration that may have ended already.
-    fn amend(&self, id: &str, change: impl FnOnce(&mut Migration)) {
+    pub(super) fn amend(&self, id: &str, change: impl FnOnce(&mut Migration)) {
         let active = self.active().get(id).cloned();
         if let Some(active) = active.filter(|active| !active.state.borrow().stage.ended()) {
             return self.update(&active, change);

@@ -175,7 +175,9 @@ pub struct Active {
 impl Active {
     fn new(migration: Migration) -> Self {
         let no = || watch::Sender::new(false);
-        Self { state: watch::Sender::new(migration), cancelled: no(), abandoned: no(), taken_back: no() }
+        // Told to, and stopped before it was done.
+        let taken_back = watch::Sender::new(migration.taken_back.as_ref() == Some(&migration.attempt_id()));
+        Self { state: watch::Sender::new(migration), cancelled: no(), abandoned: no(), taken_back }
     }
 
     /// As it is now.
@@ -323,7 +325,7 @@ impl Executor {
         let age = |one: &Migration| {
             let came = one.side == MigrationSide::Destination
                 && matches!(one.stage, MigrationStage::Completed | MigrationStage::Lost);
-            let kept = !one.stage.ended() || (came && one.started_unix_ms > since);
+            let kept = !one.stage.ended() || one.taken_back.is_some() || (came && one.started_unix_ms > since);
             (!kept).then_some(one.started_unix_ms)
         };
         let pruned = self.inner.store.prune::<Migration>(Kind::Migration, REMEMBERED, age);

@@ -19,6 +19,10 @@ impl Executor {
     pub fn recover(&self) -> Result<()> {
         let mut moved = Vec::new();
         for migration in self.inner.store.all::<Migration>(Kind::Migration)? {
+            // Else it is still to be taken back.
+            if migration.taken_back != Some(migration.attempt_id()) || migration.stage.ended() {
+                self.watch_the_dead(&migration);
+            }
             if migration.stage.ended() {
                 continue;
             }

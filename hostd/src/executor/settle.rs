@@ -108,7 +108,9 @@ impl Executor {
         let settlement = tokio::select! {
             settlement = self.ask_until_settled(active) => settlement,
             () = wait_true(&mut taken_back) => {
-                self.watch_the_dead(active);
+                // It was said of this attempt.
+                active.taken_back.send_replace(false);
+                self.watch_the_dead(&active.get());
                 Settlement::Never
             }
         };
@@ -202,27 +204,33 @@ impl Executor {
     }
 
     /// A machine was taken back because its destination is gone for good. Should that come back all the same, and have run it,
-    /// there are two of them: whoever can end one must know.
-    fn watch_the_dead(&self, active: &Active) {
-        let (executor, migration) = (self.clone(), active.get());
+    /// there are two of them: whoever can end one must know. Also called after a restart, for as long as that host has not answered.
+    pub(super) fn watch_the_dead(&self, migration: &Migration) {
+        let Some(attempt) = migration.taken_back.clone() else { return };
+        let (executor, migration) = (self.clone(), migration.clone());
         tokio::spawn(async move {
-            loop {
+            let settlement = loop {
                 let Ok(peer) = executor.peer(&migration) else { return };
-                match peer.settle(&migration.attempt_id()).await {
-                    // From here on it never will.
-                    Ok(Settlement::Never) => return,
-                    Ok(Settlement::Runs | Settlement::Lost) => {
-                        let alarm = format!(
-                            "`{}` was taken back here, and host `{}`, which was said to be gone, has run it: stop one of them now",
-                            migration.machine, migration.destination
-                        );
-                        tracing::error!(id = migration.id, "alarm: {alarm}");
-                        executor.inner.audit.noted("alarm", &migration.object(), &alarm);
-                        return;
-                    }
+                match peer.settle(&attempt).await {
+                    Ok(settlement) => break settlement,
                     Err(_) => tokio::time::sleep(BACKOFF.1).await,
                 }
+            };
+            // A host that says that it never ran it never will.
+            let alarm = (settlement != Settlement::Never).then(|| {
+                format!(
+                    "`{}` was taken back here, and host `{}`, which was said to be gone, has run it: stop one of them now",
+                    migration.machine, migration.destination
+                )
+            });
+            if let Some(alarm) = &alarm {
+                tracing::error!(id = migration.id, "alarm: {alarm}");
+                executor.inner.audit.noted("alarm", &migration.object(), alarm);
             }
+            executor.amend(&migration.id, |migration| {
+                migration.taken_back = None;
+                migration.alarm = alarm.or_else(|| migration.alarm.take());
+            });
         });
     }
 

@@ -94,6 +94,8 @@ impl Executor {
             return Err(refusal(id, WHAT, why));
         }
         self.inner.audit.noted("taken-back", &migration.object(), "an operator says that the destination is gone");
+        // Stored before it is acted upon.
+        self.update(&active, |migration| migration.taken_back = Some(migration.attempt_id()));
         active.taken_back.send_replace(true);
         Ok(active.get())
     }

@@ -149,6 +149,10 @@ pub struct Migration {
     /// The migration that brings it back because of that.
     #[serde(default)]
     pub returned_by: Option<String>,
+    /// The machine was taken back because an operator said that the destination is gone. Until that host says what became of this attempt
+    /// there, it is asked: it may have run the machine too.
+    #[serde(default)]
+    pub taken_back: Option<String>,
     /// The report, at the source once ended.
     pub report: Option<Report>,
 }
@@ -185,6 +189,7 @@ impl Migration {
             error: None,
             warning: None,
             alarm: None,
+            taken_back: None,
             returned_by: None,
             report: None,
         }

@@ -64,7 +64,7 @@ pub type Place = Arc<Mutex<Option<Arc<Machine>>>>;
 pub struct Arrival {
     config: MachineConfig,
     place: Place,
-    mark: Option<File>,
+    mark: Option<Arc<File>>,
     /// Parts of it come after it runs.
     late: AtomicBool,
 }
@@ -72,17 +72,31 @@ pub struct Arrival {
 impl Arrival {
     /// A machine will be built from `config` and put into `place`. Before it runs, `mark` is written to.
     pub fn new(config: MachineConfig, place: Place, mark: Option<File>) -> Self {
+        let mark = mark.map(Arc::new);
         Self { config, place, mark, late: AtomicBool::new(false) }
     }
 
-    /// Not made durable: that would cost the guest milliseconds of its downtime, and what it is for is the death of this
-    /// process. A host that loses power within seconds of the switchover loses what the guest has done in them.
+    /// Not durable yet: that would cost the guest milliseconds of its downtime; see [`Arrival::settle_mark`].
     fn mark(&self) -> GuestResult<()> {
         let late = self.late.load(Ordering::Relaxed);
         let words = if late { ReceiveConfig::RAN_INCOMPLETE } else { ReceiveConfig::RAN };
         let written = self.mark.as_ref().map_or(Ok(()), |file| file.write_all_at(words.as_bytes(), 0));
         written
             .map_err(|error| GuestError::new(format!("the mark that the machine runs here cannot be written: {error}")))
+    }
+
+    /// Makes the mark durable while the guest runs already. Should this host lose power in the milliseconds until then, and the link
+    /// to the source at the same time, what the guest has done in them is lost.
+    fn settle_mark(&self) {
+        let Some(mark) = self.mark.clone() else { return };
+        let sync = move || {
+            if let Err(error) = mark.sync_data() {
+                tracing::warn!(%error, "the mark that the machine runs here may not outlive a loss of power");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("mark".to_owned()).spawn(sync) {
+            tracing::warn!(%error, "the mark that the machine runs here is not made durable");
+        }
     }
 
     /// All of it is here.
@@ -92,8 +106,12 @@ impl Arrival {
         }
         let words = ReceiveConfig::RAN.as_bytes();
         // Shortened first: whatever is in between is no longer the mark of a machine that lacks something.
-        let write = |file: &File| file.set_len(words.len() as u64).and_then(|()| file.write_all_at(words, 0));
-        if let Some(Err(error)) = self.mark.as_ref().map(write) {
+        let write = |file: &File| {
+            file.set_len(words.len() as u64)?;
+            file.write_all_at(words, 0)?;
+            file.sync_data()
+        };
+        if let Some(Err(error)) = self.mark.as_deref().map(write) {
             tracing::error!(%error, "the mark still says that the machine lacks a part of itself");
         }
     }
@@ -162,6 +180,7 @@ impl DestinationGuest for Arrival {
             }
             return Err(error);
         }
+        self.settle_mark();
         machine.announce();
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -185,7 +185,7 @@ impl Job {
         let fail = |source| JobError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
-        let mark = config.mark.map(|path| File::create(&path).map_err(|source| JobError::Mark { path, source }));
+        let mark = config.mark.map(|path| make_mark(&path).map_err(|source| JobError::Mark { path, source }));
         let mark = mark.transpose()?;
         let job = Self::start(config.id, false, Control::new(), move |control| {
             let guest = Arc::new(Arrival::new(machine, place, mark));
@@ -294,6 +294,15 @@ fn phase(phase: control::Phase) -> Phase {
 
 fn identity(tls: TlsIdentity) -> Identity {
     Identity { ca_pem: tls.ca_pem, certificate_pem: tls.certificate_pem, key_pem: tls.key_pem }
+}
+
+/// An empty mark, whose name outlives a loss of power: what is written to it later does with one flush.
+fn make_mark(path: &Path) -> std::io::Result<File> {
+    let mark = File::create(path)?;
+    if let Some(folder) = path.parent() {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(mark)
 }
 
 fn token(text: &str) -> Result<[u8; 32], JobError> {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
+use vmm::api::{BalloonInfo, BalloonTarget};
 
 use crate::api::types::{
     AuditRecord, ChangedLimits, CreateMachine, Drain, DrainRequest, Event, HostBandwidth, HostView, Machine,
@@ -133,6 +134,17 @@ impl Client {
     /// Starts a stopped machine again.
     pub async fn start_machine(&self, name: &str) -> Result<Machine> {
         self.call(Method::POST, &format!("/v1/machines/{}/start", escape(name)), None::<&()>).await
+    }
+
+    /// What a machine has given back through its balloon.
+    pub async fn balloon(&self, name: &str) -> Result<BalloonInfo> {
+        self.call(Method::GET, &format!("/v1/machines/{}/balloon", escape(name)), None::<&()>).await
+    }
+
+    /// Asks a machine to give so many MiB back; 0 returns all of them to it.
+    pub async fn inflate(&self, name: &str, target_mib: u64) -> Result<BalloonInfo> {
+        let target = BalloonTarget { target_mib };
+        self.call(Method::PUT, &format!("/v1/machines/{}/balloon", escape(name)), Some(&target)).await
     }
 
     /// Stops a machine and deletes what hostd made for it.

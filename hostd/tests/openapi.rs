@@ -15,6 +15,7 @@ use hostd::api::types::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
+use vmm::api::{BalloonInfo, BalloonTarget};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
 
@@ -128,6 +129,8 @@ fn describe(value: &Value) -> Value {
 fn schemas() -> BTreeMap<&'static str, Value> {
     BTreeMap::from([
         ("AuditRecord", schema::<AuditRecord>(audit_record())),
+        ("BalloonInfo", schema::<BalloonInfo>(balloon())),
+        ("BalloonTarget", schema::<BalloonTarget>(json!({"target_mib": 64}))),
         ("ChangedLimits", schema::<ChangedLimits>(json!({"bandwidth_bytes_per_second": 1_048_576, "downtime_ms": 50}))),
         ("CreateMachine", schema::<CreateMachine>(create_machine())),
         (
@@ -220,6 +223,22 @@ fn pool_view() -> Value {
         "trigger": {"state": "quiet", "start_score": 0.5, "stop_score": 0.5, "cooldown_until_unix_ms": 1,
             "latest_start_unix_ms": 1}, "calibration_error": 0.5, "fallback": "x",
         "at_risk": [{"machine": "vm1", "resource": "cpu", "probability": 0.5, "reason": "x"}], "computed_unix_ms": 1})
+}
+
+fn balloon() -> Value {
+    let figures = [
+        "swap_in_bytes",
+        "swap_out_bytes",
+        "major_faults",
+        "minor_faults",
+        "free_bytes",
+        "total_bytes",
+        "available_bytes",
+        "cached_bytes",
+    ];
+    let statistics: BTreeMap<&str, u64> = figures.into_iter().map(|figure| (figure, 1)).collect();
+    json!({"target_bytes": 1, "actual_bytes": 1, "inflated_bytes": 1, "reported_bytes": 1, "hinted_bytes": 1,
+        "statistics": statistics})
 }
 
 fn new_event() -> Value {

@@ -71,9 +71,8 @@ fn a_machine_with_a_balloon_moves_without_what_it_does_not_use() {
     (spec.workload.churn_mib, spec.workload.churn_mib_per_second) = (24, 48);
     world.boot("a1", &spec);
     let balloon = |host: &str| {
-        let machine = world.ask(host, async |client| client.machine("vm1").await).expect("the machine");
-        assert!(machine.balloon);
-        vmm::api::client::Client::new(machine.api_socket).balloon().expect("a balloon")
+        assert!(world.ask(host, async |client| client.machine("vm1").await).expect("the machine").balloon);
+        world.ask(host, async |client| client.balloon("vm1").await).expect("a balloon")
     };
     world.wait("memory to be given back", || (balloon("a1").reported_bytes > 24 << 20).then_some(()));
     for (from, to) in [("a1", "b1"), ("b1", "a1")] {
@@ -84,5 +83,17 @@ fn a_machine_with_a_balloon_moves_without_what_it_does_not_use() {
         let before = balloon(to).reported_bytes;
         world.wait("memory to be given back again", || (balloon(to).reported_bytes > before).then_some(()));
     }
+    // What an operator asks for is given, and stays given wherever the machine goes; then it gets all of it back.
+    let ask = |host: &str, mib| world.ask(host, async |client| client.inflate("vm1", mib).await).expect("it is asked");
+    assert_eq!(ask("a1", 8).target_bytes, 8 << 20);
+    world.wait("the balloon", || (balloon("a1").actual_bytes == 8 << 20).then_some(()));
+    world.moves(&spec, "a1", "b1", None);
+    assert_eq!((balloon("b1").target_bytes, balloon("b1").actual_bytes), (8 << 20, 8 << 20));
+    ask("b1", 0);
+    world.wait("an empty balloon", || (balloon("b1").actual_bytes == 0).then_some(()));
+    assert_eq!(world.check_oracles(&spec).churn_errors, 0);
+    let refused =
+        world.ask("b1", async |client| client.inflate("vm1", 1 << 20).await).expect_err("too much").to_string();
+    assert!(refused.contains("balloon"), "{refused}");
     world.finish();
 }

@@ -1,10 +1,14 @@
 //! The control API, for operators.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Extension, Json};
+
+use vmm::api::{BalloonInfo, BalloonTarget};
 
 use super::body::{Answer, Body, Limit, Risk, Segment};
 use super::problem::Failure;
@@ -13,6 +17,8 @@ use super::types::{
 };
 use super::{Route, Shared, host, migration, route};
 use crate::executor::ExecutorError;
+use crate::machine::entry::Entry;
+use crate::machine::registry::call;
 use crate::security::access::{Action, Actor, Object};
 
 type From = Extension<Actor>;
@@ -59,6 +65,24 @@ pub fn routes() -> Vec<Route> {
             Some("Machine"),
             200,
             post(start_machine),
+        ),
+        route(
+            "GET",
+            "/v1/machines/{name}/balloon",
+            "What a machine has given back through its balloon",
+            None,
+            Some("BalloonInfo"),
+            200,
+            get(balloon),
+        ),
+        route(
+            "PUT",
+            "/v1/machines/{name}/balloon",
+            "Ask a machine to give memory back",
+            Some("BalloonTarget"),
+            Some("BalloonInfo"),
+            200,
+            put(inflate),
         ),
         route("GET", "/v1/events", "Scheduled events", None, Some("[Event]"), 200, get(events)),
         route("POST", "/v1/events", "Declare an event", Some("NewEvent"), Some("Event"), 201, post(add_event)),
@@ -145,6 +169,35 @@ async fn delete_machine(
     let shared = Shared::clone(&daemon);
     spawned(async move { shared.machines.delete(&name).await }).await??;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn balloon(State(daemon): State<Shared>, Extension(actor): From, Segment(name): Segment) -> Answer<BalloonInfo> {
+    daemon.permit(&actor, Action::View, &object("machine", &name), about(&name))?;
+    let entry = with_balloon(&daemon, &name)?;
+    Ok(Json(call(&entry, |client| client.balloon()).await?))
+}
+
+fn with_balloon(daemon: &Shared, name: &str) -> Result<Arc<Entry>, Failure> {
+    let entry = daemon.machines.get(name)?;
+    if entry.record().balloon {
+        return Ok(entry);
+    }
+    let detail = format!("the machine `{name}` has no balloon: that is chosen when it is created (`--balloon`)");
+    Err(Failure::new(409, "no-balloon", detail))
+}
+
+async fn inflate(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(name): Segment,
+    Body(target): Body<BalloonTarget>,
+) -> Answer<BalloonInfo> {
+    let object = object("machine", &name);
+    daemon.permit(&actor, Action::Adjust, &object, about(&name))?;
+    let entry = with_balloon(&daemon, &name)?;
+    let info = call(&entry, move |client| client.inflate(target.target_mib)).await?;
+    daemon.audit.noted("balloon", &object, &format!("asked to give back {} MiB", target.target_mib));
+    Ok(Json(info))
 }
 
 async fn events(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<Event>> {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use vmm::api::BalloonInfo;
 
 use super::Failure;
 use super::output::{Output, Table, bytes, or_dash, word};
@@ -29,6 +30,18 @@ pub(super) enum Command {
     Start {
         /// Machine.
         name: String,
+    },
+    /// Show a machine's balloon, or ask the guest to give memory back to the host.
+    #[command(
+        after_help = "The guest gives back what it can spare, and that takes a while: ask again to see how far it is. What it reports \
+        as free it gives back by itself. Needs a machine that was created with --balloon."
+    )]
+    Balloon {
+        /// Machine.
+        name: String,
+        /// Ask for so much in MiB; 0 returns all of it to the guest.
+        #[arg(long, value_name = "MIB")]
+        target: Option<u64>,
     },
     /// Stop a machine and delete it with its disks.
     #[command(visible_alias = "rm")]
@@ -149,6 +162,13 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
         Command::Start { name } => {
             output.print(&client.start_machine(&name).await?, |machine| format!("{} runs again", machine.name))?;
         }
+        Command::Balloon { name, target } => {
+            let info = match target {
+                Some(target) => client.inflate(&name, target).await?,
+                None => client.balloon(&name).await?,
+            };
+            output.print(&info, balloon)?;
+        }
         Command::Delete { name } => {
             client.delete_machine(&name).await?;
             output.print(&serde_json::json!({"deleted": name}), |_| format!("{name} is deleted"))?;
@@ -173,6 +193,25 @@ fn table(machines: &[Machine]) -> String {
         ]);
     }
     table.text("no machines on this host; `headroom machine create --help` shows how to make one")
+}
+
+fn balloon(info: &BalloonInfo) -> String {
+    let mut text = format!(
+        "balloon   {} given back, {} asked for\nreported  {} as free since the machine came to this host, each time anew\n",
+        bytes(info.actual_bytes as f64),
+        bytes(info.target_bytes as f64),
+        bytes(info.reported_bytes as f64),
+    );
+    let told = &info.statistics;
+    let figures = [("total", told.total_bytes), ("free", told.free_bytes), ("available", told.available_bytes)];
+    let figures: Vec<String> = figures
+        .into_iter()
+        .filter_map(|(what, figure)| figure.map(|figure| format!("{what} {}", bytes(figure as f64))))
+        .collect();
+    if !figures.is_empty() {
+        text.push_str(&format!("guest     {}\n", figures.join(", ")));
+    }
+    text
 }
 
 fn details(machine: &Machine) -> String {

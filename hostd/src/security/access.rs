@@ -23,6 +23,8 @@ pub enum Action {
     Create,
     /// Delete a machine.
     Delete,
+    /// Change what a running machine has.
+    Adjust,
     /// Move a machine away from here.
     Migrate,
     /// Have a machine arrive here.
@@ -46,6 +48,7 @@ impl Action {
             Self::View => "view",
             Self::Create => "create",
             Self::Delete => "delete",
+            Self::Adjust => "adjust",
             Self::Migrate => "migrate",
             Self::Receive => "receive",
             Self::Cancel => "cancel",

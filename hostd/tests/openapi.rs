@@ -131,7 +131,12 @@ fn schemas() -> BTreeMap<&'static str, Value> {
         ("AuditRecord", schema::<AuditRecord>(audit_record())),
         ("BalloonInfo", schema::<BalloonInfo>(balloon())),
         ("BalloonTarget", schema::<BalloonTarget>(json!({"target_mib": 64}))),
-        ("ChangedLimits", schema::<ChangedLimits>(json!({"bandwidth_bytes_per_second": 1_048_576, "downtime_ms": 50}))),
+        (
+            "ChangedLimits",
+            schema::<ChangedLimits>(
+                json!({"bandwidth_bytes_per_second": 1_048_576, "downtime_ms": 50, "throttle_max_percent": 50}),
+            ),
+        ),
         ("CreateMachine", schema::<CreateMachine>(create_machine())),
         (
             "Drain",
@@ -171,7 +176,7 @@ fn schemas() -> BTreeMap<&'static str, Value> {
 
 fn limits() -> Value {
     json!({"downtime_ms": 50, "bandwidth_bytes_per_second": 1, "streams": 1, "max_rounds": 30, "timeout_s": 600,
-        "force_switchover": false, "mode": "hybrid", "compare_full": false})
+        "force_switchover": false, "mode": "hybrid", "compare_full": false, "throttle_max_percent": 0})
 }
 
 fn usage() -> Value {
@@ -269,7 +274,7 @@ fn migration() -> Value {
         "limits": limits(), "pause_before_switchover": true, "on_failed_probe": "alarm", "attempt": 1, "retries_left": 1,
         "retry_at_unix_ms": 1, "failures": [{"at_unix_ms": 1, "error": "x"}], "alarm": "x", "returned_by": "mig-2", "taken_back": "mig-1",
         "progress": {"id": "mig-1", "phase": "precopy", "committed": false, "round": 1, "bytes_done": 1, "bytes_remaining": 1,
-            "bytes_per_second": 1.0, "dirty_bytes_per_second": 1.0, "waiting": true, "lost": true, "bandwidth_bytes_per_second": 1, "expected_remaining_ms": 1.0, "report": report(), "error": "x"}})
+            "bytes_per_second": 1.0, "dirty_bytes_per_second": 1.0, "throttle_percent": 1, "waiting": true, "lost": true, "bandwidth_bytes_per_second": 1, "expected_remaining_ms": 1.0, "report": report(), "error": "x"}})
 }
 
 fn report() -> Value {
@@ -280,7 +285,7 @@ fn report() -> Value {
         "memory": {"bytes_sent": 1, "pages_total": 1, "pages_zero": 1, "throughput_bytes_per_second": 1.0},
         "disk": {"bytes_sent": 1, "bytes_skipped": 1, "bytes_reused": 1, "rounds": 1, "mirrored": 1},
         "postcopy": {"faults": 1, "fault_us_p50": 1.0, "fault_us_p99": 1.0, "pushed_pages": 1, "recoveries": 1},
-        "throttle_percent_max": 1, "streams": 1, "tls": {"version": "x", "cipher": "x"},
+        "throttle_percent_max": 1, "throttled": [{"vcpu": 0, "percent_max": 1, "held_ms": 1.0}], "streams": 1, "tls": {"version": "x", "cipher": "x"},
         "verification": {"memory_digest_ok": true, "disk_digest_ok": true, "pages_checked": 1, "pages_overwritten": 1,
             "blocks_checked": 1, "blocks_overwritten": 1, "probes": [{"name": "x", "ok": true, "detail": "x"}]},
         "trigger": trigger()})

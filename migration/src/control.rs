@@ -62,6 +62,8 @@ pub struct Status {
     pub committed: bool,
     /// It could switch over, and waits for [`Control::release`]; rounds go on meanwhile.
     pub waiting: bool,
+    /// Largest share of its time, in per cent, for which a vCPU is held now.
+    pub throttle_percent: u8,
     /// What the operator should know now: a lost link in post-copy, with what it holds up.
     pub note: Option<String>,
 }
@@ -88,6 +90,9 @@ struct Inner {
     cancelled: AtomicBool,
     bandwidth: AtomicU64,
     downtime_us: AtomicU64,
+    /// One more than the limit, 0 if it was not changed.
+    throttle_limit: AtomicU32,
+    throttle: AtomicU32,
     held: AtomicBool,
     waiting: AtomicBool,
     samples: Mutex<VecDeque<(Instant, u64)>>,
@@ -157,6 +162,16 @@ impl Control {
         }
     }
 
+    /// Changes the most of its time, in per cent, for which a vCPU may be held. Holds from the end of the round on.
+    pub fn set_throttle_limit(&self, percent: u8) {
+        self.inner.throttle_limit.store(u32::from(percent) + 1, Ordering::Relaxed);
+    }
+
+    /// That limit, if it was changed.
+    pub fn throttle_limit(&self) -> Option<u8> {
+        self.inner.throttle_limit.load(Ordering::Relaxed).checked_sub(1).and_then(|percent| u8::try_from(percent).ok())
+    }
+
     /// Keeps the migration from switching over (or from entering post-copy) until [`Control::release`]: once it is ready it
     /// says so ([`Status::waiting`]) and keeps the destination up to date, with the guest running at the source. The time
     /// so spent counts for no limit.
@@ -198,6 +213,7 @@ impl Control {
                 .flatten(),
             committed: locked(&inner.decision).committed,
             waiting,
+            throttle_percent: inner.throttle.load(Ordering::Relaxed) as u8,
             note: locked(&inner.note).clone(),
         }
     }
@@ -250,6 +266,10 @@ impl Control {
     pub(crate) fn set_round(&self, round: u32, remaining_bytes: u64) {
         self.inner.round.store(round, Ordering::Relaxed);
         self.inner.remaining.store(remaining_bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_throttle(&self, percent: u8) {
+        self.inner.throttle.store(percent.into(), Ordering::Relaxed);
     }
 
     pub(crate) fn set_dirty_rate(&self, bytes_per_second: f64) {

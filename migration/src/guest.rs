@@ -175,6 +175,25 @@ pub trait SourceGuest: Send + Sync {
         Ok(())
     }
 
+    /// Bytes of memory that each vCPU has dirtied per second since the last [`SourceGuest::collect_dirty`] but one, judged
+    /// before it wrote pages a second time; empty if they cannot be told apart.
+    fn vcpu_dirty_rates(&self) -> Vec<f64> {
+        Vec::new()
+    }
+
+    /// From here on holds each vCPU for this share of its time, in per cent from 0 to 99, in short periods; those not named,
+    /// not at all. A held vCPU obeys `pause` at once. Nothing of this travels with the machine. False if this machine cannot
+    /// be throttled.
+    fn throttle(&self, percent: &[u8]) -> GuestResult<bool> {
+        let _ = percent;
+        Ok(false)
+    }
+
+    /// For how long each vCPU has been held since the machine was made.
+    fn throttled(&self) -> Vec<Duration> {
+        Vec::new()
+    }
+
     /// Lets devices finish what is in flight and begin nothing new, while vCPUs still run: called just before `pause`, which
     /// then has little to wait for. What is queued meanwhile waits for the resume, wherever that is.
     fn settle(&self) -> GuestResult<()> {

@@ -96,5 +96,6 @@ pub mod report;
 pub mod source;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod throttle;
 pub mod transport;
 pub mod wire;

@@ -7,16 +7,18 @@
 //!
 //!                 fits                                   does not fit
 //!   another round would shorten   otherwise     rounds, time and progress left   otherwise
-//!   the downtime by a fifth and               |                                 |
-//!   by half a millisecond                     |                                 |
-//!            |                        |       |              |                  |
-//!         Continue               Switchover   |           Continue      ForceSwitchover if the
-//!                                             |                         operator allowed it,
-//!                                             |                         else Postcopy if both
-//!                                             |                         the operator and the
-//!                                             |                         destination allow it,
-//!                                             |                         else GiveUp
+//!   the downtime by a fifth and       |                 |                            |
+//!   by half a millisecond             |                 |                            |
+//!            |                        |                 |                            |
+//!         Continue               Switchover     Throttle if allowed, not    ForceSwitchover if the
+//!                                               coming closer (or not in    operator allowed it,
+//!                                               time), and holding vCPUs    else Postcopy if both
+//!                                               harder would help;          the operator and the
+//!                                               else Continue               destination allow it,
+//!                                                                           else GiveUp
 //! ```
+//!
+//! How hard which vCPU is held is computed in [`crate::throttle`].
 //!
 //! With [`MigrationMode::Postcopy`] the answer is `Postcopy` after the first round.
 //!
@@ -29,6 +31,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
+use crate::throttle;
 
 /// How memory and disks may move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -63,6 +66,8 @@ pub struct Limits {
     pub compare_full: bool,
     /// Whether the guest may run at the destination before all of it is there.
     pub mode: MigrationMode,
+    /// Most of its time, in per cent, for which a vCPU may be held so that it dirties less; 0 holds none.
+    pub throttle_max_percent: u8,
 }
 
 impl Limits {
@@ -81,6 +86,7 @@ impl Default for Limits {
             force_switchover: false,
             compare_full: false,
             mode: MigrationMode::default(),
+            throttle_max_percent: 0,
         }
     }
 }
@@ -90,6 +96,9 @@ pub const FIXED_COST: Duration = Duration::from_millis(4);
 
 /// So many rounds in a row without coming closer, and it does not converge.
 pub const STUCK_ROUNDS: u32 = 3;
+
+/// So many of them, and vCPUs are held, where that is allowed.
+const THROTTLE_ROUNDS: u32 = 2;
 
 /// A round came closer if less than this share of the least so far remained.
 const PROGRESS: f64 = 0.9;
@@ -101,7 +110,7 @@ const WORTHWHILE_SHARE: f64 = 0.2;
 const WORTHWHILE: Duration = Duration::from_micros(500);
 
 /// What was measured up to the end of a round.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct RoundStats {
     /// Number of the round that just ended, from 0.
     pub round: u32,
@@ -121,8 +130,12 @@ pub struct RoundStats {
     pub disk_settle: Duration,
     /// From a message to its answer.
     pub round_trip: Duration,
-    /// Rounds in a row that came no closer than an earlier one.
+    /// Rounds in a row that came no closer than an earlier one, or than the one in which throttling was last changed.
     pub rounds_without_progress: u32,
+    /// For each vCPU the share of its time, in per cent, for which it was held in this round.
+    pub throttle_percent: Vec<u8>,
+    /// Bytes of memory that each vCPU dirtied per second, held as it was; empty if the host cannot tell them apart.
+    pub vcpu_dirty_bytes_per_second: Vec<f64>,
 }
 
 /// What to do next.
@@ -130,6 +143,11 @@ pub struct RoundStats {
 pub enum Decision {
     /// Another round.
     Continue,
+    /// Another round, with vCPUs held from now on.
+    Throttle {
+        /// For each vCPU the share of its time in per cent.
+        percent: Vec<u8>,
+    },
     /// Stop the guest and finish: the downtime is expected to fit.
     Switchover,
     /// Stop the guest and finish although it will take longer than the limit: the operator allowed it.
@@ -167,9 +185,49 @@ impl RoundStats {
         Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
     }
 
+    /// The share of the link's time that is needed for what the guest dirties: from 1 on it never converges. Not a number, or
+    /// infinite, while nothing is known of the link.
+    pub fn load(&self) -> f64 {
+        match self.memory_bytes_per_second.or(self.disk_bytes_per_second) {
+            Some(_) => self.of_the_round(self.transfer(self.dirty_pages as f64, self.dirty_blocks as f64)),
+            None => f64::NAN,
+        }
+    }
+
+    /// The part of it that blocks are.
+    pub(crate) fn disk_load(&self) -> f64 {
+        self.of_the_round(self.transfer(0.0, self.dirty_blocks as f64))
+    }
+
+    fn of_the_round(&self, time: Duration) -> f64 {
+        time.as_secs_f64() / self.elapsed.as_secs_f64().max(1e-6)
+    }
+
+    /// Whether rounds that go on like this one fit into the limits before rounds and time run out.
+    fn in_time(&self, limits: &Limits) -> bool {
+        let load = self.load();
+        let bytes = self.transfer(self.dirty_pages as f64, self.dirty_blocks as f64).as_secs_f64();
+        let fixed = self.downtime_for(0.0, self.dirty_blocks.min(1) as f64).as_secs_f64();
+        let room = limits.downtime.as_secs_f64() - fixed;
+        // Whatever is left over, whoever writes it: the time for it shrinks by the load each round.
+        if load.is_nan() || load >= 1.0 || room <= 0.0 {
+            return false;
+        }
+        let rounds = if bytes > room { (bytes / room).ln() / (1.0 / load).ln() } else { 0.0 };
+        // The sum of a geometric series, whose first member is the time for what is dirty now.
+        let time = (bytes - room).max(0.0) / (1.0 - load);
+        let rounds_left = f64::from(limits.max_rounds.saturating_sub(self.round + 1));
+        rounds.ceil() < rounds_left && time <= limits.timeout.saturating_sub(self.total_elapsed).as_secs_f64()
+    }
+
     /// Expected downtime of a switchover now.
     pub fn estimated_downtime(&self) -> Duration {
         self.downtime_for(self.dirty_pages as f64, self.dirty_blocks as f64)
+    }
+
+    /// What a switchover costs with nothing left to send.
+    pub(crate) fn fixed_downtime(&self) -> Duration {
+        self.downtime_for(0.0, 0.0)
     }
 
     fn downtime_for(&self, pages: f64, blocks: f64) -> Duration {
@@ -204,6 +262,9 @@ pub fn converge(stats: &RoundStats, limits: &Limits) -> Decision {
             Decision::Switchover
         };
     }
+    if !last && let Some(percent) = throttle(stats, limits) {
+        return Decision::Throttle { percent };
+    }
     if !last && !stuck {
         return Decision::Continue;
     }
@@ -216,13 +277,26 @@ pub fn converge(stats: &RoundStats, limits: &Limits) -> Decision {
     Decision::GiveUp { reason: not_converging(stats, limits, now) }
 }
 
+/// The shares by which vCPUs are to be held, if others than now.
+fn throttle(stats: &RoundStats, limits: &Limits) -> Option<Vec<u8>> {
+    let held = stats.throttle_percent.iter().any(|&percent| percent > 0);
+    // Round 0 tells little: everything was on its way, and the guest had all that time.
+    let useful = stats.round > 0 && stats.fixed_downtime() < limits.downtime;
+    let slow = stats.load() < PROGRESS && !stats.in_time(limits);
+    let needed = useful && (slow || stats.rounds_without_progress >= THROTTLE_ROUNDS);
+    (held || limits.throttle_max_percent > 0 && needed).then(|| throttle::raise(stats, limits)).flatten()
+}
+
 fn not_converging(stats: &RoundStats, limits: &Limits, now: Duration) -> String {
     const MIB: f64 = 1024.0 * 1024.0;
     let rate = |value: Option<f64>| value.map_or("unknown".to_owned(), |rate| format!("{:.0} MiB/s", rate / MIB));
+    let most = stats.throttle_percent.iter().copied().max().unwrap_or(0);
+    let held = if most > 0 { format!(", and vCPUs were held for up to {most} % of their time") } else { String::new() };
+    let throttling = if limits.throttle_max_percent > 0 { "more throttling" } else { "throttling of its vCPUs" };
     format!(
         "it does not converge: after {} rounds the guest still dirties {:.0} MiB/s ({} pages, {} blocks left) while the link carries \
-         memory at {} and disk at {}; a switchover now would stop it for about {} ms, {} ms are allowed: allow a longer downtime, \
-         more bandwidth, or force the switchover",
+         memory at {} and disk at {}; a switchover now would stop it for about {} ms, {} ms are allowed{held}: allow a longer \
+         downtime, more bandwidth, {throttling}, or force the switchover",
         stats.round + 1,
         stats.dirty_bytes_per_second() / MIB,
         stats.dirty_pages,
@@ -299,7 +373,8 @@ impl History {
         self.disk.bytes_per_second
     }
 
-    /// What remained so far says nothing about the rounds to come: the switchover was held back meanwhile.
+    /// What remained so far says nothing about the rounds to come: the switchover was held back meanwhile, or the guest is
+    /// throttled otherwise from now on.
     pub fn forget_progress(&mut self) {
         (self.least_remaining, self.without_progress) = (None, 0);
     }

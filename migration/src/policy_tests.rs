@@ -56,7 +56,7 @@ fn simulate(guest: &Simulated, limits: &Limits) -> End {
             disk_bytes_per_second: history.disk_bytes_per_second(),
             disk_settle: history.disk_settle(),
             round_trip: guest.round_trip,
-            rounds_without_progress: 0,
+            ..RoundStats::default()
         };
         stats.rounds_without_progress = history.remained(stats.remaining_bytes());
         let decision = converge(&stats, limits);
@@ -189,6 +189,7 @@ fn a_slow_flush_at_the_destination_is_part_of_the_downtime() {
         disk_settle: Duration::from_millis(settle),
         round_trip: Duration::ZERO,
         rounds_without_progress: STUCK_ROUNDS,
+        ..RoundStats::default()
     };
     let limits = precopy();
     assert_eq!(converge(&stats(1, 0), &limits), Decision::Switchover);

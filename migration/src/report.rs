@@ -129,6 +129,17 @@ pub struct PostcopyTotals {
     pub recoveries: u64,
 }
 
+/// A vCPU that was held so that it dirtied less.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct ThrottledVcpu {
+    /// Its number.
+    pub vcpu: u16,
+    /// Largest share of its time for which it was to be held.
+    pub percent_max: u8,
+    /// For how long it was held, all in all.
+    pub held_ms: f64,
+}
+
 /// The session that carried it.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TlsInfo {
@@ -220,8 +231,11 @@ pub struct Report {
     pub disk: DiskTotals,
     /// Post-copy totals; `null` if there was none.
     pub postcopy: Option<PostcopyTotals>,
-    /// Highest throttling applied to a vCPU.
+    /// Highest throttling applied to a vCPU: the share of its time for which it was held.
     pub throttle_percent_max: u8,
+    /// The vCPUs that were throttled.
+    #[serde(default)]
+    pub throttled: Vec<ThrottledVcpu>,
     /// Number of memory channels.
     pub streams: u16,
     /// The TLS session.
@@ -253,6 +267,7 @@ impl Report {
             disk: DiskTotals::default(),
             postcopy: None,
             throttle_percent_max: 0,
+            throttled: Vec::new(),
             streams: 0,
             tls: TlsInfo::default(),
             verification: Verification::default(),

@@ -55,11 +55,15 @@ fn the_budget_is_kept_and_shared_anew() {
     let more = HostBandwidth { bandwidth_bytes_per_second: Some(64 * MIB) };
     world.ask("a1", async |client| client.set_bandwidth(&more).await).unwrap();
     shares(&world, "a larger budget", &[(&first, Some(32 * MIB)), (&second, Some(32 * MIB))]);
-    let own = ChangedLimits { bandwidth_bytes_per_second: Some(Some(4 * MIB)), downtime_ms: Some(70) };
+    let own = ChangedLimits {
+        bandwidth_bytes_per_second: Some(Some(4 * MIB)),
+        downtime_ms: Some(70),
+        throttle_max_percent: None,
+    };
     let changed = world.ask("a1", async |client| client.change_limits(&first.id, &own).await).unwrap();
     assert_eq!((changed.limits.bandwidth_bytes_per_second, changed.limits.downtime_ms), (Some(4 * MIB), 70));
     shares(&world, "what one may not use goes to the other", &[(&first, Some(4 * MIB)), (&second, Some(60 * MIB))]);
-    let wrong = ChangedLimits { bandwidth_bytes_per_second: Some(Some(1)), downtime_ms: None };
+    let wrong = ChangedLimits { bandwidth_bytes_per_second: Some(Some(1)), ..ChangedLimits::default() };
     assert!(world.ask("a1", async |client| client.change_limits(&first.id, &wrong).await).is_err());
     world.ask("a1", async |client| client.cancel_migration(&first.id).await).unwrap();
     assert_eq!(world.wait_migration("a1", &first.id).stage, MigrationStage::Cancelled);

@@ -347,6 +347,9 @@ pub struct MigrationLimits {
     pub compare_full: bool,
     /// `precopy`, `postcopy` (after one round), or `hybrid`: post-copy when pre-copy does not converge, if the destination can.
     pub mode: MigrationMode,
+    /// Where pre-copy does not converge: most of its time, in per cent from 0 to 99, for which a vCPU that dirties may be held;
+    /// 0, the default, holds none.
+    pub throttle_max_percent: u8,
 }
 
 impl Default for MigrationLimits {
@@ -360,6 +363,7 @@ impl Default for MigrationLimits {
             force_switchover: false,
             compare_full: false,
             mode: MigrationMode::default(),
+            throttle_max_percent: 0,
         }
     }
 }

@@ -52,10 +52,13 @@ fn it_waits_before_the_switchover_and_takes_other_limits_meanwhile() {
     let status = || here.client.migration().expect("an answer").expect("a migration");
     let ready = until("readiness", Duration::from_secs(60), || Some(status()).filter(|status| status.waiting));
     assert_eq!((ready.phase, ready.bandwidth_bytes_per_second), (Phase::Precopy, None));
-    let limits = ChangedLimits { bandwidth_bytes_per_second: Some(Some(64 << 20)), downtime_ms: Some(80) };
+    let bandwidth_bytes_per_second = Some(Some(64 << 20));
+    let limits = ChangedLimits { bandwidth_bytes_per_second, downtime_ms: Some(80), throttle_max_percent: Some(30) };
     assert_eq!(here.client.change_limits(&limits).expect("taken").bandwidth_bytes_per_second, Some(64 << 20));
-    let wrong = ChangedLimits { bandwidth_bytes_per_second: Some(None), downtime_ms: Some(0) };
-    assert_eq!(here.client.change_limits(&wrong).unwrap_err().status(), Some(422));
+    for (downtime_ms, throttle_max_percent) in [(Some(0), None), (None, Some(100))] {
+        let wrong = ChangedLimits { bandwidth_bytes_per_second: Some(None), downtime_ms, throttle_max_percent };
+        assert_eq!(here.client.change_limits(&wrong).unwrap_err().status(), Some(422));
+    }
     assert_eq!(status().bandwidth_bytes_per_second, Some(64 << 20), "all or nothing");
     until("more rounds", Duration::from_secs(20), || Some(status()).filter(|now| now.round >= ready.round + 2));
     until("the guest, which runs meanwhile", Duration::from_secs(20), || {

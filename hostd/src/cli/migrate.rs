@@ -60,11 +60,14 @@ pub(super) struct Limit {
     /// Migration.
     id: String,
     /// Bandwidth limit in MiB per second; `none` lifts it (the host's own limit still holds).
-    #[arg(long, value_name = "MIB/S", value_parser = rate, required_unless_present = "downtime")]
+    #[arg(long, value_name = "MIB/S", value_parser = rate, required_unless_present_any = ["downtime", "throttle"])]
     bandwidth: Option<Rate>,
     /// Longest downtime that the switchover may be expected to take.
     #[arg(long, value_name = "MS")]
     downtime: Option<u64>,
+    /// Hold vCPUs that dirty memory for up to this share of their time if it does not converge; 0 lets them go.
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
+    throttle: Option<u8>,
 }
 
 /// A bandwidth: a number of MiB per second, or none.
@@ -110,6 +113,10 @@ pub(super) struct Start {
     /// precopy, postcopy (after one round), or hybrid: post-copy if pre-copy does not converge.
     #[arg(long, value_parser = mode)]
     mode: Option<MigrationMode>,
+    /// If pre-copy does not converge, hold vCPUs that dirty memory for up to this share of their time; 0 holds none [default:
+    /// the machine's own limit, 0 unless set]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=99))]
+    throttle: Option<u8>,
     /// If it does not converge, accept a longer downtime instead of giving up.
     #[arg(long)]
     force: bool,
@@ -144,6 +151,7 @@ impl Start {
             streams: self.streams.unwrap_or(own.streams),
             timeout_s: self.timeout.unwrap_or(own.timeout_s),
             mode: self.mode.unwrap_or(own.mode),
+            throttle_max_percent: self.throttle.unwrap_or(own.throttle_max_percent),
             force_switchover: self.force || own.force_switchover,
             compare_full: self.compare_full || own.compare_full,
             ..own.clone()
@@ -231,14 +239,21 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
             output
                 .print(&migration, |one| format!("{} goes on; {} moves to {}", one.id, one.machine, one.destination))?;
         }
-        Command::Limit(Limit { id, bandwidth, downtime }) => {
-            let limits =
-                ChangedLimits { bandwidth_bytes_per_second: bandwidth.map(|Rate(rate)| rate), downtime_ms: downtime };
+        Command::Limit(Limit { id, bandwidth, downtime, throttle }) => {
+            let limits = ChangedLimits {
+                bandwidth_bytes_per_second: bandwidth.map(|Rate(rate)| rate),
+                downtime_ms: downtime,
+                throttle_max_percent: throttle,
+            };
             let migration = client.change_limits(&id, &limits).await?;
             output.print(&migration, |one| {
                 let limit = one.limits.bandwidth_bytes_per_second;
                 let limit = limit.map_or("not limited".to_owned(), |rate| format!("{}/s at most", bytes(rate as f64)));
-                format!("{}: bandwidth {limit}, downtime at most {} ms", one.id, one.limits.downtime_ms)
+                let throttle = match one.limits.throttle_max_percent {
+                    0 => "no throttling".to_owned(),
+                    percent => format!("throttling at most {percent} %"),
+                };
+                format!("{}: bandwidth {limit}, downtime at most {} ms, {throttle}", one.id, one.limits.downtime_ms)
             })?;
         }
         Command::TakeBack { id, .. } => {
@@ -276,6 +291,7 @@ mod tests {
             streams: None,
             timeout: None,
             mode: None,
+            throttle: None,
             force: false,
             pause_before_switchover: false,
             retries: None,
@@ -286,5 +302,8 @@ mod tests {
         start.bandwidth = Some(100);
         let limits = start.limits(&own).unwrap();
         assert_eq!((limits.downtime_ms, limits.bandwidth_bytes_per_second), (30, Some(100 << 20)));
+        assert_eq!(limits.throttle_max_percent, 0);
+        start.throttle = Some(70);
+        assert_eq!(start.limits(&own).unwrap().throttle_max_percent, 70);
     }
 }

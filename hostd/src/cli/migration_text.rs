@@ -46,6 +46,9 @@ fn amounts(progress: &MigrationStatus) -> String {
     if progress.phase == Phase::Precopy && progress.dirty_bytes_per_second >= 1.0 {
         text.push_str(&format!(", dirty {}/s", short(progress.dirty_bytes_per_second)));
     }
+    if progress.throttle_percent > 0 {
+        text.push_str(&format!(", throttled {} %", progress.throttle_percent));
+    }
     match expected_ms(progress) {
         Some(ms) if ms >= 120_000.0 => text.push_str(&format!(", ~{:.0} min", ms / 60_000.0)),
         Some(ms) => text.push_str(&format!(", ~{:.0} s", (ms / 1000.0).ceil())),
@@ -180,6 +183,9 @@ fn progress_lines(one: &Migration, progress: &MigrationStatus) -> String {
             },
         ));
     }
+    if progress.throttle_percent > 0 {
+        text.push_str(&format!("throttled vCPUs are held for up to {} % of their time\n", progress.throttle_percent));
+    }
     if progress.waiting {
         text.push_str(&format!("waits     for `headroom migration continue {}`\n", one.id));
     }
@@ -216,6 +222,14 @@ fn report_lines(report: &Report) -> String {
             reused => format!(", {} there from an earlier attempt", bytes(reused as f64)),
         },
     ));
+    for one in &report.throttled {
+        text.push_str(&format!(
+            "throttled vCPU {}: up to {} % of its time, {} in all\n",
+            one.vcpu,
+            one.percent_max,
+            duration(one.held_ms)
+        ));
+    }
     text.push_str(&format!(
         "digests   {}\ntls       {} {}\n",
         digests(&report.verification),
@@ -248,6 +262,7 @@ mod tests {
             bytes_remaining: 100 << 30,
             bytes_per_second: 999.9 * 1_048_576.0,
             dirty_bytes_per_second: 500.0 * 1_048_576.0,
+            throttle_percent: 0,
             waiting: false,
             lost: false,
             bandwidth_bytes_per_second: Some(1 << 30),

@@ -195,6 +195,7 @@ mod tests {
             disk: Default::default(),
             postcopy: None,
             throttle_percent_max: 0,
+            throttled: Vec::new(),
             streams: 2,
             tls: Default::default(),
             verification,

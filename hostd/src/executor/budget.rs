@@ -120,7 +120,7 @@ impl State {
         for id in first.into_iter().chain(later) {
             let share = wanted(&id);
             let Some(member) = self.members.get_mut(&id) else { continue };
-            let limits = ChangedLimits { bandwidth_bytes_per_second: Some(share), downtime_ms: None };
+            let limits = ChangedLimits { bandwidth_bytes_per_second: Some(share), ..ChangedLimits::default() };
             match call(&member.entry, move |client| client.change_limits(&limits)).await {
                 Ok(_) => member.told = Some(share),
                 // It has just ended, or its VMM has: then it needs no share.

@@ -132,14 +132,14 @@ impl Executor {
         if let Some(bandwidth) = change.bandwidth_bytes_per_second {
             limits.bandwidth_bytes_per_second = bandwidth;
         }
+        limits.throttle_max_percent = change.throttle_max_percent.unwrap_or(limits.throttle_max_percent);
         spec::limits(&limits)?;
         self.update(&active, |migration| migration.limits = limits);
-        if self.sends(&migration)
-            && let Some(downtime_ms) = change.downtime_ms
-        {
+        // The bandwidth is the budget's affair.
+        let others = ChangedLimits { bandwidth_bytes_per_second: None, ..*change };
+        if self.sends(&migration) && others != ChangedLimits::default() {
             let entry = self.inner.machines.get(&migration.machine)?;
-            let downtime = ChangedLimits { downtime_ms: Some(downtime_ms), bandwidth_bytes_per_second: None };
-            call(&entry, move |client| client.change_limits(&downtime)).await?;
+            call(&entry, move |client| client.change_limits(&others)).await?;
         }
         if let Some(bandwidth) = change.bandwidth_bytes_per_second {
             self.inner.budget.set_own(id, bandwidth).await;

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use migration::throttle::PERCENT_MAX;
+
 use super::name::{derive_mac, device_ok, machine_ok, parse_mac};
 use super::{MachineError, MachineRecord};
 use crate::api::types::{CreateMachine, Disk, MigrationLimits, Network, NewDisk, NewNetwork};
@@ -91,6 +93,9 @@ pub fn limits(limits: &MigrationLimits) -> Result<(), MachineError> {
     ensure(limits.downtime_ms >= 1, || "limits.downtime_ms 0: allow at least 1 ms".to_owned())?;
     ensure(limits.timeout_s >= 1, || "limits.timeout_s 0: allow at least 1 s".to_owned())?;
     ensure(limits.max_rounds >= 1, || "limits.max_rounds 0: allow at least 1 round".to_owned())?;
+    ensure(limits.throttle_max_percent <= PERCENT_MAX, || {
+        format!("limits.throttle_max_percent {}: use 0 (off) to {PERCENT_MAX}", limits.throttle_max_percent)
+    })?;
     bandwidth(limits.bandwidth_bytes_per_second).map_err(|text| MachineError::Invalid(format!("limits.{text}")))
 }
 

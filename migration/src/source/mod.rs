@@ -23,6 +23,7 @@ mod postcopy_session;
 mod precopy;
 mod reuse;
 mod switchover;
+mod throttling;
 mod verify;
 mod workers;
 
@@ -82,9 +83,10 @@ pub fn run(guest: Arc<dyn SourceGuest>, options: SourceOptions, control: &Contro
             }
         };
     }
+    context.release_vcpus();
     control.set_phase(Phase::Ended);
     tracing::info!(outcome = ?context.report.outcome, reason = %context.report.reason, total_ms = context.report.total_ms, "ended");
-    context.report
+    std::mem::replace(&mut context.report, Report::new("", "", ""))
 }
 
 /// What every phase knows.
@@ -96,6 +98,7 @@ struct Context {
     report: Report,
     started: Instant,
     held: Held,
+    throttling: throttling::Throttling,
     /// What has been done to the machine and must be undone if the migration fails.
     done: Done,
 }
@@ -135,6 +138,7 @@ impl Context {
             report,
             started: Instant::now(),
             held: Held::default(),
+            throttling: throttling::Throttling::default(),
             done: Done::default(),
         }
     }

@@ -107,23 +107,9 @@ impl Precopy {
             let block_bytes = if shares.disk.reused_bytes > 0 { 0 } else { shares.disk.data_bytes };
             history.sent((shares.memory.data_bytes, shares.memory.busy), (block_bytes, shares.disk.busy));
             history.settled(shares.disk.totals.data + shares.disk.totals.zero, shares.disk.settle);
-            if let Some(limit) = context.control.downtime() {
-                context.options.limits.downtime = limit;
-            }
+            context.follow_changed_limits();
             let next = job.round + 1;
-            let mut stats = RoundStats {
-                round: job.round - context.held.rounds,
-                elapsed,
-                total_elapsed: context.spent(),
-                dirty_pages: dirty.memory.count(),
-                dirty_blocks: dirty.blocks(),
-                memory_bytes_per_second: history.memory_bytes_per_second(),
-                disk_bytes_per_second: history.disk_bytes_per_second(),
-                disk_settle: history.disk_settle(),
-                round_trip: self.link.round_trip,
-                rounds_without_progress: 0,
-            };
-            stats.rounds_without_progress = history.remained(stats.remaining_bytes());
+            let stats = self.stats(context, &mut history, &dirty, (job.round, elapsed));
             context.control.set_dirty_rate(stats.dirty_bytes_per_second());
             context.check_cancelled()?;
             let decision = converge(&stats, &context.options.limits);
@@ -133,6 +119,8 @@ impl Precopy {
                 bytes = shares.memory.bytes + shares.disk.bytes,
                 dirty_pages = stats.dirty_pages,
                 dirty_blocks = stats.dirty_blocks,
+                load = stats.load(),
+                vcpu_dirty_bytes_per_second = ?stats.vcpu_dirty_bytes_per_second,
                 estimated_downtime_ms = stats.estimated_downtime().as_secs_f64() * 1e3,
                 ?decision,
                 "round"
@@ -144,6 +132,11 @@ impl Precopy {
             }
             match decision {
                 Decision::Continue => job = dirty.into_job(next, false),
+                Decision::Throttle { percent } => {
+                    context.throttle_vcpus(&percent)?;
+                    history.forget_progress();
+                    job = dirty.into_job(next, false);
+                }
                 Decision::Switchover | Decision::ForceSwitchover => {
                     let (round, estimate) = (next, stats.estimated_downtime());
                     return Ok(Plan { dirty, round, estimate, postcopy: None });
@@ -156,6 +149,32 @@ impl Precopy {
                 Decision::GiveUp { reason } => return Err(MigrationError::NotConverging { reason }),
             }
         }
+    }
+
+    /// What [`converge`] gets to know of a round.
+    fn stats(
+        &self,
+        context: &Context,
+        history: &mut History,
+        dirty: &Dirty,
+        (round, elapsed): (u32, Duration),
+    ) -> RoundStats {
+        let mut stats = RoundStats {
+            round: round - context.held.rounds,
+            elapsed,
+            total_elapsed: context.spent(),
+            dirty_pages: dirty.memory.count(),
+            dirty_blocks: dirty.blocks(),
+            memory_bytes_per_second: history.memory_bytes_per_second(),
+            disk_bytes_per_second: history.disk_bytes_per_second(),
+            disk_settle: history.disk_settle(),
+            round_trip: self.link.round_trip,
+            rounds_without_progress: 0,
+            throttle_percent: context.throttling.percent(self.sent.layout.vcpus),
+            vcpu_dirty_bytes_per_second: context.guest.vcpu_dirty_rates(),
+        };
+        stats.rounds_without_progress = history.remained(stats.remaining_bytes());
+        stats
     }
 
     /// Round 0: all that was ever touched.
@@ -179,7 +198,7 @@ impl Precopy {
 ///
 /// A guest that became too busy while it was held is not given up: whoever held it decides.
 fn wait_if_held(context: &mut Context, link: &mut Link, decision: &Decision) -> Result<bool, MigrationError> {
-    let ready = !matches!(decision, Decision::Continue | Decision::GiveUp { .. });
+    let ready = !matches!(decision, Decision::Continue | Decision::Throttle { .. } | Decision::GiveUp { .. });
     if !context.control.is_held() {
         context.control.set_waiting(false);
         context.held.time += context.held.since.take().map_or(Duration::ZERO, |since| since.elapsed());
@@ -188,6 +207,8 @@ fn wait_if_held(context: &mut Context, link: &mut Link, decision: &Decision) -> 
     if !ready && context.held.since.is_none() {
         return Ok(false);
     }
+    // Nobody knows for how long: meanwhile the guest is not slowed.
+    context.release_vcpus();
     context.control.set_waiting(true);
     context.held.since.get_or_insert_with(Instant::now);
     context.held.rounds += 1;

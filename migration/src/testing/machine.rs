@@ -1,7 +1,7 @@
 //! The machine: memory, disks, one vCPU thread, and the world that watches it.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -68,6 +68,14 @@ enum Run {
     Discarded,
 }
 
+/// How its vCPU is held.
+#[derive(Default)]
+struct Throttle {
+    percent: AtomicU8,
+    most: AtomicU8,
+    held_ms: AtomicU64,
+}
+
 /// A fake machine on one host; it can be the source or the destination of a migration.
 pub struct FakeMachine {
     host: &'static str,
@@ -82,6 +90,7 @@ pub struct FakeMachine {
     pub faults: Arc<Faults>,
     /// It can run before all of it is there.
     pub offers_postcopy: AtomicBool,
+    throttle: Arc<Throttle>,
     run: Arc<RwLock<Run>>,
     fenced: Mutex<bool>,
     lost: Mutex<Option<String>>,
@@ -123,6 +132,7 @@ impl FakeMachine {
             registers: Arc::default(),
             faults,
             offers_postcopy: AtomicBool::new(false),
+            throttle: Arc::default(),
             run: Arc::new(RwLock::new(Run::Empty)),
             fenced: Mutex::new(false),
             lost: Mutex::default(),
@@ -149,11 +159,17 @@ impl FakeMachine {
             memory: Arc::clone(&self.memory),
             disk: self.disks.first().cloned(),
             registers: Arc::clone(&self.registers),
+            throttle: Arc::clone(&self.throttle),
             run: Arc::clone(&self.run),
             world: Arc::clone(&self.world),
             generation,
         };
         std::thread::spawn(move || vcpu.run());
+    }
+
+    /// The share of its time for which its vCPU is held, and the largest there was, in per cent.
+    pub fn throttle_percent(&self) -> (u8, u8) {
+        (self.throttle.percent.load(Ordering::SeqCst), self.throttle.most.load(Ordering::SeqCst))
     }
 
     fn run_state(&self) -> Run {
@@ -209,6 +225,7 @@ struct Vcpu {
     memory: Arc<FakeMemory>,
     disk: Option<Arc<FakeDisk>>,
     registers: Arc<Mutex<Registers>>,
+    throttle: Arc<Throttle>,
     run: Arc<RwLock<Run>>,
     world: Arc<World>,
     generation: u64,
@@ -216,8 +233,13 @@ struct Vcpu {
 
 impl Vcpu {
     fn run(self) {
+        let mut held = 0;
         loop {
-            {
+            held += self.throttle.percent.load(Ordering::SeqCst);
+            if held >= 100 {
+                held -= 100;
+                self.throttle.held_ms.fetch_add(1, Ordering::SeqCst);
+            } else {
                 // Held while it works: whoever wants to stop the machine waits for the end of the batch.
                 let run = self.run.read().unwrap_or_else(PoisonError::into_inner);
                 if *run != Run::Running(self.generation) {
@@ -285,6 +307,18 @@ impl SourceGuest for FakeMachine {
         self.faults.hit("read_pages")?;
         self.memory.read(first, buffer);
         Ok(())
+    }
+
+    fn throttle(&self, percent: &[u8]) -> GuestResult<bool> {
+        let percent = percent.first().copied().unwrap_or(0);
+        self.throttle.percent.store(percent, Ordering::SeqCst);
+        self.throttle.most.fetch_max(percent, Ordering::SeqCst);
+        self.faults.hit("throttle")?;
+        Ok(true)
+    }
+
+    fn throttled(&self) -> Vec<Duration> {
+        vec![Duration::from_millis(self.throttle.held_ms.load(Ordering::SeqCst))]
     }
 
     fn pause(&self) -> GuestResult<()> {

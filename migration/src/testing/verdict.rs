@@ -61,6 +61,9 @@ pub fn settle(
     if source.memory.is_tracking() || source.disks.iter().any(|disk| disk.is_tracking()) {
         return fail("the source still tracks");
     }
+    if source.throttle_percent().0 > 0 || destination.throttle_percent().1 > 0 {
+        return fail("a vCPU is still throttled");
+    }
     match owner {
         Owner::Destination => destination.check()?,
         _ => source.check()?,

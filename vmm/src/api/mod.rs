@@ -92,6 +92,9 @@ pub struct Metrics {
     pub net_transmit_bytes: u64,
     /// Exits from guest mode.
     pub exits: u64,
+    /// Time in microseconds for which vCPUs were held by migrations, over all vCPUs.
+    #[serde(default)]
+    pub vcpu_held_us: u64,
 }
 
 /// `GET /v1/balloon`.
@@ -182,6 +185,9 @@ pub struct MigrationStatus {
     pub bytes_per_second: f64,
     /// Rate at which the guest dirties memory.
     pub dirty_bytes_per_second: f64,
+    /// Largest share of its time, in per cent, for which a vCPU is held now so that it dirties less.
+    #[serde(default)]
+    pub throttle_percent: u8,
     /// It could switch over and was told to wait for `PUT /v1/migration/continue`.
     #[serde(default)]
     pub waiting: bool,
@@ -210,6 +216,9 @@ pub struct ChangedLimits {
     /// Longest downtime, in milliseconds, that the switchover may be expected to take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_ms: Option<u64>,
+    /// Most of its time, in per cent from 0 to 99, for which a vCPU may be held so that it dirties less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttle_max_percent: Option<u8>,
 }
 
 /// A field that is there, even as `null`, is a value.

@@ -13,6 +13,7 @@ use migration::destination::{DestinationOptions, Received};
 use migration::policy::Limits;
 use migration::report::{Outcome, Report};
 use migration::source::SourceOptions;
+use migration::throttle::PERCENT_MAX;
 use migration::transport::tls::Identity;
 
 use super::destination::Place;
@@ -109,12 +110,16 @@ impl Job {
     /// [`JobError::Limit`] if one is out of range; nothing is changed then.
     pub fn change_limits(&self, limits: &ChangedLimits) -> Result<(), JobError> {
         check_bandwidth(limits.bandwidth_bytes_per_second.flatten())?;
+        limits.throttle_max_percent.map_or(Ok(()), check_throttle)?;
         if let Some(downtime_ms) = limits.downtime_ms {
             check_downtime(downtime_ms)?;
             self.control.set_downtime(Duration::from_millis(downtime_ms));
         }
         if let Some(bandwidth) = limits.bandwidth_bytes_per_second {
             self.control.set_bandwidth(bandwidth);
+        }
+        if let Some(percent) = limits.throttle_max_percent {
+            self.control.set_throttle_limit(percent);
         }
         Ok(())
     }
@@ -270,6 +275,7 @@ impl Job {
             bytes_remaining: status.bytes_remaining,
             bytes_per_second: status.bytes_per_second,
             dirty_bytes_per_second: status.dirty_bytes_per_second,
+            throttle_percent: status.throttle_percent,
             waiting: status.waiting,
             lost,
             bandwidth_bytes_per_second: self.control.bandwidth(),
@@ -341,6 +347,10 @@ fn check_bandwidth(rate: Option<u64>) -> Result<(), JobError> {
     })
 }
 
+fn check_throttle(percent: u8) -> Result<(), JobError> {
+    check("limits.throttle_max_percent", percent.into(), 0..=PERCENT_MAX.into(), "0 to 99")
+}
+
 fn limits(limits: &MigrationLimits) -> Result<Limits, JobError> {
     let streams = limits.streams;
     check_downtime(limits.downtime_ms)?;
@@ -348,6 +358,7 @@ fn limits(limits: &MigrationLimits) -> Result<Limits, JobError> {
     check("limits.max_rounds", limits.max_rounds.into(), 1..=10_000, "1 to 10000")?;
     check("limits.timeout_s", limits.timeout_s, 1..=604_800, "1 to 604800")?;
     check_bandwidth(limits.bandwidth_bytes_per_second)?;
+    check_throttle(limits.throttle_max_percent)?;
     Ok(Limits {
         downtime: Duration::from_millis(limits.downtime_ms),
         bandwidth_bytes_per_second: limits.bandwidth_bytes_per_second,
@@ -357,6 +368,7 @@ fn limits(limits: &MigrationLimits) -> Result<Limits, JobError> {
         force_switchover: limits.force_switchover,
         compare_full: limits.compare_full,
         mode: limits.mode,
+        throttle_max_percent: limits.throttle_max_percent,
     })
 }
 
@@ -387,6 +399,7 @@ mod tests {
         let text = limits(&bad).unwrap_err().to_string();
         assert_eq!(text, "limits.streams is 17: 1 to 16 are possible");
         assert!(limits(&MigrationLimits { bandwidth_bytes_per_second: Some(1), ..Default::default() }).is_err());
+        assert!(limits(&MigrationLimits { throttle_max_percent: 100, ..Default::default() }).is_err());
         assert!(limits(&MigrationLimits { downtime_ms: 0, ..Default::default() }).is_err());
     }
 }

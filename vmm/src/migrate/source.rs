@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use migration::guest::{GuestResult, MachineLayout, SourceDisk, SourceGuest, StatePayload};
 use migration::page::{Bitmap, SharedBitmap};
@@ -47,6 +48,15 @@ impl SourceGuest for Departure {
 
     fn stop_free_page_hints(&self, done: bool) -> GuestResult<()> {
         self.0.balloon().map_or(Ok(()), |balloon| balloon.stop_hints(done).map_err(explain))
+    }
+
+    fn throttle(&self, percent: &[u8]) -> GuestResult<bool> {
+        self.0.throttle(percent).map_err(explain)?;
+        Ok(true)
+    }
+
+    fn throttled(&self) -> Vec<Duration> {
+        self.0.held()
     }
 
     fn settle(&self) -> GuestResult<()> {

@@ -7,6 +7,7 @@ mod feature_names;
 pub mod msr;
 pub mod run;
 pub mod state;
+pub mod throttle;
 
 use crate::kvm::KvmError;
 
@@ -27,6 +28,9 @@ pub enum VcpuError {
         #[source]
         source: std::io::Error,
     },
+    /// The thread that throttles vCPUs.
+    #[error("cannot start the thread that throttles vCPUs: raise the limit of processes (ulimit -u, pids cgroup)")]
+    Clock(#[source] std::io::Error),
     /// Its extended state comes from a processor with more of it.
     #[error(
         "the saved extended processor state has {found} bytes, this host's KVM takes {room}: restore it on a host whose processor has the same features"

@@ -10,6 +10,9 @@
 //! * handling an exit: it enters `KVM_RUN` once more, where KVM completes the instruction that caused the exit and then
 //!   returns EINTR. A parked vCPU has therefore no half-done instruction, and its registers can be saved (KVM API, 5).
 //!
+//! A vCPU that is throttled ([`super::throttle`]) is interrupted in the same way, and waits in its thread, outside of
+//! `KVM_RUN`, until its time has come or until something else is asked of it.
+//!
 //! # Locks
 //!
 //! `Shared::state` is held for a few instructions only, never while a vCPU runs or another lock is taken. The lock of a
@@ -27,6 +30,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::VcpuError;
 use super::exit::{Exits, Next};
+use super::throttle::Holds;
 
 /// Stack of a vCPU thread. Its deepest path is an exit into a device's registers.
 const STACK_BYTES: usize = 256 << 10;
@@ -48,24 +52,27 @@ impl fmt::Display for StopReason {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Target {
+pub(super) enum Target {
     Park,
     Run,
     End,
 }
 
 #[derive(Debug)]
-struct State {
-    target: Target,
+pub(super) struct State {
+    pub(super) target: Target,
     parked: usize,
     stop: Option<StopReason>,
+    pub(super) holds: Holds,
 }
 
 /// What the threads of one machine share.
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     state: Mutex<State>,
-    changed: Condvar,
+    pub(super) changed: Condvar,
+    /// The same for the thread that throttles.
+    pub(super) clock: Condvar,
     kicks: OnceLock<Vec<Kick>>,
     stopped: EventFd,
     first_entry: OnceLock<Instant>,
@@ -118,8 +125,10 @@ struct Vcpu {
 
 /// All vCPUs of a machine, each with its thread. New ones are parked.
 pub struct Vcpus {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     vcpus: Vec<Vcpu>,
+    /// Throttles them.
+    pub(super) clock: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Vcpus {
@@ -131,19 +140,21 @@ impl Vcpus {
     pub fn new(fds: Vec<VcpuFd>, exits: &Arc<Exits>, stopped: EventFd) -> Result<Self, VcpuError> {
         install_kick_handler();
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { target: Target::Park, parked: 0, stop: None }),
+            state: Mutex::new(State { target: Target::Park, parked: 0, stop: None, holds: Holds::new(fds.len()) }),
             changed: Condvar::new(),
+            clock: Condvar::new(),
             kicks: OnceLock::new(),
             stopped,
             first_entry: OnceLock::new(),
             exits: AtomicU64::new(0),
         });
-        let mut vcpus = Self { shared, vcpus: Vec::with_capacity(fds.len()) };
+        let mut vcpus = Self { shared, vcpus: Vec::with_capacity(fds.len()), clock: Mutex::default() };
         let mut kicks = Vec::with_capacity(fds.len());
         for (id, mut fd) in (0u8..=u8::MAX).zip(fds) {
             let immediate_exit = (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>().cast_const();
             let fd = Arc::new(Mutex::new(fd));
-            let thread = Thread { shared: Arc::clone(&vcpus.shared), exits: Arc::clone(exits), fd: Arc::clone(&fd) };
+            let (shared, exits) = (Arc::clone(&vcpus.shared), Arc::clone(exits));
+            let thread = Thread { index: id.into(), shared, exits, fd: Arc::clone(&fd) };
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{id}"))
                 .stack_size(STACK_BYTES)
@@ -163,7 +174,7 @@ impl Vcpus {
             return false;
         }
         state.target = Target::Run;
-        self.shared.changed.notify_all();
+        self.shared.notify_all();
         true
     }
 
@@ -173,6 +184,7 @@ impl Vcpus {
         if state.target == Target::Run {
             state.target = Target::Park;
             self.shared.kick_all();
+            self.shared.notify_all();
         }
         while state.parked < self.vcpus.len() {
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -241,8 +253,14 @@ impl Drop for Vcpus {
         let mut state = self.shared.lock();
         state.target = Target::End;
         self.shared.kick_all();
-        self.shared.changed.notify_all();
+        self.shared.notify_all();
         drop(state);
+        // Before the threads that it kicks.
+        if let Some(clock) = self.clock.get_mut().unwrap_or_else(PoisonError::into_inner).take()
+            && clock.join().is_err()
+        {
+            tracing::error!("the thread that throttles vCPUs has panicked");
+        }
         for thread in self.vcpus.iter_mut().filter_map(|vcpu| vcpu.thread.take()) {
             if thread.join().is_err() {
                 tracing::error!("a vCPU thread has panicked");
@@ -252,7 +270,7 @@ impl Drop for Vcpus {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -261,6 +279,19 @@ impl Shared {
         for kick in self.kicks.get().into_iter().flatten() {
             kick.kick();
         }
+    }
+
+    /// Called with the state locked, whose index is that of the vCPU.
+    pub(super) fn kick(&self, index: usize) {
+        if let Some(kick) = self.kicks.get().and_then(|kicks| kicks.get(index)) {
+            kick.kick();
+        }
+    }
+
+    /// Wakes whoever waits for a change: parked and held vCPUs, who parks them, who throttles them.
+    fn notify_all(&self) {
+        self.changed.notify_all();
+        self.clock.notify_all();
     }
 
     fn stop(&self, reason: StopReason) {
@@ -274,11 +305,13 @@ impl Shared {
             state.target = Target::Park;
         }
         self.kick_all();
+        self.notify_all();
     }
 }
 
 /// One vCPU thread.
 struct Thread {
+    index: usize,
     shared: Arc<Shared>,
     exits: Arc<Exits>,
     fd: Arc<Mutex<VcpuFd>>,
@@ -312,8 +345,13 @@ impl Thread {
                 if state.target != Target::Run {
                     return;
                 }
-                // The signal came late, for a stop that is over. Cleared under the lock, so that a new stop is not lost.
+                // It is to be held, or the signal came late, for a stop that is over. Cleared under the lock, so that a new
+                // stop is not lost.
                 fd.set_kvm_immediate_exit(0);
+                let state = self.shared.hold(state, self.index);
+                if state.target != Target::Run {
+                    return;
+                }
             }
             self.shared.exits.fetch_add(1, Ordering::Relaxed);
         }

@@ -40,8 +40,8 @@ use crate::device::{Device, DeviceError};
 use crate::disk::{DiskError, RawDisk};
 use crate::kvm::{Capabilities, KvmError};
 use crate::memory::{DirtyTracker, Memory, TrackError};
-use crate::vcpu::Vcpus;
 use crate::vcpu::run::StopReason;
+use crate::vcpu::{VcpuError, Vcpus};
 
 pub use digest::DigestError;
 pub use state::StateFailure;
@@ -77,6 +77,9 @@ pub enum MachineError {
     /// A disk on shared storage.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// Throttling.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
 }
 
 /// The virtio devices, in the order in which the guest sees them.
@@ -360,6 +363,20 @@ impl Machine {
         *lock(&self.state) != MachineState::Running
     }
 
+    /// Holds each vCPU for this share of its time from here on, in per cent; those not named run freely. Returns at once.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::Vcpu`] if the thread for it cannot be made.
+    pub fn throttle(&self, percent: &[u8]) -> Result<(), MachineError> {
+        Ok(self.parts.vcpus.throttle(percent)?)
+    }
+
+    /// For how long each vCPU has been held.
+    pub fn held(&self) -> Vec<Duration> {
+        self.parts.vcpus.held()
+    }
+
     /// Tells the networks where the machine's MAC addresses are now.
     pub fn announce(&self) {
         self.devices().nets.iter().for_each(Net::announce);
@@ -378,6 +395,7 @@ impl Machine {
             memory_resident_bytes: memory.ram_bytes,
             overhead_bytes: memory.other_bytes,
             exits: self.parts.vcpus.exits(),
+            vcpu_held_us: self.held().iter().sum::<Duration>().as_micros() as u64,
             ..Metrics::default()
         };
         let devices = self.devices();

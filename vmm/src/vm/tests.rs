@@ -1,5 +1,7 @@
 //! Machines of a few instructions: run, pause, save, restore, run on.
 
+mod throttle;
+
 use std::io::Write;
 use std::time::{Duration, Instant};
 

@@ -150,7 +150,6 @@ fn it_is_not_held_while_the_operator_holds_the_switchover() {
         }
         assert_eq!(control.status().throttle_percent, 0);
         drop(release);
-        wait_throttled(&control);
     });
     let (report, owner, _) = moved(pair, |_, _| ());
     steering.join().expect("the steering thread");

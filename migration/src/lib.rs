@@ -98,4 +98,5 @@ pub mod source;
 pub mod testing;
 pub mod throttle;
 pub mod transport;
+mod urgency;
 pub mod wire;

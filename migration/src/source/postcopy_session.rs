@@ -24,6 +24,7 @@ use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
 use crate::transport::stream::Stop;
 use crate::transport::tcp::TICK;
+use crate::urgency::carries_bulk;
 use crate::wire::WireError;
 use crate::wire::frame::PageRun;
 use crate::wire::handshake::Role;
@@ -162,6 +163,9 @@ impl Session {
         let body = move || {
             let _entered = span.enter();
             let guard = Guard { role, events, said: false };
+            if role != Role::Fault {
+                carries_bulk();
+            }
             let result = match role {
                 Role::Fault => answer(&work, &mut channel).map(Some),
                 Role::Disk => push_blocks(&work, &mut channel).map(|()| None),

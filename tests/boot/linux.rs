@@ -66,7 +66,7 @@ fn a_compressed_linux_unpacks_itself_and_speaks() {
 }
 
 #[test]
-fn linux_boots_finds_its_disk_answers_ping_and_moves() {
+fn linux_boots_finds_its_disk_answers_ping_gives_memory_back_and_moves() {
     if !ready(Need::Kvm) {
         return;
     }
@@ -79,6 +79,7 @@ fn linux_boots_finds_its_disk_answers_ping_and_moves() {
     let mut request = spec.request();
     request.kernel = KernelChoice::Path(kernel);
     request.memory_mib = 256;
+    request.balloon = true;
     request.cmdline = format!("{COMMAND_LINE} ip={address}::10.77.0.1:255.255.0.0::eth0:off");
     request.probes = vec![ProbeSpec::Ping(address.into())];
     let machine = world.ask("a1", async |client| client.create_machine(&request).await).expect("a machine with Linux");
@@ -88,12 +89,31 @@ fn linux_boots_finds_its_disk_answers_ping_and_moves() {
     let text = console();
     assert!(text.contains("Linux version"), "{text}");
     assert!(text.contains("virtio_blk") && text.contains("[vda]"), "the disk was not found:\n{text}");
+    // Its own balloon driver: figures, free pages reported after two seconds, and what an operator asks for.
+    let balloon = |host: &str| world.ask(host, async |client| client.balloon("linux").await).expect("a balloon");
+    let figures = world.wait("the driver's figures", || {
+        let told = balloon("a1").statistics;
+        Some((told.total_bytes?, told.free_bytes?))
+    });
+    assert!(figures.1 <= figures.0 && figures.0 < 256 << 20, "{figures:?}");
+    world.wait("free pages to be reported", || (balloon("a1").reported_bytes > 64 << 20).then_some(()));
+    let filled = |host: &str, mib: u64| {
+        world.ask(host, async |client| client.inflate("linux", mib).await).expect("it is asked");
+        world.wait("the balloon to have its size", || (balloon(host).actual_bytes == mib << 20).then_some(()));
+    };
+    filled("a1", 64);
+    world.wait("less free memory", || (balloon("a1").statistics.free_bytes? < figures.1).then_some(()));
 
     let migration = world.migrate("linux", "a1", "b1", None);
     assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());
     let verification = migration.report.expect("a report").verification;
     assert_eq!((verification.memory_digest_ok, verification.disk_digest_ok), (Some(true), Some(true)));
     assert!(verification.probes.iter().all(|probe| probe.ok), "{verification:?}");
+    world.lab.observer().run(|| ping::wait(address, Duration::from_secs(20))).unwrap().unwrap();
+    // The driver goes on where it was.
+    assert_eq!(balloon("b1").actual_bytes, 64 << 20);
+    filled("b1", 16);
+    filled("b1", 0);
     world.lab.observer().run(|| ping::wait(address, Duration::from_secs(20))).unwrap().unwrap();
     world.finish();
 }

@@ -4,6 +4,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+# Cargo features beyond the default for `test`, `soak` and `lint`, such as --features hostd/lstm, which CI turns on.
+FEATURES ?=
 
 .PHONY: help
 help: ## this list
@@ -29,24 +31,24 @@ test: ## unit tests, then real machines, migrations and failures (needs root and
 	@scripts/install-deps.sh test
 	@[ -e /dev/kvm ] || echo "/dev/kvm is missing: the tests that run machines are skipped (with HEADROOM_REQUIRE_KVM=1 they fail)"
 	@tests/linux/build.sh
-	@$(CARGO) build --locked --workspace --bins --tests
-	@$(CARGO) test --locked --workspace --exclude tests
-	@RUST_TEST_THREADS=1 $(CARGO) test --locked --workspace $(AREAS)
+	@$(CARGO) build --locked $(FEATURES) --workspace --bins --tests
+	@$(CARGO) test --locked $(FEATURES) --workspace --exclude tests
+	@RUST_TEST_THREADS=1 $(CARGO) test --locked $(FEATURES) --workspace $(AREAS)
 
 SOAK_MOVES ?= 200
 .PHONY: soak
 soak: ## many migrations in a row under load, oracles and leaks checked (SOAK_MOVES=200; needs root and /dev/kvm)
 	@scripts/install-deps.sh test
-	@$(CARGO) build --locked --workspace --bins --tests
-	@HEADROOM_REQUIRE_KVM=1 HEADROOM_SOAK_MOVES=$(SOAK_MOVES) $(CARGO) test --locked --workspace --test soak -- --nocapture
+	@$(CARGO) build --locked $(FEATURES) --workspace --bins --tests
+	@HEADROOM_REQUIRE_KVM=1 HEADROOM_SOAK_MOVES=$(SOAK_MOVES) $(CARGO) test --locked $(FEATURES) --workspace --test soak -- --nocapture
 
 .PHONY: lint
 lint: ## rustfmt, clippy without warnings, documentation without broken links, licences
 	@scripts/install-deps.sh build
 	@$(CARGO) fmt --all --check
-	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@$(CARGO) clippy --locked $(FEATURES) --workspace --all-targets -- -D warnings
 	@cd guest/image && $(CARGO) fmt --check && $(CARGO) clippy --locked --release --target x86_64-unknown-linux-gnu -- -D warnings
-	@RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --locked --workspace --no-deps --quiet
+	@RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --locked $(FEATURES) --workspace --no-deps --quiet
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --offline check licenses bans sources; \
 	 else echo "cargo-deny is not installed: licences and sources were not checked (cargo install --locked cargo-deny)"; fi
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use nix::time::{ClockId, clock_gettime};
 use predictor::evaluate::measure_cost;
 use predictor::fleet::{Fleet, Member};
 use predictor::model::additive::Additive;
@@ -10,6 +11,7 @@ use predictor::model::arima::Arima;
 use predictor::model::dear::{Dear, History};
 use predictor::model::ets::Ets;
 use predictor::model::forest::Forest;
+use predictor::model::lstm::Lstm;
 use predictor::model::mstl::Mstl;
 use predictor::model::{Budget, Model};
 use predictor::{BankConfig, PerResource, PoolConfig, Pools, Resource, Sample};
@@ -59,9 +61,9 @@ const MEASURED: usize = 100;
 /// Time that this thread has run in nanoseconds, so that other work on the computer is not counted; wall time if the kernel does
 /// not say.
 fn run_time_ns(since: Instant) -> u64 {
-    let said = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
-    let said = said.and_then(|text| text.split_whitespace().next()?.parse().ok());
-    said.unwrap_or_else(|| since.elapsed().as_nanos() as u64)
+    let wall = || u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let said = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).ok();
+    said.map_or_else(wall, |time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
 fn timed<T>(since: Instant, work: impl FnOnce() -> T) -> (T, f64) {
@@ -162,13 +164,16 @@ pub fn models() -> Result<Models> {
     let wave = |t: u32, length: u32| (f64::from(t % length) * std::f64::consts::TAU / f64::from(length)).sin();
     let mut value = |t: u32| 60.0 + 5.0 * wave(t, 12) + 20.0 * wave(t, 288) + 4.0 * noise(&mut state);
     let series: Vec<Option<f64>> = (0..14 * 288).map(|t| Some(value(t))).collect();
-    let fits = vec![
+    let mut fits = vec![
         fit(since, Ets::new(288), &series)?,
         fit(since, Mstl::new(&[12, 288]), &series)?,
         fit(since, Arima::default(), &series)?,
         fit(since, Additive::new(&[12, 288]), &series)?,
         fit(since, Forest::new(&[1, 3, 12], &[12, 288]), &series)?,
     ];
+    if Lstm::CAN_BE_FITTED {
+        fits.push(fit(since, Lstm::new(&[1, 3, 12], &[12, 288], 1), &series)?);
+    }
     Ok(Models { fits, trees_ns: trees(since)? })
 }
 

@@ -8,6 +8,7 @@ use super::additive::Additive;
 use super::arima::Arima;
 use super::ets::Ets;
 use super::forest::Forest;
+use super::lstm::Lstm;
 use super::mstl::Mstl;
 use super::{Budget, CostClass, Model};
 use crate::bank::Bank;
@@ -103,14 +104,16 @@ where
 }
 
 /// Names of the dear models, in the order of [`Panel::losses`].
-pub const DEAR_NAMES: [&str; MODELS] = [Ets::NAME, Mstl::NAME, Arima::NAME, Additive::NAME, Forest::NAME];
-const MODELS: usize = 5;
+pub const DEAR_NAMES: [&str; MODELS] = [Ets::NAME, Mstl::NAME, Arima::NAME, Additive::NAME, Forest::NAME, Lstm::NAME];
+const MODELS: usize = 6;
 /// Outcomes that a model needs before it may speak.
 const TRIAL: u32 = 50;
 /// A model has to be better than the bank by this share.
 const MARGIN: f32 = 0.02;
 /// Weight of the newest loss.
 const RATE: f32 = 0.01;
+/// What the weights of a network start from.
+const SEED: u64 = 1;
 
 /// All dear models of one series.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -120,6 +123,7 @@ pub struct Panel {
     arima: Arima,
     additive: Additive,
     forest: Forest,
+    lstm: Lstm,
     horizons: Vec<usize>,
     fitted: [bool; MODELS],
     /// Whose turn it is.
@@ -164,6 +168,7 @@ impl Panel {
             arima: Arima::default(),
             additive: Additive::new(cycles),
             forest: Forest::new(horizons, cycles),
+            lstm: Lstm::new(horizons, cycles, SEED),
             horizons: horizons.to_vec(),
             fitted: [false; MODELS],
             turn: 0,
@@ -190,6 +195,7 @@ impl Panel {
         self.arima.update(value);
         self.additive.update(value);
         self.forest.update(value);
+        self.lstm.update(value);
         self.announce(bank);
     }
 
@@ -200,6 +206,7 @@ impl Panel {
         self.arima.forecast(&self.horizons, &mut by_model[2]);
         self.additive.forecast(&self.horizons, &mut by_model[3]);
         self.forest.forecast(&self.horizons, &mut by_model[4]);
+        self.lstm.forecast(&self.horizons, &mut by_model[5]);
         let (low, high) = bank.reach();
         let sound = |model: usize, horizon: usize| {
             let said = by_model[model][horizon];
@@ -255,11 +262,18 @@ impl Panel {
     pub fn forecast(&self, horizon: usize, bank: &Bank) -> Option<Forecast> {
         let steps = *self.horizons.as_slice().get(horizon)?;
         let banks = bank.forecast(steps)?;
-        let spoken = self.speaker(horizon).and_then(|model| {
-            let said = self.said.front()?.get(horizon)?;
-            Some((said.points[model]?, self.tracks[horizon][model].conformal.quantiles(&said.basis(model)?)))
-        });
-        let Some((point, quantiles)) = spoken else { return Some(banks) };
+        Some(self.speaker(horizon).and_then(|model| self.opinion(horizon, model)).unwrap_or(banks))
+    }
+
+    /// What the model `model` of [`DEAR_NAMES`] says for the tracked horizon `horizon`, whether it wins or not; `None` if it has not been
+    /// fitted or has nothing to say.
+    #[must_use]
+    pub fn opinion(&self, horizon: usize, model: usize) -> Option<Forecast> {
+        let steps = *self.horizons.as_slice().get(horizon)?;
+        let said = self.said.front()?.get(horizon)?;
+        let track = self.tracks.get(horizon)?.get(model)?;
+        let point = said.points[model]?;
+        let quantiles = track.conformal.quantiles(&said.basis(model)?);
         Some(Forecast {
             steps,
             point: f64::from(point.max(0.0)),
@@ -279,7 +293,8 @@ impl Panel {
                 1 => self.mstl.fit(history, budget),
                 2 => self.arima.fit(history, budget),
                 3 => self.additive.fit(history, budget),
-                _ => self.forest.fit(history, budget),
+                4 => self.forest.fit(history, budget),
+                _ => self.lstm.fit(history, budget),
             };
             // Short of budget: the same model has the first turn the next time.
             if !done && before == budget.left() && before < self.work(model, history) {
@@ -298,7 +313,8 @@ impl Panel {
             1 => self.mstl.work(history),
             2 => self.arima.work(history),
             3 => self.additive.work(history),
-            _ => self.forest.work(history),
+            4 => self.forest.work(history),
+            _ => self.lstm.work(history),
         }
     }
 
@@ -314,7 +330,13 @@ impl Panel {
         let models = self.ets.state_bytes() + self.mstl.state_bytes() + self.arima.state_bytes();
         let said = self.said.len() * self.horizons.len() * size_of::<Said>();
         let tracks = self.tracks.len() * size_of::<[Track; MODELS]>();
-        size_of::<Self>() + models + self.additive.state_bytes() + self.forest.state_bytes() + said + tracks
+        size_of::<Self>()
+            + models
+            + self.additive.state_bytes()
+            + self.forest.state_bytes()
+            + said
+            + tracks
+            + self.lstm.state_bytes()
     }
 }
 
@@ -355,6 +377,9 @@ pub(crate) mod test {
         error / naive
     }
 
+    /// Models that this build can fit.
+    const FITTED: usize = if Lstm::CAN_BE_FITTED { MODELS } else { MODELS - 1 };
+
     /// A daily wave with noise and gaps.
     fn series(steps: u32) -> Vec<Option<f64>> {
         let mut state = 17;
@@ -376,7 +401,7 @@ pub(crate) mod test {
                 assert_eq!(panel.speaker(1), None, "nothing is fitted yet");
                 let history = History::new(&series[..=t], 0, &[]);
                 assert_eq!(panel.refit(&history, &mut Budget::new(1_000)), 0);
-                assert_eq!(panel.refit(&history, &mut Budget::unlimited()), MODELS);
+                assert_eq!(panel.refit(&history, &mut Budget::unlimited()), FITTED);
             }
             let Some(outcome) = series[t + 12].filter(|_| t > 3_000) else { continue };
             let (said, bank) = (panel.forecast(1, &bank).expect("samples"), bank.forecast(12).expect("samples"));

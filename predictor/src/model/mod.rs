@@ -11,6 +11,7 @@ pub mod ets;
 pub mod ewma;
 pub mod forest;
 pub mod holt;
+pub mod lstm;
 pub mod mstl;
 pub mod naive;
 pub mod ridge;

@@ -3,6 +3,7 @@
 //! Pure: the trace is given, the report is returned; who measures the cost brings the clock.
 
 use crate::bank::{Bank, BankConfig, BankError, cycles};
+use crate::replay::panels::{PanelSummary, replay_panels};
 use crate::replay::pool::replay_pools;
 use crate::replay::summary::{MachineSummary, PoolSummary, machines, pools};
 use crate::replay::{Protocol, replay_machines};
@@ -100,6 +101,31 @@ pub fn evaluate_pools(
     let sums: Vec<Series> = pool_columns(trace, members)?.iter().map(|columns| sum(columns)).collect();
     let said = replay_pools(&sums, protocol, &config)?;
     Ok(pools(&said, members.len(), protocol, trace.period_s))
+}
+
+/// Panels of dear models for at most `panels` machines of a trace, beside their banks and the trees over all machines.
+///
+/// # Errors
+/// [`EvaluateError`] says what is wrong with the trace or the protocol.
+pub fn evaluate_panels(trace: &Trace, protocol: &Protocol, panels: usize) -> Result<PanelSummary, EvaluateError> {
+    long_enough(trace, protocol)?;
+    let config = bank_config(trace.period_s, protocol);
+    Ok(replay_panels(&trace.columns, protocol, &config, panels)?)
+}
+
+/// The same for the sums of pools.
+///
+/// # Errors
+/// [`EvaluateError`] says what is wrong with the trace, the pools or the protocol.
+pub fn evaluate_pool_panels(
+    trace: &Trace,
+    members: &[Vec<String>],
+    protocol: &Protocol,
+    panels: usize,
+) -> Result<PanelSummary, EvaluateError> {
+    let columns = pool_columns(trace, members)?.iter().map(|columns| sum(columns)).collect();
+    let sums = Trace { period_s: trace.period_s, names: vec![String::new(); members.len()], columns };
+    evaluate_panels(&sums, protocol, panels)
 }
 
 /// The series of each pool's members.

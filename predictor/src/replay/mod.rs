@@ -3,6 +3,7 @@
 //! The bank takes every sample once, in order, and is asked at the origins of the test; what it says is compared with what came. Beside it
 //! always stand what costs nothing: the naive forecast, naive with the residuals of the past, and the quantile of the last day.
 
+pub mod panels;
 pub mod pool;
 pub mod summary;
 

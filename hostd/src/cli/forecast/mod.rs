@@ -9,13 +9,15 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::{Args, Subcommand};
-use predictor::evaluate::{bank_config, evaluate_machines, evaluate_pools, measure_cost};
+use predictor::evaluate::{
+    bank_config, evaluate_machines, evaluate_panels, evaluate_pool_panels, evaluate_pools, measure_cost,
+};
 use predictor::replay::Protocol;
 
 use super::output::Output;
 use super::{Failure, view};
 use crate::client::Client;
-use report::Report;
+use report::{Panels, Report};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -58,6 +60,9 @@ pub(super) struct Evaluate {
     /// Day at which the trace is cut off.
     #[arg(long, value_name = "DAY")]
     until_day: Option<f64>,
+    /// Give so many machines of each trace, and pools, a panel of dear models, and compare these with bank and trees only.
+    #[arg(long, value_name = "MACHINES", conflicts_with = "svg")]
+    panels: Option<usize>,
     /// Write plots.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -129,6 +134,21 @@ fn evaluate(output: &Output, arguments: &Evaluate) -> Result<(), Failure> {
     let protocol = |trace: &predictor::evaluate::Trace| {
         Protocol::new(trace.period_s, trace.steps(), &arguments.horizons, arguments.test_from_day)
     };
+    if let Some(count) = arguments.panels {
+        let of = |name: &str, trace: &Option<predictor::evaluate::Trace>| {
+            trace.as_ref().map(|trace| evaluate_panels(trace, &protocol(trace), count).map_err(told(name))).transpose()
+        };
+        let pool = |(lists, trace): &(Vec<Vec<String>>, predictor::evaluate::Trace)| {
+            evaluate_pool_panels(trace, lists, &protocol(trace), count).map_err(told("pools"))
+        };
+        let report = Panels {
+            cpu: of("cpu", &traces.cpu)?,
+            memory: of("memory", &traces.memory)?,
+            pool: traces.pools.as_ref().map(pool).transpose()?,
+            networks: predictor::model::lstm::Lstm::CAN_BE_FITTED,
+        };
+        return write_report(output, arguments, &report, report::panels);
+    }
     let Some(first) = traces.all().next() else { return Ok(()) };
     let shared = protocol(first);
     let config = bank_config(first.period_s, &shared);
@@ -145,7 +165,10 @@ fn evaluate(output: &Output, arguments: &Evaluate) -> Result<(), Failure> {
         cost: cost(&config)?,
         protocol: shared,
     };
-    write_report(output, arguments, &report)
+    if let Some(path) = &arguments.svg {
+        std::fs::write(path, plot::svg(&report)).map_err(|error| trace::wrong(path, &error))?;
+    }
+    write_report(output, arguments, &report, report::text)
 }
 
 fn cost(config: &predictor::BankConfig) -> Result<predictor::evaluate::Cost, Failure> {
@@ -161,14 +184,16 @@ fn run_time_ns(since: Instant) -> u64 {
     said.unwrap_or_else(|| since.elapsed().as_nanos() as u64)
 }
 
-fn write_report(output: &Output, arguments: &Evaluate, report: &Report) -> Result<(), Failure> {
-    if let Some(path) = &arguments.svg {
-        std::fs::write(path, plot::svg(report)).map_err(|error| trace::wrong(path, &error))?;
-    }
-    let Some(path) = &arguments.report else { return Ok(output.print(report, report::text)?) };
-    let text = serde_json::to_string_pretty(report).map_err(|error| Failure::other(&error))?;
-    std::fs::write(path, text + "\n").map_err(|error| trace::wrong(path, &error))?;
-    Ok(Output::new(false).print(report, report::text)?)
+fn write_report<T: serde::Serialize>(
+    output: &Output,
+    arguments: &Evaluate,
+    report: &T,
+    text: fn(&T) -> String,
+) -> Result<(), Failure> {
+    let Some(path) = &arguments.report else { return Ok(output.print(report, text)?) };
+    let json = serde_json::to_string_pretty(report).map_err(|error| Failure::other(&error))?;
+    std::fs::write(path, json + "\n").map_err(|error| trace::wrong(path, &error))?;
+    Ok(Output::new(false).print(report, text)?)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The report of an evaluation: JSON by its contract, and a table for people.
 
 use predictor::evaluate::Cost;
+use predictor::model::dear::DEAR_NAMES;
+use predictor::replay::panels::PanelSummary;
 use predictor::replay::summary::{ByHorizon, MachineSummary, PoolSummary};
 use predictor::replay::{Method, Protocol};
 use serde::Serialize;
@@ -18,6 +20,50 @@ pub(super) struct Report {
     pub(super) pool: Option<PoolSummary>,
     pub(super) cost: Cost,
     pub(super) protocol: Protocol,
+}
+
+/// What `headroom forecast evaluate --panels N --json FILE` writes.
+#[derive(Debug, Serialize)]
+pub(super) struct Panels {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cpu: Option<PanelSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) memory: Option<PanelSummary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pool: Option<PanelSummary>,
+    /// Whether this build could fit recurrent networks.
+    pub(super) networks: bool,
+}
+
+/// The comparison of panels as tables.
+pub(super) fn panels(report: &Panels) -> String {
+    let mut text = String::new();
+    let all = [("cpu", &report.cpu), ("memory", &report.memory), ("sums of pools", &report.pool)];
+    for (name, summary) in all.into_iter().filter_map(|(name, summary)| Some((name, summary.as_ref()?))) {
+        let mut table = Table::new(&["STEPS", "TREES", "PANEL", "BETTER", "PANEL MAE", "COVERED", "SPOKE", "ALONE"]);
+        for (steps, score) in &summary.horizons {
+            let by_name = |of: &std::collections::BTreeMap<String, f64>, scale: f64, digits: usize| {
+                let known = DEAR_NAMES.iter().filter_map(|name| Some((name, of.get(*name)?)));
+                let cells: Vec<String> =
+                    known.map(|(name, value)| format!("{name} {:.digits$}", scale * value)).collect();
+                cells.join(", ")
+            };
+            let numbers = [score.trees, score.panel, score.better, score.panel_error, score.panel_coverage];
+            let cells = std::iter::once(steps.to_string()).chain(numbers.map(|number| format!("{number:.3}")));
+            let cells = cells.chain([by_name(&score.spoke, 100.0, 0), by_name(&score.alone, 1.0, 2)]);
+            table.row(cells.collect());
+        }
+        text.push_str(&format!("{name}: {} series\n{}\n", summary.series, table.text("nothing")));
+    }
+    text.push_str(
+        "0.95 pinball loss over that of the bank alone: with trees, of the panel, of whichever of the two has lately lost less, and of each \
+         dear model by itself; error of the panel's point over the bank's; share covered by its 0.95 quantile; origins in per cent for which \
+         each model spoke\n",
+    );
+    if !report.networks {
+        text.push_str("this build cannot fit recurrent networks: build it with `--features lstm`\n");
+    }
+    text
 }
 
 /// Keys in the order of time and not of letters.

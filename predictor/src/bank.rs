@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 const MODELS: usize = 5;
 /// Their names, in the order of weights and losses.
 pub const MODEL_NAMES: [&str; MODELS] = [Naive::NAME, Ewma::NAME, "slow ewma", Holt::NAME, Ridge::NAME];
+/// What each model says for each tracked horizon.
+pub(crate) type Predictions = [[f32; MODELS]; MOST_HORIZONS];
 /// Numbers that [`Bank::circumstances`] gives.
 pub(crate) const CIRCUMSTANCES: usize = 30;
 /// The most parts of a cycle that have a mean of their own.
@@ -165,6 +167,20 @@ impl Bank {
         self.advance();
     }
 
+    /// Reads one number of all that the next sample is going to need, so that a processor fetches it all at the same time: of ten thousand
+    /// machines nothing is in a cache, and each wait on its own is longer than what is then computed. The result means nothing.
+    pub(crate) fn touch(&self) -> f32 {
+        let (longest, place) = (self.common.len() / COMMON, self.place as usize);
+        let mut read = self.ridge.touch();
+        for track in &self.tracks {
+            let steps = track.steps as usize;
+            let then = if place >= steps { place - steps } else { place + longest - steps };
+            let ends = [&self.common[then * COMMON..][..COMMON], &track.pending[track.place as usize * SLOT..][..SLOT]];
+            read += ends.iter().map(|slot| slot[0] + slot[slot.len() - 1]).sum::<f32>();
+        }
+        read + self.common[place * COMMON]
+    }
+
     /// One step further in all rings. Counted and not divided: a division takes as long as ten multiplications.
     fn advance(&mut self) {
         let next = |place: u32, length: u32| if place + 1 >= length { 0 } else { place + 1 };
@@ -235,7 +251,7 @@ impl Bank {
     }
 
     /// What each model says for each tracked horizon, kept within reach of what the series has shown.
-    fn predictions(&self) -> [[f32; MODELS]; MOST_HORIZONS] {
+    pub(crate) fn predictions(&self) -> Predictions {
         let mut by_model = [[f32::NAN; MOST_HORIZONS]; MODELS];
         let horizons = &self.config.horizons;
         let count = horizons.len();
@@ -319,8 +335,8 @@ impl Bank {
     }
 
     /// What may bear on how far a value lies from its forecast at the tracked horizon `index`, in usual errors from the point: into
-    /// `row`, which has room for [`CIRCUMSTANCES`]. Returns point and usual error; `None` before there are any.
-    pub(crate) fn circumstances(&self, index: usize, row: &mut [f32]) -> Option<(f32, f32)> {
+    /// `row`, which has room for [`CIRCUMSTANCES`]; `said` is [`Bank::predictions`]. Returns point and usual error; `None` before there are any.
+    pub(crate) fn circumstances(&self, said: &Predictions, index: usize, row: &mut [f32]) -> Option<(f32, f32)> {
         let (last, track) = (self.last? as f32, self.tracks.get(index)?);
         let (point, scale) = (track.point, self.scales()[index]);
         if scale.is_nan() || scale <= 0.0 || row.len() < CIRCUMSTANCES {
@@ -328,7 +344,7 @@ impl Bank {
         }
         let share = 1.0 / scale;
         let far = |value: f32| (value - point) * share;
-        let said = self.predictions()[index];
+        let said = said[index];
         let (levels, [now, ahead]) = (self.levels.values(), self.ridge.seasons(track.steps as usize));
         let features =
             [last, said[1], said[2], said[3], said[4], levels[0], levels[1], levels[2], levels[3]].into_iter();

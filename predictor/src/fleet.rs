@@ -4,7 +4,7 @@
 //! from all machines that are given to the same [`Fleet`], off the hot path, and asked for only where a forecast is
 //! looked at. A last correction of each machine, as in [`crate::conformal`], keeps the promise of each quantile.
 
-use crate::bank::{Bank, CIRCUMSTANCES};
+use crate::bank::{Bank, CIRCUMSTANCES, Predictions};
 use crate::conformal::PHASES;
 use crate::forecast::{Forecast, LEVELS};
 use crate::model::Budget;
@@ -51,6 +51,15 @@ pub struct Member {
     usual: Vec<f32>,
 }
 
+impl Member {
+    /// See [`Bank::touch`].
+    pub(crate) fn touch(&self) -> f32 {
+        let due = self.said.front().map_or(0, |noted| noted.due);
+        let usual = self.usual.first().copied().unwrap_or(0.0);
+        usual + self.corrections.first().map_or(0.0, |all| all[0]) + due as f32
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Noted {
     due: u64,
@@ -90,8 +99,9 @@ impl Fleet {
         if value.is_none() || !(member.clock + number).is_multiple_of(EVERY) {
             return;
         }
+        let said = bank.predictions();
         for horizon in 0..self.models.len() {
-            let Some(noted) = self.note(member, bank, horizon, time) else { continue };
+            let Some(noted) = self.note(member, bank, &said, horizon, time) else { continue };
             let usual = &mut member.usual[horizon];
             *usual += (noted.scale - *usual) * if *usual > 0.0 { MEMORY } else { 1.0 };
             let place = member.said.partition_point(|other| other.due <= noted.due);
@@ -113,9 +123,9 @@ impl Fleet {
         }
     }
 
-    fn note(&self, member: &Member, bank: &Bank, horizon: usize, time: u64) -> Option<Noted> {
+    fn note(&self, member: &Member, bank: &Bank, said: &Predictions, horizon: usize, time: u64) -> Option<Noted> {
         let mut row = vec![0.0; WIDTH];
-        let (point, scale) = bank.circumstances(horizon, &mut row)?;
+        let (point, scale) = bank.circumstances(said, horizon, &mut row)?;
         for (place, cycle) in row[CIRCUMSTANCES..].iter_mut().zip(&self.cycles) {
             *place = (time % (*cycle).max(1) as u64) as f32 / (*cycle).max(1) as f32;
         }
@@ -148,7 +158,7 @@ impl Fleet {
     pub fn forecast(&self, member: &Member, bank: &Bank, horizon: usize, time: u64) -> Option<Forecast> {
         let steps = *bank.config().horizons.get(horizon)?;
         let mut forecast = bank.forecast(steps)?;
-        let Some(noted) = self.note(member, bank, horizon, time) else { return Some(forecast) };
+        let Some(noted) = self.note(member, bank, &bank.predictions(), horizon, time) else { return Some(forecast) };
         for level in 0..CORRECTED {
             let trusted = self.models[horizon].trusted(level);
             if let Some(said) = noted.trees[level].filter(|_| trusted) {

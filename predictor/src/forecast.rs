@@ -60,12 +60,25 @@ impl Distribution {
         if values.is_empty() {
             return None;
         }
-        let tail = mean_excess(&values);
+        let tail = mean_excess(values.len(), |place| values[place]);
         if values.len() > POINTS {
             let all = Self { values, tail };
             let values = (0..POINTS).map(|i| all.quantile((i as f64 + 0.5) / POINTS as f64)).collect();
             return Some(Self { values, tail });
         }
+        Some(Self { values, tail })
+    }
+
+    /// The same as [`Distribution::from_values`] of finite values in ascending order, without a copy of them.
+    pub(crate) fn from_sorted(sorted: &[f32]) -> Option<Self> {
+        // What is not finite stands at one of the ends.
+        let finite = [sorted.first(), sorted.last()].into_iter().flatten().all(|value| value.is_finite());
+        if sorted.len() <= POINTS || !finite {
+            return Self::from_values(sorted.iter().map(|value| f64::from(*value)).collect());
+        }
+        let at = |place: usize| f64::from(sorted[place]);
+        let tail = mean_excess(sorted.len(), at);
+        let values = (0..POINTS).map(|i| quantile(sorted.len(), tail, (i as f64 + 0.5) / POINTS as f64, at)).collect();
         Some(Self { values, tail })
     }
 
@@ -129,19 +142,7 @@ impl Distribution {
     /// The value that is not exceeded with probability `level`.
     #[must_use]
     pub fn quantile(&self, level: f64) -> f64 {
-        let count = self.values.len();
-        let place = level.clamp(0.0, 1.0) * count as f64 - 0.5;
-        if place <= 0.0 {
-            return self.values[0];
-        }
-        let below = place as usize;
-        if below + 1 >= count {
-            let last = self.values[count - 1];
-            let left = (1.0 - level).max(1e-6) * count as f64 / 0.5;
-            return last + self.tail * (-left.min(1.0).ln());
-        }
-        let share = place - below as f64;
-        self.values[below] + share * (self.values[below + 1] - self.values[below])
+        quantile(self.values.len(), self.tail, level, |place| self.values[place])
     }
 
     /// The same quantity plus `by`.
@@ -188,15 +189,29 @@ impl Distribution {
     }
 }
 
-/// Mean distance of the top tenth of sorted `values` from the value below them.
-fn mean_excess(values: &[f64]) -> f64 {
-    let count = values.len();
+/// The quantile at `level` of `count` ascending values, with an exponential tail above them.
+fn quantile(count: usize, tail: f64, level: f64, at: impl Fn(usize) -> f64) -> f64 {
+    let place = level.clamp(0.0, 1.0) * count as f64 - 0.5;
+    if place <= 0.0 {
+        return at(0);
+    }
+    let below = place as usize;
+    if below + 1 >= count {
+        let left = (1.0 - level).max(1e-6) * count as f64 / 0.5;
+        return at(count - 1) + tail * (-left.min(1.0).ln());
+    }
+    let share = place - below as f64;
+    at(below) + share * (at(below + 1) - at(below))
+}
+
+/// Mean distance of the top tenth of `count` ascending values from the value below them.
+fn mean_excess(count: usize, at: impl Fn(usize) -> f64) -> f64 {
     let top = (count / 10).max(1);
     if count <= top {
         return 0.0;
     }
-    let base = values[count - top - 1];
-    values[count - top..].iter().map(|value| value - base).sum::<f64>() / top as f64
+    let base = at(count - top - 1);
+    (count - top..count).map(|place| at(place) - base).sum::<f64>() / top as f64
 }
 
 #[cfg(test)]

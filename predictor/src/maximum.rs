@@ -8,6 +8,7 @@ use crate::calibration::{Calibration, Circumstances, Correction, FEATURES, featu
 use crate::forecast::{Distribution, Forecast};
 use crate::window::gaps;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// Outcomes kept for each window.
 const KEPT: usize = 2_048;
@@ -46,10 +47,16 @@ struct Outcomes {
     /// (maximum - forecast) / usual error, newest outcomes, as a ring.
     scores: Vec<f32>,
     next: usize,
+    /// The same in order, so that the distribution is read off and not sorted anew.
+    #[serde(skip)]
+    sorted: Vec<f32>,
     /// Their distribution, made anew when it has changed enough.
     shape: Option<Distribution>,
     /// Outcomes since then.
     fresh: usize,
+    /// What is said now: asked for several times a step.
+    #[serde(skip)]
+    now: Option<Distribution>,
     /// Forecast and usual error noted at each of the last `steps` steps.
     #[serde(with = "gaps")]
     pending: Vec<f32>,
@@ -77,8 +84,10 @@ impl Maxima {
                 worst: 0.0,
                 scores: Vec::new(),
                 next: 0,
+                sorted: Vec::new(),
                 shape: None,
                 fresh: 0,
+                now: None,
                 pending: vec![f32::NAN; 2 * steps],
                 calibration: Calibration::new(*steps),
                 watched: vec![f32::NAN; WATCHED * steps],
@@ -112,6 +121,7 @@ impl Maxima {
         self.recent[place] = value.map_or(f32::NAN, |value| value as f32);
         self.bank.update(value);
         for outcomes in &mut self.windows {
+            outcomes.now = None;
             let slot = (self.clock % outcomes.steps as u64) as usize * 2;
             let (point, scale) = (outcomes.pending[slot], outcomes.pending[slot + 1]);
             if value.is_some() {
@@ -140,33 +150,39 @@ impl Maxima {
 
     /// Makes what answers are made from anew after [`Maxima::replay`].
     pub(crate) fn refresh(&mut self) {
-        self.windows.iter_mut().for_each(Outcomes::refresh);
+        for outcomes in &mut self.windows {
+            outcomes.refresh();
+            outcomes.now = outcomes.distribution(&self.bank);
+        }
     }
 
     /// The distribution of the maximum over the next `steps` steps (the window asked for when this was made that is nearest
     /// above, or the longest). `None` before the first sample.
     #[must_use]
     pub fn distribution(&self, steps: usize) -> Option<Distribution> {
-        let outcomes = self.windows.iter().find(|outcomes| outcomes.steps >= steps).or(self.windows.last())?;
-        let (point, scale) = base(&self.bank, outcomes.steps)?;
-        let assumed = Distribution::from_values(ASSUMED_SCORES.iter().map(|score| point + scale * score).collect())?;
-        let Some(shape) = &outcomes.shape else { return Some(assumed) };
-        // A jump after a quiet time is many of the usual errors of that time, and raises the usual error: applied to that one it
-        // would become a much larger jump than any that was ever seen.
-        let learned = shape.scaled(point, scale).capped(point + BEYOND * f64::from(outcomes.worst).max(scale));
-        // Windows overlap, so that their outcomes tell less than their number.
-        let count = outcomes.scores.len() as f64 / (outcomes.steps as f64).sqrt();
-        if count >= 8.0 * ASSUMED {
-            return Some(learned);
+        self.said_now(self.window(steps)).map(Cow::into_owned)
+    }
+
+    /// The same for the window of that number, not copied.
+    fn said_now(&self, window: usize) -> Option<Cow<'_, Distribution>> {
+        let outcomes = self.windows.get(window)?;
+        match &outcomes.now {
+            Some(now) => Some(Cow::Borrowed(now)),
+            None => outcomes.distribution(&self.bank).map(Cow::Owned),
         }
-        Distribution::mixture(&[(count, learned), (ASSUMED, assumed)])
+    }
+
+    /// The number of the shortest window of at least so many steps, or of the longest.
+    fn window(&self, steps: usize) -> usize {
+        let last = self.windows.len().saturating_sub(1);
+        self.windows.iter().position(|outcomes| outcomes.steps >= steps).unwrap_or(last)
     }
 
     /// Watches a limit: what is said of it is compared with what comes, and corrected from then on. Call it after each sample.
     pub fn watch(&mut self, limit: f64) {
         for index in 0..self.windows.len() {
             let steps = self.windows[index].steps;
-            let raw = self.distribution(steps).map(|distribution| distribution.exceedance(limit));
+            let raw = self.said_now(index).map(|distribution| distribution.exceedance(limit));
             let slot = ((self.clock + steps as u64 - 1) % steps as u64) as usize * WATCHED;
             let known = self.circumstances(steps, limit);
             let watched = &mut self.windows[index].watched[slot..slot + WATCHED];
@@ -199,8 +215,7 @@ impl Maxima {
     /// The correction of raw probabilities of exceeding about `limit` within `steps` steps.
     #[must_use]
     pub fn correction(&self, steps: usize, limit: f64) -> Correction {
-        let last = self.windows.len().saturating_sub(1);
-        let index = self.windows.iter().position(|outcomes| outcomes.steps >= steps).unwrap_or(last);
+        let index = self.window(steps);
         let Some(learned) = self.learned(index, limit) else { return Correction::NONE };
         Correction { shift: learned.shift + self.shifts.get(index).copied().unwrap_or(0.0), ..learned }
     }
@@ -245,7 +260,7 @@ impl Maxima {
     /// usual error.
     pub(crate) fn said(&self, window: usize, limit: f64) -> Option<[f64; 4]> {
         let steps = self.windows.get(window)?.steps;
-        let raw = self.distribution(steps)?.exceedance(limit);
+        let raw = self.said_now(window)?.exceedance(limit);
         let (point, error) = base(&self.bank, steps)?;
         Some([logit(self.learned(window, limit)?.apply(raw)), logit(raw), point, error])
     }
@@ -253,21 +268,20 @@ impl Maxima {
     /// The probability that the maximum over the next `steps` steps is above `limit`, corrected.
     #[must_use]
     pub fn exceedance(&self, steps: usize, limit: f64) -> Option<f64> {
-        Some(self.correction(steps, limit).apply(self.distribution(steps)?.exceedance(limit)))
+        Some(self.correction(steps, limit).apply(self.said_now(self.window(steps))?.exceedance(limit)))
     }
 
     /// The same without what others know.
     #[must_use]
     pub fn exceedance_alone(&self, steps: usize, limit: f64) -> Option<f64> {
-        let last = self.windows.len().saturating_sub(1);
-        let index = self.windows.iter().position(|outcomes| outcomes.steps >= steps).unwrap_or(last);
-        Some(self.learned(index, limit)?.apply(self.distribution(steps)?.exceedance(limit)))
+        let index = self.window(steps);
+        Some(self.learned(index, limit)?.apply(self.said_now(index)?.exceedance(limit)))
     }
 
     /// Point and quantiles of the maximum over the next `steps` steps.
     #[must_use]
     pub fn forecast(&self, steps: usize) -> Option<Forecast> {
-        Some(self.distribution(steps)?.forecast(steps))
+        Some(self.said_now(self.window(steps))?.forecast(steps))
     }
 }
 
@@ -279,21 +293,59 @@ fn base(bank: &Bank, steps: usize) -> Option<(f64, f64)> {
 const ASSUMED_SCORES: [f64; 10] = [-0.5, 0.0, 0.2, 0.4, 0.7, 1.0, 1.4, 1.9, 2.6, 4.0];
 
 impl Outcomes {
+    /// What the outcomes so far make of the forecast of `bank`, which is that of the maximum.
+    fn distribution(&self, bank: &Bank) -> Option<Distribution> {
+        let (point, scale) = base(bank, self.steps)?;
+        let assumed = || Distribution::from_values(ASSUMED_SCORES.iter().map(|score| point + scale * score).collect());
+        let Some(shape) = &self.shape else { return assumed() };
+        // A jump after a quiet time is many of the usual errors of that time, and raises the usual error: applied to that one it
+        // would become a much larger jump than any that was ever seen.
+        let learned = shape.scaled(point, scale).capped(point + BEYOND * f64::from(self.worst).max(scale));
+        // Windows overlap, so that their outcomes tell less than their number.
+        let count = self.scores.len() as f64 / (self.steps as f64).sqrt();
+        if count >= 8.0 * ASSUMED {
+            return Some(learned);
+        }
+        Distribution::mixture(&[(count, learned), (ASSUMED, assumed()?)])
+    }
+
     fn push(&mut self, score: f32) {
+        self.order();
+        let place = |sorted: &[f32], score: f32| sorted.partition_point(|known| known.total_cmp(&score).is_lt());
         if self.scores.len() < KEPT {
             self.scores.push(score);
+            self.sorted.insert(place(&self.sorted, score), score);
         } else {
+            let from = place(&self.sorted, self.scores[self.next]);
+            let to = place(&self.sorted, score);
+            // Of equal ones the first leaves: what is between the two places moves by one.
+            if to > from {
+                self.sorted.copy_within(from + 1..to, from);
+                self.sorted[to - 1] = score;
+            } else {
+                self.sorted.copy_within(to..from, to + 1);
+                self.sorted[to] = score;
+            }
             self.scores[self.next] = score;
         }
         self.next = (self.next + 1) % KEPT;
         self.fresh += 1;
     }
 
-    /// Makes the distribution anew if that is due. Not at every outcome: it sorts them all.
+    /// Puts them in order if they are not, as after they were read from a store.
+    fn order(&mut self) {
+        if self.sorted.len() != self.scores.len() {
+            self.sorted.clone_from(&self.scores);
+            self.sorted.sort_unstable_by(f32::total_cmp);
+        }
+    }
+
+    /// Makes the distribution anew if that is due. Not at every outcome, although it only reads: what is said stays the same for a while.
     fn refresh(&mut self) {
         let due = self.fresh * 50 >= self.scores.len() || self.shape.is_none();
         if due && self.fresh > 0 {
-            self.shape = Distribution::from_values(self.scores.iter().map(|score| f64::from(*score)).collect());
+            self.order();
+            self.shape = Distribution::from_sorted(&self.sorted);
             self.fresh = 0;
         }
     }
@@ -302,6 +354,30 @@ impl Outcomes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn outcomes_are_kept_in_order_as_a_sort_would_put_them() {
+        let mut outcomes = Maxima::new(&BankConfig::default()).expect("sound").windows.remove(0);
+        let mut state = 3_u32;
+        for number in 0..3 * KEPT {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Many are equal, and some the same but for the sign of zero.
+            let score = ((state >> 24) as f32 - 128.0) / 16.0;
+            outcomes.push(if score == 0.0 && state.is_multiple_of(2) { -score } else { score });
+            if number % 37 == 0 || number + 1 == KEPT {
+                let mut expected = outcomes.scores.clone();
+                expected.sort_by(f32::total_cmp);
+                let same = expected.iter().zip(&outcomes.sorted).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same && expected.len() == outcomes.sorted.len(), "after {number}");
+                let values = outcomes.scores.iter().map(|score| f64::from(*score)).collect();
+                assert_eq!(Distribution::from_sorted(&outcomes.sorted), Distribution::from_values(values));
+            }
+            if number == KEPT + 100 {
+                let stored = serde_json::to_string(&outcomes).expect("can be stored");
+                outcomes = serde_json::from_str(&stored).expect("and read");
+            }
+        }
+    }
 
     #[test]
     fn what_was_said_of_a_limit_is_learned_from_once() {

@@ -176,6 +176,10 @@ impl PoolForecaster {
 
     /// The machines named in `samples` are the members from now on; the sums are made anew if that changed.
     fn follow_membership(&mut self, samples: &[Sample]) -> Result<(), BankError> {
+        // Nearly always nothing has changed, and who gives samples gives them in order.
+        if self.machines.keys().eq(samples.iter().map(|sample| &sample.machine)) {
+            return Ok(());
+        }
         let before = self.machines.len();
         // Found by hash: every machine is looked for among all samples, thousands of each.
         let named: HashSet<&str> = samples.iter().map(|sample| sample.machine.as_str()).collect();
@@ -274,6 +278,7 @@ impl PoolForecaster {
         let mut machine_effects = PerResource::<f64>::default();
         for (number, sample) in samples.iter().enumerate() {
             let Some(history) = machines.get_mut(&sample.machine) else { continue };
+            history.touch();
             let own = |scope: &Scope| matches!(scope, Scope::Machine(name) if *name == sample.machine);
             for resource in Resource::ALL {
                 let value = plausible(sample.values[resource]);

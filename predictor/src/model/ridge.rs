@@ -132,6 +132,18 @@ impl Ridge {
         self
     }
 
+    /// See [`crate::bank::Bank::touch`].
+    pub(crate) fn touch(&self) -> f32 {
+        let (slots, slot) = (self.pending.len(), self.clock as usize % self.pending.len());
+        let mut read = self.deviations(1).iter().sum::<f32>();
+        for equations in &self.equations {
+            let ago = equations.steps as usize;
+            read += self.pending[if slot >= ago { slot - ago } else { slot + slots - ago }].scale;
+            read += equations.matrix[0] + equations.weights[0];
+        }
+        read
+    }
+
     pub(crate) fn heap_bytes(&self) -> usize {
         let seasons: usize = self.seasons.iter().map(|season| size_of::<Season>() + 2 * season.parts()).sum();
         seasons + size_of_val(self.equations.as_slice()) + size_of_val(self.pending.as_slice())

@@ -29,6 +29,12 @@ impl MachineHistory {
         })
     }
 
+    /// See [`Bank::touch`].
+    pub(super) fn touch(&self) {
+        let of = |resource: Resource| self.banks[resource].touch() + self.members[resource].touch();
+        std::hint::black_box(Resource::ALL.map(of));
+    }
+
     pub(super) fn take(&mut self, resource: Resource, value: Option<f64>) {
         // What was never measured has nothing to learn, and not to wait for either.
         if value.is_some() || self.banks[resource].last().is_some() {

@@ -26,7 +26,8 @@ fn with_fault(at_source: bool, method: &'static str, nth: u64) -> (Report, Owner
         });
     }
     let (report, received) = Pair::new().run(&source, &destination);
-    assert!(broken.faults.calls(method) >= nth, "{method} was called {} times only", broken.faults.calls(method));
+    let calls = broken.faults.calls(method);
+    assert!(calls >= nth, "{method} was called {calls} times only: {}", report.reason);
     let owner = settle(&world, &source, &destination, &report, &received)
         .unwrap_or_else(|error| panic!("{method}, call {nth}: {error}"));
     (report, owner)

@@ -5,3 +5,4 @@
 mod back_and_forth;
 mod one_move;
 mod shared;
+mod sweep;

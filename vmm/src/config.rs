@@ -348,8 +348,13 @@ pub struct MigrationLimits {
     /// `precopy`, `postcopy` (after one round), or `hybrid`: post-copy when pre-copy does not converge, if the destination can.
     pub mode: MigrationMode,
     /// Where pre-copy does not converge: most of its time, in per cent from 0 to 99, for which a vCPU that dirties may be held;
-    /// 0, the default, holds none.
+    /// 0, the default, holds none. Left out then: a host of an earlier release does not know it.
+    #[serde(skip_serializing_if = "nobody_held")]
     pub throttle_max_percent: u8,
+}
+
+fn nobody_held(percent: &u8) -> bool {
+    *percent == 0
 }
 
 impl Default for MigrationLimits {

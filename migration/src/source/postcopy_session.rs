@@ -85,8 +85,9 @@ impl Work {
     }
 
     /// Waits for the budget, which what is sent next will be charged to.
-    fn wait(&self) -> Result<(), MigrationError> {
-        self.limiter.wait(|| self.stop.is_raised());
+    fn wait(&self, channel: &mut Channel) -> Result<(), MigrationError> {
+        // A budget is a slow link to those who choose whether to compress.
+        channel.held_back(self.limiter.wait(|| self.stop.is_raised()));
         if self.stop.is_raised() { Err(TransportError::Stopped.into()) } else { Ok(()) }
     }
 
@@ -268,7 +269,7 @@ fn push_pages(work: &Work, channel: &mut Channel) -> Result<(), MigrationError> 
     work.wait_committed();
     loop {
         // The budget first: what waits for it must still be there for a demand.
-        work.wait()?;
+        work.wait(channel)?;
         match work.board.next_pages(PUSH_PAGES) {
             Some(run) => pages.send(channel, run)?,
             None => return end_of_push(channel, pages.totals),
@@ -282,7 +283,7 @@ fn push_blocks(work: &Work, channel: &mut Channel) -> Result<(), MigrationError>
     for disk in 0..work.layout.disks.len() {
         let mut blocks = Blocks::new(work, disk)?;
         loop {
-            work.wait()?;
+            work.wait(channel)?;
             let Some(block) = work.board.next_block(disk) else { break };
             blocks.send(channel, block)?;
             channel.flush()?;

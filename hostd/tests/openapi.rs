@@ -176,7 +176,7 @@ fn schemas() -> BTreeMap<&'static str, Value> {
 
 fn limits() -> Value {
     json!({"downtime_ms": 50, "bandwidth_bytes_per_second": 1, "streams": 1, "max_rounds": 30, "timeout_s": 600,
-        "force_switchover": false, "mode": "hybrid", "compare_full": false, "throttle_max_percent": 0})
+        "force_switchover": false, "mode": "hybrid", "compare_full": false, "throttle_max_percent": 1})
 }
 
 fn usage() -> Value {

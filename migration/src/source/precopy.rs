@@ -95,6 +95,7 @@ impl Precopy {
         start_tracking(context)?;
         let mut job = self.everything(context)?;
         let mut history = History::default();
+        let mut collected = Instant::now();
         loop {
             let start = Instant::now();
             context.start_hints(job.round, &job.memory)?;
@@ -102,6 +103,9 @@ impl Precopy {
             let mut dirty = Dirty::none(&self.sent);
             dirty.collect(context, &self.sent)?;
             let elapsed = start.elapsed();
+            // Longer than the round if it was held before: what was written meanwhile is among what was collected.
+            let recorded = collected.elapsed();
+            collected = Instant::now();
             note(context, &job, &shares, elapsed, dirty.memory.count());
             // What was read and not sent says nothing about the link.
             let block_bytes = if shares.disk.reused_bytes > 0 { 0 } else { shares.disk.data_bytes };
@@ -109,7 +113,7 @@ impl Precopy {
             history.settled(shares.disk.totals.data + shares.disk.totals.zero, shares.disk.settle);
             context.follow_changed_limits();
             let next = job.round + 1;
-            let stats = self.stats(context, &mut history, &dirty, (job.round, elapsed));
+            let stats = self.stats(context, &mut history, &dirty, (job.round, recorded));
             context.control.set_dirty_rate(stats.dirty_bytes_per_second());
             context.check_cancelled()?;
             let decision = converge(&stats, &context.options.limits);

@@ -5,6 +5,7 @@ pub mod boot;
 pub mod builder;
 pub mod config;
 pub mod device;
+pub mod dirty_rate;
 pub mod disk;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

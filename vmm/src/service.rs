@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::{
-    BalloonInfo, BalloonTarget, ChangedLimits, MachineDigest, MachineInfo, MachineState, Metrics, MigrationStatus,
-    Receiving, Settle,
+    BalloonInfo, BalloonTarget, ChangedLimits, DirtyRate, DirtyRateRequest, DirtyRateSource, MachineDigest,
+    MachineInfo, MachineState, Metrics, MigrationStatus, Receiving, Settle,
 };
 use crate::config::{BalloonConfig, ConfigError, MachineConfig, ReceiveConfig, SendConfig};
-use crate::memory::Usage;
+use crate::dirty_rate::{self, INTERVAL_MS, Turns};
+use crate::memory::{MemoryError, Usage};
 use crate::migrate::{Job, JobError};
 use crate::snapshot::{self, SnapshotError};
 use crate::vcpu::StopReason;
@@ -38,6 +39,18 @@ pub enum ServiceError {
     /// A target that cannot be.
     #[error(transparent)]
     Target(#[from] ConfigError),
+    /// An interval that cannot be.
+    #[error("interval_ms is {0}: {low} to {high} are possible", low = INTERVAL_MS.start(), high = INTERVAL_MS.end())]
+    Interval(u64),
+    /// One at a time.
+    #[error("the dirty rate is being estimated already: wait for that answer")]
+    Estimating,
+    /// It stopped meanwhile.
+    #[error("the machine was stopped while its dirty rate was estimated: ask again")]
+    StoppedMeanwhile,
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// Cancelled too late.
     #[error(transparent)]
     TooLate(#[from] migration::control::TooLate),
@@ -89,13 +102,21 @@ pub struct Service {
     started: Started,
     machine: Arc<Mutex<Option<Arc<Machine>>>>,
     job: Mutex<Option<Arc<Job>>>,
+    estimates: Turns,
     quit: EventFd,
 }
 
 impl Service {
     /// A service that holds `machine`, or waits for one. `quit` is written to when the process is to end.
     pub fn new(config: MachineConfig, machine: Option<Arc<Machine>>, started: Started, quit: EventFd) -> Self {
-        Self { config, started, machine: Arc::new(Mutex::new(machine)), job: Mutex::default(), quit }
+        Self {
+            config,
+            started,
+            machine: Arc::new(Mutex::new(machine)),
+            job: Mutex::default(),
+            estimates: Turns::default(),
+            quit,
+        }
     }
 
     /// What the machine is doing.
@@ -169,6 +190,42 @@ impl Service {
         Metrics { process_us: process_time().as_micros() as u64, ..counted }
     }
 
+    /// Estimates how fast the machine dirties its memory, and takes the interval asked for. While a migration is under way, or if
+    /// one begins meanwhile, what that has measured is the answer, at once; see [`dirty_rate`].
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if there is no machine, the interval is out of range, or another estimate is under way.
+    pub fn dirty_rate(&self, request: DirtyRateRequest) -> Result<DirtyRate, ServiceError> {
+        if !INTERVAL_MS.contains(&request.interval_ms) {
+            return Err(ServiceError::Interval(request.interval_ms));
+        }
+        let stopped =
+            || DirtyRate { source: DirtyRateSource::Stopped, bytes_per_second: Some(0.0), ..DirtyRate::default() };
+        let (machine, turn) = {
+            // A migration that begins after this finds the turn taken, and ends it.
+            let job = lock(&self.job);
+            if let Some(job) = job.as_ref().filter(|job| job.ended().is_none()) {
+                return Ok(rate_of(job));
+            }
+            let machine = self.machine()?;
+            match machine.state() {
+                MachineState::Running => {}
+                MachineState::Incoming => return Err(ServiceError::NoMachine),
+                MachineState::Paused | MachineState::Fenced | MachineState::Stopped => return Ok(stopped()),
+            }
+            (machine, self.estimates.take().ok_or(ServiceError::Estimating)?)
+        };
+        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
+        tracing::debug!(seed, request.interval_ms, "the dirty rate is estimated");
+        let interval = Duration::from_millis(request.interval_ms);
+        match dirty_rate::count(machine.memory(), interval, seed, &turn)? {
+            None => Ok(rate_of(&*self.job()?)),
+            Some(_) if machine.state() != MachineState::Running => Err(ServiceError::StoppedMeanwhile),
+            Some(counted) => Ok(dirty_rate::estimate(&counted)),
+        }
+    }
+
     /// What was given back through the balloon.
     ///
     /// # Errors
@@ -227,6 +284,8 @@ impl Service {
             state => return refuse(state, ""),
         }
         let started = Arc::new(Job::send(machine, config)?);
+        // What it measures is better, and nobody looks at the memory beside it.
+        self.estimates.end();
         *job = Some(Arc::clone(&started));
         Ok(started.status())
     }
@@ -344,6 +403,17 @@ impl Service {
 
     fn job(&self) -> Result<Arc<Job>, ServiceError> {
         lock(&self.job).clone().ok_or(ServiceError::NoMigration)
+    }
+}
+
+/// What a migration knows of the rate: once a round has ended, and at the source only.
+fn rate_of(job: &Job) -> DirtyRate {
+    let status = job.status();
+    DirtyRate {
+        source: DirtyRateSource::Migration,
+        bytes_per_second: (job.leaves() && status.round > 0).then_some(status.dirty_bytes_per_second),
+        throttle_percent: status.throttle_percent,
+        ..DirtyRate::default()
     }
 }
 

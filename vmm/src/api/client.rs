@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    BalloonInfo, BalloonTarget, ChangedLimits, MachineDigest, MachineInfo, Metrics, MigrationStatus, Problem,
-    Receiving, Save, Settle,
+    BalloonInfo, BalloonTarget, ChangedLimits, DirtyRate, DirtyRateRequest, MachineDigest, MachineInfo, Metrics,
+    MigrationStatus, Problem, Receiving, Save, Settle,
 };
 use crate::config::{ReceiveConfig, SendConfig};
 
@@ -134,6 +134,13 @@ impl Client {
     /// Hashes memory and disks of the stopped machine.
     pub fn digest(&self) -> Result<MachineDigest, ClientError> {
         self.call("GET", "/v1/machine/digest").long().json(&())
+    }
+
+    /// Estimates how fast the machine dirties its memory; takes the interval that is asked for.
+    pub fn dirty_rate(&self, request: &DirtyRateRequest) -> Result<DirtyRate, ClientError> {
+        let mut call = self.call("PUT", "/v1/machine/dirty-rate");
+        call.timeout = call.timeout.saturating_add(Duration::from_millis(request.interval_ms));
+        call.json(request)
     }
 
     /// Ends the VMM.

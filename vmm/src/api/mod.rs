@@ -7,6 +7,7 @@
 //! | `PUT /v1/machine/resume` | | [`MachineInfo`]; 409 while fenced |
 //! | `PUT /v1/machine/save` | `{"path": DIR}` | [`MachineInfo`]; the machine must be paused |
 //! | `GET /v1/machine/digest` | | [`MachineDigest`]; the machine must be paused or fenced |
+//! | `PUT /v1/machine/dirty-rate` | [`DirtyRateRequest`] | [`DirtyRate`], once the interval is over; one at a time |
 //! | `PUT /v1/machine/quit` | | 204, then the process ends |
 //! | `GET /v1/metrics` | | [`Metrics`] |
 //! | `GET /v1/balloon` | | [`BalloonInfo`]; 404 if the machine has none |
@@ -23,6 +24,7 @@
 //! Errors are RFC 9457 problem documents ([`Problem`]).
 
 pub mod client;
+mod dirty_rate;
 mod route;
 pub mod server;
 
@@ -33,6 +35,7 @@ use migration::report::Report;
 use serde::{Deserialize, Serialize};
 
 pub use crate::device::virtio::balloon::Statistics;
+pub use dirty_rate::{DirtyLook, DirtyRate, DirtyRateRequest, DirtyRateSource};
 
 /// What a machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -30,6 +30,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 pub use dirty::{DirtyTracker, TrackError};
 pub use layout::{DEVICE_HOLE, regions};
 pub use mapping::WriteLog;
+pub use pages::Residence;
 pub use resident::Usage;
 pub use slots::Slots;
 
@@ -76,6 +77,9 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// It is not known which pages are there.
+    #[error("the kernel does not say which pages are in memory (/proc/self/pagemap): mount /proc where the VMM runs")]
+    PageMap(#[source] io::Error),
     /// Pages could not be stored.
     #[error("storing pages of an arriving machine failed: the host is probably out of memory, see its kernel log")]
     Fill(#[source] userfaultfd::Error),

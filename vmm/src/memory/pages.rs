@@ -13,6 +13,17 @@ use super::{Memory, MemoryError};
 /// Pages in one answer of [`Memory::next_populated`], 2 MiB.
 const GRANULE_PAGES: u64 = 512;
 
+/// Where a page of guest memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residence {
+    /// Nowhere: it reads as zeroes.
+    Absent,
+    /// In memory; also if that is the shared page of zeroes.
+    Present,
+    /// In swap: reading it would bring it back.
+    Swapped,
+}
+
 /// What the kernel says of this process's pages, if `/proc` is mounted.
 #[derive(Debug)]
 pub(super) struct PageMap(Option<File>);
@@ -22,11 +33,26 @@ impl PageMap {
     const CHUNK: usize = 8192;
     /// Bytes of an entry (proc_pid_pagemap(5)).
     const ENTRY: usize = 8;
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
     /// The page is in memory, or in swap.
-    const POPULATED: u64 = 1 << 63 | 1 << 62;
+    const POPULATED: u64 = Self::PRESENT | Self::SWAPPED;
 
     pub(super) fn open() -> Self {
         Self(File::open("/proc/self/pagemap").ok())
+    }
+
+    /// Where the page at `address` is. mincore(2) would not tell swap from nothing, and not need `/proc`.
+    fn residence(&self, address: usize) -> io::Result<Residence> {
+        let file = self.0.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let mut entry = [0; Self::ENTRY];
+        file.read_exact_at(&mut entry, (address / PAGE_BYTES as usize * Self::ENTRY) as u64)?;
+        let entry = u64::from_ne_bytes(entry);
+        Ok(match (entry & Self::PRESENT != 0, entry & Self::SWAPPED != 0) {
+            (true, _) => Residence::Present,
+            (false, true) => Residence::Swapped,
+            (false, false) => Residence::Absent,
+        })
     }
 
     /// The first of `pages` pages from `address` on that may hold something.
@@ -76,6 +102,21 @@ impl Memory {
             base += pages;
         }
         Ok(None)
+    }
+
+    /// Where a page is now. It may be elsewhere a moment later.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::OutOfRange`], or [`MemoryError::PageMap`] where the kernel does not say.
+    pub fn residence(&self, page: u64) -> Result<Residence, MemoryError> {
+        self.check(page, page + 1)?;
+        let mut residence = Residence::Absent;
+        self.each_piece(page, PAGE_BYTES as usize, |pointer, _, _| {
+            residence = self.page_map.residence(pointer as usize).map_err(MemoryError::PageMap)?;
+            Ok(())
+        })?;
+        Ok(residence)
     }
 
     /// Copies pages `first..` into `buffer`. Pages without memory read as zeroes and stay without. Ends a filling.
@@ -204,6 +245,18 @@ mod tests {
         assert_eq!(firsts, [0, 0, 0, 2, 3, 0]);
         memory.zero_pages(0..16384).unwrap();
         assert_eq!(Usage::now(Some(&memory)).ram_bytes, 0);
+    }
+
+    #[test]
+    fn it_is_known_where_a_page_is() {
+        let memory = Memory::new(16).unwrap();
+        assert_eq!(memory.residence(7).unwrap(), Residence::Absent);
+        memory.write_pages(7, &[1; PAGE]).unwrap();
+        assert_eq!(memory.residence(7).unwrap(), Residence::Present);
+        memory.zero_pages(0..4096).unwrap();
+        assert_eq!(memory.residence(7).unwrap(), Residence::Absent);
+        assert!(matches!(memory.residence(4096), Err(MemoryError::OutOfRange { .. })));
+        assert!(PageMap(None).residence(0).is_err());
     }
 
     #[test]

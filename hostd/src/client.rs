@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep};
 use vmm::api::{BalloonInfo, BalloonTarget};
 
 use crate::api::types::{
-    AuditRecord, ChangedLimits, CreateMachine, Drain, DrainRequest, Event, HostBandwidth, HostView, Machine,
-    MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolCapacity, PoolView, Problem,
+    AuditRecord, ChangedLimits, CreateMachine, DirtyRate, DirtyRateRequest, Drain, DrainRequest, Event, HostBandwidth,
+    HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolCapacity, PoolView, Problem,
 };
 
 /// Largest answer that is read, in bytes.
@@ -145,6 +145,11 @@ impl Client {
     pub async fn inflate(&self, name: &str, target_mib: u64) -> Result<BalloonInfo> {
         let target = BalloonTarget { target_mib };
         self.call(Method::PUT, &format!("/v1/machines/{}/balloon", escape(name)), Some(&target)).await
+    }
+
+    /// Estimates how fast a machine dirties its memory; takes the interval that is asked for.
+    pub async fn dirty_rate(&self, name: &str, request: &DirtyRateRequest) -> Result<DirtyRate> {
+        self.call(Method::POST, &format!("/v1/machines/{}/dirty-rate", escape(name)), Some(request)).await
     }
 
     /// Stops a machine and deletes what hostd made for it.

@@ -68,6 +68,7 @@ async fn what_is_not_there_is_a_problem_document() {
         (Method::GET, "/v1/machines/vm1", 404),
         (Method::DELETE, "/v1/machines/vm1", 404),
         (Method::GET, "/v1/machines/vm1/balloon", 404),
+        (Method::GET, "/v1/machines/vm1/dirty-rate", 405),
         (Method::GET, "/v1/machines/..%2F..%2Fetc", 404),
         (Method::GET, "/v1/machines/%ff", 400),
         (Method::GET, "/v1/migrations/mig-1", 404),

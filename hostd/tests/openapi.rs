@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use hostd::api::control;
 use hostd::api::types::{
-    AuditRecord, ChangedLimits, CreateMachine, Drain, DrainRequest, Event, HostBandwidth, HostView, Machine,
-    MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolCapacity, PoolView, Problem,
+    AuditRecord, ChangedLimits, CreateMachine, DirtyRate, DirtyRateRequest, Drain, DrainRequest, Event, HostBandwidth,
+    HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolCapacity, PoolView, Problem,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -138,6 +138,8 @@ fn schemas() -> BTreeMap<&'static str, Value> {
             ),
         ),
         ("CreateMachine", schema::<CreateMachine>(create_machine())),
+        ("DirtyRate", schema::<DirtyRate>(dirty_rate())),
+        ("DirtyRateRequest", schema::<DirtyRateRequest>(json!({"interval_ms": 1000}))),
         (
             "Drain",
             schema::<Drain>(
@@ -217,9 +219,15 @@ fn host_view() -> Value {
         "migrations": 1, "migration_bandwidth_bytes_per_second": 1, "drain": "open", "peers": [{"host": "b1", "pool": "b", "address": "x", "live": true, "last_seen_unix_ms": 1, "error": "x"}]})
 }
 
+fn dirty_rate() -> Value {
+    json!({"source": "sampled", "bytes_per_second": 1.0, "low_bytes_per_second": 1.0, "high_bytes_per_second": 1.0, "lower_bound": false,
+        "peak_bytes_per_second": 1.0, "working_set_bytes": 1.0, "looks": [{"after_ms": 1.0, "bytes": 1.0, "low_bytes": 1.0,
+        "high_bytes": 1.0}], "sampled_pages": 1, "resident_pages": 1, "throttle_percent": 1})
+}
+
 fn pool_view() -> Value {
     let machine = json!({"name": "vm1", "status": "running", "vcpus": 1, "memory_mib": 64, "disk_bytes": 1, "disk_allocated_bytes": 1, "limits": limits(),
-        "usage": usage()});
+        "usage": usage(), "dirty": {"bytes_per_second": 1.0, "working_set_bytes": 1.0, "at_unix_ms": 1}});
     json!({"pool": "a", "leader": "a1", "hosts": [{"host": "a1", "live": true, "draining": false, "capacity": capacity(), "usage": usage(),
             "machines": [machine], "sampled_unix_ms": 1}],
         "capacity": capacity(), "usage": usage(), "forecasts": [forecast()],

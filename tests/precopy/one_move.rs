@@ -1,6 +1,6 @@
 //! One move, looked at from all sides.
 
-use hostd::api::types::MigrationLimits;
+use hostd::api::types::{DirtyRateRequest, DirtyRateSource, MigrationLimits};
 use migration::report::{Mode, Outcome};
 use tests::world::{Spec, World, last_echoes};
 use tests::{Need, ready};
@@ -14,6 +14,9 @@ fn a_busy_machine_moves_with_its_memory_disk_and_connections() {
     let spec = Spec::busy("vm1", 0);
     world.boot("a1", &spec);
     world.check_oracles(&spec);
+    let asked = DirtyRateRequest { interval_ms: 500 };
+    let rate = world.ask("a1", async |client| client.dirty_rate("vm1", &asked).await).expect("an estimate");
+    assert!(rate.source == DirtyRateSource::Sampled && rate.bytes_per_second > Some(0.0), "{rate:?}");
     let observer = world.observe(&[&spec], 1000, 100);
     let start = observer.now();
     let report = world.moves(&spec, "a1", "b1", None);

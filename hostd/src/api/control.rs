@@ -13,7 +13,8 @@ use vmm::api::{BalloonInfo, BalloonTarget};
 use super::body::{Answer, Body, Limit, Risk, Segment};
 use super::problem::Failure;
 use super::types::{
-    AuditRecord, CreateMachine, Event, Machine, MachineForecast, NewEvent, Plan, PoolCapacity, PoolView,
+    AuditRecord, CreateMachine, DirtyRate, DirtyRateRequest, Event, Machine, MachineForecast, NewEvent, Plan,
+    PoolCapacity, PoolView,
 };
 use super::{Route, Shared, host, migration, route};
 use crate::executor::ExecutorError;
@@ -83,6 +84,15 @@ pub fn routes() -> Vec<Route> {
             Some("BalloonInfo"),
             200,
             put(inflate),
+        ),
+        route(
+            "POST",
+            "/v1/machines/{name}/dirty-rate",
+            "Estimate how fast a machine dirties its memory; no migration is needed, and none is disturbed",
+            Some("DirtyRateRequest"),
+            Some("DirtyRate"),
+            200,
+            post(dirty_rate),
         ),
         route("GET", "/v1/events", "Scheduled events", None, Some("[Event]"), 200, get(events)),
         route("POST", "/v1/events", "Declare an event", Some("NewEvent"), Some("Event"), 201, post(add_event)),
@@ -198,6 +208,17 @@ async fn inflate(
     let info = call(&entry, move |client| client.inflate(target.target_mib)).await?;
     daemon.audit.noted("balloon", &object, &format!("asked to give back {} MiB", target.target_mib));
     Ok(Json(info))
+}
+
+async fn dirty_rate(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(name): Segment,
+    Body(request): Body<DirtyRateRequest>,
+) -> Answer<DirtyRate> {
+    daemon.permit(&actor, Action::View, &object("machine", &name), about(&name))?;
+    let entry = daemon.machines.get(&name)?;
+    Ok(Json(crate::machine::dirty_rate::estimate(&entry, request).await?))
 }
 
 async fn events(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<Event>> {

@@ -1,6 +1,7 @@
 //! The daemon: its parts, and what the APIs ask of it.
 
 mod act;
+mod dirty_rate;
 mod refit;
 mod run;
 

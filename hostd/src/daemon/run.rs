@@ -102,6 +102,7 @@ pub async fn run(config: HostConfig, options: Options) -> Result<(), RunError> {
         )),
         tokio::spawn(exchange(Arc::clone(&daemon), stopped.clone())),
         tokio::spawn(crate::drain::run(Arc::clone(&daemon), stopped.clone())),
+        tokio::spawn(super::dirty_rate::run(Arc::clone(&daemon), stopped.clone())),
         tokio::spawn(super::refit::run(Arc::clone(&daemon), stopped.clone())),
         tokio::spawn(tidy(Arc::clone(&daemon), stopped.clone())),
         tokio::spawn(measure(Arc::clone(&daemon), stopped)),

@@ -102,6 +102,7 @@ mod tests {
             disk_allocated_bytes: 0,
             limits: MigrationLimits::default(),
             usage: Some(Usage { cpu_cores: cores, cpu_demand_cores: cores, ..Usage::default() }),
+            dirty: None,
         }
     }
 

@@ -8,7 +8,8 @@ use vmm::api::client::Client;
 
 use super::process::{Process, ProcessId};
 use crate::api::types::{
-    Disk, KernelChoice, Machine, MachineStatus, MachineSummary, MigrationLimits, Network, ProbeSpec, Usage,
+    DirtyEstimate, Disk, KernelChoice, Machine, MachineStatus, MachineSummary, MigrationLimits, Network, ProbeSpec,
+    Usage,
 };
 use crate::config::HostConfig;
 
@@ -81,6 +82,8 @@ pub struct State {
     pub disk_allocated_bytes: Option<u64>,
     /// From the VMM.
     pub first_instruction_us: Option<u64>,
+    /// How fast it dirties its memory, as sampled last.
+    pub dirty: Option<DirtyEstimate>,
 }
 
 impl State {
@@ -96,6 +99,8 @@ impl State {
 #[derive(Debug)]
 pub struct Entry {
     state: Mutex<State>,
+    /// Held by whoever has its dirty rate estimated: the VMM refuses a second one.
+    pub(super) estimate: tokio::sync::Mutex<()>,
     api_socket: PathBuf,
 }
 
@@ -111,8 +116,9 @@ impl Entry {
             verifying: false,
             disk_allocated_bytes: None,
             first_instruction_us: None,
+            dirty: None,
         };
-        Self { state: Mutex::new(state), api_socket }
+        Self { state: Mutex::new(state), estimate: tokio::sync::Mutex::default(), api_socket }
     }
 
     /// The state; held for moments only, never across an await.
@@ -181,6 +187,7 @@ impl Entry {
             disk_allocated_bytes: state.disk_allocated_bytes.unwrap_or_else(|| state.record.disk_bytes()),
             limits: state.record.limits.clone(),
             usage: state.usage,
+            dirty: state.dirty,
         }
     }
 }

@@ -139,7 +139,7 @@ impl Planner {
     }
 
     /// The pool's machines as candidates.
-    fn machines(&self, state: &PoolState) -> Vec<MachineView> {
+    pub(super) fn machines(&self, state: &PoolState) -> Vec<MachineView> {
         let all = state.live().flat_map(|host| host.machines.iter().map(move |machine| (host, machine)));
         all.filter(|(_, machine)| machine.status != MachineStatus::Incoming)
             .map(|(host, machine)| self.candidate(state, host, machine))
@@ -152,7 +152,8 @@ impl Planner {
         let network = host.capacity.network_bytes_per_second.max(1.0);
         let bandwidth = limits.bandwidth_bytes_per_second.map_or(f64::INFINITY, |limit| limit as f64);
         let bandwidth = bandwidth.min(self.bandwidth.unwrap_or(BANDWIDTH)).min(network);
-        let observed = self.observed.get(&machine.name).copied().unwrap_or(Observed::default());
+        let observed = self.observed.get(&machine.name).copied();
+        let observed = observed.or_else(|| machine.dirty.map(Observed::from)).unwrap_or_default();
         let pinned = match machine.status {
             MachineStatus::Running | MachineStatus::Migrating => None,
             status => Some(format!("it is {status:?}")),

@@ -29,8 +29,8 @@ use predictor::{
 };
 
 use crate::api::types::{
-    Capacity, Event, HostSummary, MachineForecast, MachineStatus, MachineSummary, Plan, PoolView, TriggerState,
-    TriggerView, Usage,
+    Capacity, DirtyEstimate, Event, HostSummary, MachineForecast, MachineStatus, MachineSummary, Plan, PoolView,
+    TriggerState, TriggerView, Usage,
 };
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
@@ -40,6 +40,9 @@ use convert::{capacity_of, forecasts_of, sample_of, scores_of};
 pub use capacity::RISKS;
 pub use decide::Chosen;
 pub use history::History;
+
+/// Of the score at which a pool acts: from here on its machines' dirty rates are estimated.
+const NEAR: f64 = 0.5;
 
 /// One pool as it was measured last.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,10 +122,21 @@ pub struct Planner {
     sizes: capacity::Sizes,
 }
 
-/// What earlier migrations of a machine showed.
+/// How fast a machine dirties its memory: as earlier migrations of it showed, else as its VMM estimates.
 #[derive(Clone, Copy, Debug, Default)]
 struct Observed {
     dirty_bytes_per_second: f64,
+    /// 0 if it is not known.
+    working_set_bytes: f64,
+}
+
+impl From<DirtyEstimate> for Observed {
+    fn from(estimate: DirtyEstimate) -> Self {
+        Self {
+            dirty_bytes_per_second: estimate.bytes_per_second,
+            working_set_bytes: estimate.working_set_bytes.unwrap_or(0.0),
+        }
+    }
 }
 
 impl Planner {
@@ -325,6 +339,13 @@ impl Planner {
         }
     }
 
+    /// Whether this host's pool may soon have to move machines: from half of the score at which it acts. What they dirty is
+    /// worth knowing then.
+    pub fn near_contention(&self) -> bool {
+        let score = self.guarded.as_ref().map(|guarded| guarded.score);
+        score.is_some_and(|score| score >= self.config.planner.start_score * NEAR)
+    }
+
     /// Learns from a finished migration.
     pub fn learn(&mut self, chosen: &Chosen, report: &migration::report::Report) {
         self.cost.observe(&chosen.shape, report.total_ms, report.downtime_ms.total);
@@ -333,7 +354,8 @@ impl Planner {
         let ms: f64 = report.rounds.iter().map(|round| round.ms).sum();
         if ms > 0.0 {
             let dirty_bytes_per_second = pages as f64 * migration::guest::PAGE_BYTES as f64 / ms * 1000.0;
-            self.observed.insert(chosen.machine.clone(), Observed { dirty_bytes_per_second });
+            let observed = Observed { dirty_bytes_per_second, working_set_bytes: 0.0 };
+            self.observed.insert(chosen.machine.clone(), observed);
         }
         let throughput = report.memory.throughput_bytes_per_second;
         if throughput > 0.0 {
@@ -376,7 +398,7 @@ fn shape(machine: &MachineSummary, observed: Observed, bandwidth: f64, downtime_
     MigrationShape {
         memory_bytes: usage.memory_mib * f64::from(1 << 20),
         dirty_bytes_per_second: observed.dirty_bytes_per_second,
-        working_set_bytes: 0.0,
+        working_set_bytes: observed.working_set_bytes,
         // Holes are not sent.
         disk_bytes: machine.disk_allocated_bytes as f64,
         disk_dirty_bytes_per_second: usage.disk_bytes_per_second,

@@ -28,6 +28,7 @@ fn machine(name: &str, cpu_cores: f64, status: MachineStatus) -> MachineSummary 
         disk_allocated_bytes: 0,
         limits: MigrationLimits::default(),
         usage: Some(usage),
+        dirty: None,
     }
 }
 
@@ -330,3 +331,32 @@ fn machines_that_will_lack_what_they_ask_for_are_named() {
 
 mod capacity;
 mod refit;
+
+#[test]
+fn what_a_machine_dirties_is_estimated_until_a_migration_has_shown_it() {
+    let mut planner = planner(|_| ());
+    let mut states = loaded(0.3);
+    let estimate = DirtyEstimate { bytes_per_second: 2e8, working_set_bytes: Some(5e7), at_unix_ms: 1 };
+    states[0].hosts[0].machines[1].dirty = Some(estimate);
+    planner.tick(states.clone(), &[]).unwrap();
+    let shapes = |planner: &Planner| -> Vec<(f64, f64)> {
+        let machines = planner.machines(&states[0]);
+        machines.iter().map(|machine| (machine.shape.dirty_bytes_per_second, machine.shape.working_set_bytes)).collect()
+    };
+    assert_eq!(shapes(&planner), [(0.0, 0.0), (2e8, 5e7), (0.0, 0.0)]);
+    planner.observed.insert("vm2".into(), Observed { dirty_bytes_per_second: 1e6, working_set_bytes: 0.0 });
+    assert_eq!(shapes(&planner), [(0.0, 0.0), (1e6, 0.0), (0.0, 0.0)]);
+}
+
+#[test]
+fn machines_are_looked_at_once_their_pool_comes_near_contention() {
+    let mut planner = planner(|_| ());
+    assert!(!planner.near_contention(), "nothing is known");
+    run(&mut planner, 60, &[], |step| 0.3 + 0.02 * (step % 3) as f64);
+    assert!(!planner.near_contention(), "it is quiet");
+    let near = (0..60).any(|step| {
+        run(&mut planner, 1, &[], |_| 0.3 + 0.02 * f64::from(step));
+        planner.near_contention()
+    });
+    assert!(near);
+}

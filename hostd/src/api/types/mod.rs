@@ -23,10 +23,10 @@ pub use machine::{
 };
 pub use plan::{Candidate, Event, EventTarget, NewEvent, Plan, PlanOutcome};
 pub use pool::{
-    Capacity, HostSummary, MachineForecast, MachineRisk, MachineSummary, PoolView, Quantile, Resource,
+    Capacity, DirtyEstimate, HostSummary, MachineForecast, MachineRisk, MachineSummary, PoolView, Quantile, Resource,
     ResourceForecast, ResourceScore, TriggerState, TriggerView,
 };
 
 pub use ::migration::report::Report;
-pub use vmm::api::{ChangedLimits, MigrationStatus, Phase, Problem};
+pub use vmm::api::{ChangedLimits, DirtyRate, DirtyRateRequest, DirtyRateSource, MigrationStatus, Phase, Problem};
 pub use vmm::config::MigrationLimits;

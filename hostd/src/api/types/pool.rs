@@ -109,6 +109,18 @@ pub struct TriggerView {
     pub latest_start_unix_ms: Option<u64>,
 }
 
+/// How fast a machine dirties its memory, as sampled while no migration was under way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DirtyEstimate {
+    /// Before it comes to the same pages again.
+    pub bytes_per_second: f64,
+    /// Memory that it writes over and over; `null` if that was not seen.
+    #[serde(default)]
+    pub working_set_bytes: Option<f64>,
+    /// When it was sampled.
+    pub at_unix_ms: u64,
+}
+
 /// A machine in a pool view.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MachineSummary {
@@ -129,6 +141,9 @@ pub struct MachineSummary {
     pub limits: MigrationLimits,
     /// Load.
     pub usage: Option<Usage>,
+    /// How fast it dirties its memory; `null` until somebody has asked, or the pool came near contention.
+    #[serde(default)]
+    pub dirty: Option<DirtyEstimate>,
 }
 
 /// A host in a pool view.

@@ -312,6 +312,7 @@ mod tests {
             disk_allocated_bytes: 0,
             limits: Default::default(),
             usage: Some(usage),
+            dirty: None,
         };
         let host = HostSummary {
             host: "a1".into(),

@@ -23,7 +23,7 @@ use crate::guest::{MachineLayout, PAGE_BYTES};
 use crate::transport::TransportError;
 use crate::transport::channels::{Channel, Incoming, PageSink};
 use crate::transport::tcp::TICK;
-use crate::urgency::carries_bulk;
+use crate::urgency::Bulk;
 use crate::wire::WireError;
 use crate::wire::handshake::Role;
 use crate::wire::message::{Message, Totals};
@@ -136,7 +136,7 @@ impl Session {
             let _entered = span.enter();
             let guard = Guard { events, said: false };
             if bell.is_none() {
-                carries_bulk();
+                Bulk::here();
             }
             if let Some(bell) = bell {
                 match demand(&work, &mut channel, &bell) {

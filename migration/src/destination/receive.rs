@@ -19,6 +19,7 @@ use crate::transport::TransportError;
 use crate::transport::channels::{Channel, Incoming};
 use crate::transport::stream::Stop;
 use crate::transport::tcp::TICK;
+use crate::urgency::Bulk;
 use crate::wire::WireError;
 use crate::wire::handshake::Role;
 use crate::wire::message::Message;
@@ -52,6 +53,8 @@ struct Arrivals {
     pages: Bitmap,
     /// Blocks that came with data or were read as zeroes at the source, by disk.
     blocks: Vec<Bitmap>,
+    /// The threads of the data channels.
+    bulk: Vec<Bulk>,
 }
 
 impl Shared {
@@ -150,6 +153,7 @@ impl Link {
             let (layout, span, reuse) = (layout.clone(), tracing::Span::current(), context.options.reuse);
             let work = move || {
                 let _entered = span.enter();
+                shared.state().bulk.push(Bulk::here());
                 let result = match role {
                     Role::Disk => receive_blocks(&mut channel, &*guest, &layout, &shared, reuse),
                     _ => receive_pages(&mut channel, &*guest, &layout, &shared),
@@ -180,6 +184,13 @@ impl Link {
         let ours = matches!(&error, MigrationError::Transport(error) if error.is_link());
         let fault = if ours { self.shared.state().fault.take() } else { None };
         fault.unwrap_or(error)
+    }
+
+    /// The source has stopped the guest: what is still on its way is waited for.
+    fn hurry(&self) {
+        for thread in &self.shared.state().bulk {
+            thread.hurry();
+        }
     }
 
     /// Waits until every data channel had its last marker.
@@ -247,6 +258,7 @@ impl Precopy {
         loop {
             match self.link.control.next("waiting for the source") {
                 Ok(Incoming::Message(Message::State { payloads })) => {
+                    self.link.hurry();
                     return Ok(Switchover::new(self.link, self.layout, payloads));
                 }
                 Ok(Incoming::Message(message)) => {

@@ -24,7 +24,7 @@ use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
 use crate::transport::stream::Stop;
 use crate::transport::tcp::TICK;
-use crate::urgency::carries_bulk;
+use crate::urgency::Bulk;
 use crate::wire::WireError;
 use crate::wire::frame::PageRun;
 use crate::wire::handshake::Role;
@@ -165,7 +165,7 @@ impl Session {
             let _entered = span.enter();
             let guard = Guard { role, events, said: false };
             if role != Role::Fault {
-                carries_bulk();
+                Bulk::here();
             }
             let result = match role {
                 Role::Fault => answer(&work, &mut channel).map(Some),

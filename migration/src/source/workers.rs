@@ -16,6 +16,7 @@ use super::{Context, Sent};
 use crate::error::MigrationError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
+use crate::urgency::Bulk;
 use crate::wire::WireError;
 use crate::wire::handshake::{Role, Welcome};
 use crate::wire::message::{Message, Totals};
@@ -137,9 +138,13 @@ impl Worker {
         let span = tracing::Span::current();
         let work = move || {
             let _entered = span.enter();
+            let bulk = Bulk::here();
             let mut channel = channel;
             let mut totals = Totals::default();
             for job in todo {
+                if job.last {
+                    bulk.hurry();
+                }
                 let result = round(&mut carrier, &job, &mut channel, &mut totals);
                 let failed = result.is_err();
                 if report.send(Finished { role, result, at: Instant::now() }).is_err() || failed {

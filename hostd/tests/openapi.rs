@@ -290,7 +290,7 @@ fn report() -> Value {
         "reason": "x", "transient": true, "total_ms": 1.0, "paused_unix_ms": 1.0,
         "downtime_ms": {"pause": 1.0, "final_pages": 1.0, "final_blocks": 1.0, "state": 1.0, "commit": 1.0, "resume": 1.0, "total": 1.0},
         "network_gap_ms": 1.0, "rounds": [{"pages": 1, "bytes": 1, "zero_pages": 1, "ms": 1.0, "dirty_pages_after": 1}],
-        "memory": {"bytes_sent": 1, "pages_total": 1, "pages_zero": 1, "throughput_bytes_per_second": 1.0},
+        "memory": {"bytes_sent": 1, "pages_total": 1, "pages_zero": 1, "pages_delta": 1, "throughput_bytes_per_second": 1.0},
         "disk": {"bytes_sent": 1, "bytes_skipped": 1, "bytes_reused": 1, "rounds": 1, "mirrored": 1},
         "postcopy": {"faults": 1, "fault_us_p50": 1.0, "fault_us_p99": 1.0, "pushed_pages": 1, "recoveries": 1},
         "throttle_percent_max": 1, "throttled": [{"vcpu": 0, "percent_max": 1, "held_ms": 1.0}], "streams": 1, "tls": {"version": "x", "cipher": "x"},

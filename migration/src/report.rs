@@ -94,6 +94,9 @@ pub struct MemoryTotals {
     pub pages_total: u64,
     /// Pages known to be zero without being sent.
     pub pages_zero: u64,
+    /// Pages sent again as what differed from what the destination held.
+    #[serde(default)]
+    pub pages_delta: u64,
     /// Over the time in which pages were sent.
     pub throughput_bytes_per_second: f64,
 }

@@ -44,7 +44,14 @@ fn cancel_in(
 }
 
 fn workload() -> Workload {
-    Workload { filled_pages: 300, sweep_pages: 200, pages_per_ms: 5, sweep_blocks: 6, blocks_per_16_pages: 1 }
+    Workload {
+        filled_pages: 300,
+        sweep_pages: 200,
+        pages_per_ms: 5,
+        sweep_blocks: 6,
+        blocks_per_16_pages: 1,
+        ..Workload::default()
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ fn cut_at(cut: Cut) -> Option<(Outcome, Owner)> {
         pages_per_ms: 1,
         sweep_blocks: 4,
         blocks_per_16_pages: 1,
+        ..Workload::default()
     });
     let mut pair = Pair::under(Authority::new());
     pair.destination_options.deadline = Duration::from_secs(3);

@@ -5,7 +5,14 @@ use migration::report::{Outcome, Report};
 use migration::testing::{Owner, Pair, Workload, machines, settle};
 
 fn workload() -> Workload {
-    Workload { filled_pages: 300, sweep_pages: 200, pages_per_ms: 5, sweep_blocks: 6, blocks_per_16_pages: 1 }
+    Workload {
+        filled_pages: 300,
+        sweep_pages: 200,
+        pages_per_ms: 5,
+        sweep_blocks: 6,
+        blocks_per_16_pages: 1,
+        ..Workload::default()
+    }
 }
 
 /// Moves a machine with one fault in it, and lets both ends settle.

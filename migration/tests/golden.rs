@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use migration::guest::{CpuProfile, DeviceSlot, DiskLayout, MachineLayout, MemoryRegion, StatePayload};
 use migration::wire::frame::{
-    BlockHeader, Digests, HEADER_BYTES, Header, Kind, PackedHeader, PageRun, Subject, data_bytes, decode_runs,
+    BlockHeader, Digests, HEADER_BYTES, Header, Kind, PackedHeader, PageRun, RunKind, Subject, data_bytes, decode_runs,
     decode_table_head, encode_table, table_bytes, table_head_bytes,
 };
 use migration::wire::handshake::{Hello, MAGIC, Role, Welcome, proof};
@@ -98,7 +98,7 @@ fn frame(kind: Kind, sequence: u64, payload: &[u8]) -> Vec<u8> {
 }
 
 const RUNS: [PageRun; 2] =
-    [PageRun { first: 1 << 20, count: 1, zero: false }, PageRun { first: 5, count: 900, zero: true }];
+    [PageRun { first: 1 << 20, count: 1, kind: RunKind::Data }, PageRun { first: 5, count: 900, kind: RunKind::Zero }];
 
 /// Every kind of frame, as this version writes it.
 fn frames() -> Vec<(String, Vec<u8>)> {
@@ -112,6 +112,10 @@ fn frames() -> Vec<(String, Vec<u8>)> {
     let mut pages = Vec::new();
     encode_table(&RUNS, &mut pages);
     pages.resize(pages.len() + data_bytes(&RUNS) as usize, 0xa5);
+    let run = PageRun { first: 77, count: 1, kind: RunKind::Delta };
+    let mut differences = Vec::new();
+    encode_table(&[run], &mut differences);
+    differences.resize(differences.len() + 4096, 0x3c);
     let mut block = BlockHeader { disk: 2, block: 1 << 34 }.encode().to_vec();
     block.extend([0x5a; 512]);
     let mut digests = Vec::new();
@@ -123,6 +127,7 @@ fn frames() -> Vec<(String, Vec<u8>)> {
         ("block", Kind::Block, block),
         ("digests", Kind::Digests, digests),
         ("packed", Kind::Packed, packed),
+        ("differences", Kind::Pages, differences),
     ] {
         frames.push((name.to_owned(), frame(kind, 1 << 40, &payload)));
     }

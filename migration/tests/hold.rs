@@ -11,7 +11,14 @@ use migration::testing::{Owner, Pair, Workload, machines, settle};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn workload() -> Workload {
-    Workload { filled_pages: 300, sweep_pages: 200, pages_per_ms: 5, sweep_blocks: 6, blocks_per_16_pages: 1 }
+    Workload {
+        filled_pages: 300,
+        sweep_pages: 200,
+        pages_per_ms: 5,
+        sweep_blocks: 6,
+        blocks_per_16_pages: 1,
+        ..Workload::default()
+    }
 }
 
 fn wait(what: &str, control: &Control, wanted: impl Fn(&Control) -> bool) {

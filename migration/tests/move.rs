@@ -9,7 +9,14 @@ use migration::report::Outcome;
 use migration::testing::{FakeMachine, Owner, Pair, Workload, World, machines, settle};
 
 fn busy() -> Workload {
-    Workload { filled_pages: 2000, sweep_pages: 1000, pages_per_ms: 20, sweep_blocks: 20, blocks_per_16_pages: 1 }
+    Workload {
+        filled_pages: 2000,
+        sweep_pages: 1000,
+        pages_per_ms: 20,
+        sweep_blocks: 20,
+        blocks_per_16_pages: 1,
+        ..Workload::default()
+    }
 }
 
 #[test]
@@ -105,6 +112,7 @@ fn full_images_are_compared_before_commit() {
         sweep_blocks: 5,
         pages_per_ms: 20,
         blocks_per_16_pages: 1,
+        ..Workload::default()
     });
     let mut pair = Pair::new();
     pair.source_options.limits.compare_full = true;

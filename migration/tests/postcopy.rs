@@ -13,7 +13,14 @@ use migration::testing::{FakeMachine, Owner, Pair, Proxy, Workload, World, machi
 
 /// Dirties tens of megabytes a second of memory, and blocks of its disk.
 fn busy() -> Workload {
-    Workload { filled_pages: 600, sweep_pages: 1200, pages_per_ms: 20, sweep_blocks: 8, blocks_per_16_pages: 1 }
+    Workload {
+        filled_pages: 600,
+        sweep_pages: 1200,
+        pages_per_ms: 20,
+        sweep_blocks: 8,
+        blocks_per_16_pages: 1,
+        ..Workload::default()
+    }
 }
 
 fn busy_machines() -> (Arc<World>, Arc<FakeMachine>, Arc<FakeMachine>) {

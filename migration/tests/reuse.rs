@@ -144,6 +144,7 @@ fn a_guest_that_writes_meanwhile_loses_nothing() {
         pages_per_ms: 5,
         sweep_blocks: 60,
         blocks_per_16_pages: 4,
+        ..Workload::default()
     });
     copy(&source.disks[0], &destination.disks[0], 64);
     let (report, received) = onto(&source, &destination);

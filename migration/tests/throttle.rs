@@ -15,7 +15,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Writes up to 40 MiB/s into 3 MiB, over a link of 5 MiB/s (twice that, since its pages can be compressed) in a downtime of at
 /// most 60 ms, which is some hundred KiB.
 fn storm() -> Workload {
-    Workload { filled_pages: 200, sweep_pages: 800, pages_per_ms: 10, sweep_blocks: 0, blocks_per_16_pages: 0 }
+    Workload {
+        filled_pages: 200,
+        sweep_pages: 800,
+        pages_per_ms: 10,
+        sweep_blocks: 0,
+        blocks_per_16_pages: 0,
+        ..Workload::default()
+    }
 }
 
 fn pair(mode: MigrationMode, throttle_max_percent: u8) -> Pair {

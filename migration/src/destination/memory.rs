@@ -6,7 +6,7 @@ use super::receive::{Shared, by_peer};
 use crate::control::Control;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{DestinationGuest, MachineLayout, PAGE_BYTES};
-use crate::page::Bitmap;
+use crate::page::{Bitmap, delta};
 use crate::transport::channels::{Channel, Incoming, PageSink};
 use crate::wire::WireError;
 use crate::wire::message::{Message, Totals};
@@ -17,6 +17,8 @@ struct Store<'a> {
     control: &'a Control,
     arrived: Bitmap,
     totals: Totals,
+    /// Pages that differences are applied to.
+    held: Vec<u8>,
 }
 
 impl PageSink for Store<'_> {
@@ -37,6 +39,16 @@ impl PageSink for Store<'_> {
         Ok(())
     }
 
+    fn apply(&mut self, first: u64, differences: &[u8]) -> Result<(), MigrationError> {
+        let mut held = std::mem::take(&mut self.held);
+        held.resize(differences.len(), 0);
+        self.guest.read_pages(first, &mut held).doing("reading pages that differences came for")?;
+        delta::apply(&mut held, differences);
+        self.store(first, &held)?;
+        self.held = held;
+        Ok(())
+    }
+
     fn zero(&mut self, pages: Range<u64>) -> Result<(), MigrationError> {
         self.totals.zero += pages.end - pages.start;
         self.guest.zero_pages(pages).doing("zeroing pages")
@@ -51,7 +63,8 @@ pub(super) fn receive_pages(
     shared: &Shared,
 ) -> Result<(), MigrationError> {
     let pages = layout.pages();
-    let mut store = Store { guest, control: &shared.control, arrived: Bitmap::new(pages), totals: Totals::default() };
+    let (arrived, totals, held) = (Bitmap::new(pages), Totals::default(), Vec::new());
+    let mut store = Store { guest, control: &shared.control, arrived, totals, held };
     loop {
         match channel.next("waiting for pages").map_err(by_peer)? {
             Incoming::Pages { length } => {

@@ -343,6 +343,11 @@ impl PageSink for Sink<'_> {
         self.board.pages(first, data)
     }
 
+    fn apply(&mut self, _: u64, _: &[u8]) -> Result<(), MigrationError> {
+        // Nothing is held of what is missing.
+        Err(WireError::Unexpected { found: "differences of pages", expected: "pages" }.into())
+    }
+
     fn zero(&mut self, pages: Range<u64>) -> Result<(), MigrationError> {
         self.totals.zero += pages.end - pages.start;
         self.board.zero_pages(pages)

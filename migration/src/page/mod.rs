@@ -1,6 +1,7 @@
 //! Pages and blocks: which ones, what they hold, and their digests.
 
 mod bitmap;
+pub mod delta;
 mod digest;
 pub mod pack;
 mod zero;

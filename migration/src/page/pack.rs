@@ -13,6 +13,9 @@ const GAIN: f64 = 0.9;
 /// Frames between two trials while it is not worth it: first and at most. A trial costs as much as a frame on a fast link.
 const TRIAL: (u32, u32) = (8, 512);
 
+/// A link is slow if compressing a byte takes less than this share of the time in which it is sent.
+const SLOW: f64 = 0.5;
+
 /// Weight of the newest frame in what is remembered.
 const NEWEST: f64 = 0.2;
 
@@ -47,6 +50,16 @@ impl Default for Choice {
 }
 
 impl Choice {
+    /// Tries it with the first frame: it can be expected to pay.
+    pub fn hopeful() -> Self {
+        Self { wait: 0, ..Self::default() }
+    }
+
+    /// Whether sending takes so much longer than compressing that much would be won, if only the data became smaller.
+    pub fn link_is_slow(&self) -> bool {
+        self.pack.0.zip(self.link.0).is_some_and(|(pack, link)| pack < SLOW * link)
+    }
+
     /// Whether the next frame is to be compressed.
     pub fn decide(&mut self) -> bool {
         if self.pays() {

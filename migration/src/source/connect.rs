@@ -8,6 +8,7 @@ use super::workers::Workers;
 use super::{Context, Failed, Link, Sent};
 use crate::error::{Doing, MigrationError};
 use crate::guest::MachineLayout;
+use crate::page::delta::Copies;
 use crate::page::{Digests, SharedBitmap, zero_block};
 use crate::policy::{Limits, MigrationMode};
 use crate::transport::TransportError;
@@ -221,6 +222,7 @@ pub(super) fn ping(control: &mut Channel, nonce: u64) -> Result<Duration, Migrat
 /// Nothing was sent yet: the destination's memory reads as zeroes, and so do its disks once holes have been punched.
 fn sent(layout: MachineLayout) -> Sent {
     let held = Arc::new(SharedBitmap::new(layout.pages()));
+    let copies = Arc::new(Copies::new(layout.pages()));
     let skipped = Arc::new(SharedBitmap::new(layout.pages()));
     let disks = layout
         .disks
@@ -233,5 +235,5 @@ fn sent(layout: MachineLayout) -> Sent {
             Arc::new(digests)
         })
         .collect();
-    Sent { layout, held, skipped, disks }
+    Sent { layout, held, copies, skipped, disks }
 }

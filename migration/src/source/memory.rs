@@ -9,12 +9,13 @@ use super::{Context, Sent};
 use crate::control::Control;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{PAGE_BYTES, SourceGuest};
+use crate::page::delta::Copies;
 use crate::page::{Bitmap, SharedBitmap, is_zero};
 use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
 use crate::transport::stream::Stop;
-use crate::wire::frame::{MAX_RUNS, PageRun};
+use crate::wire::frame::{MAX_RUNS, PageRun, RunKind};
 
 const PAGE: usize = PAGE_BYTES as usize;
 
@@ -60,6 +61,7 @@ pub(super) struct MemoryWorker {
     limiter: Arc<Limiter>,
     held: Arc<SharedBitmap>,
     skipped: Skipped,
+    copies: Arc<Copies>,
     batch: Batch,
 }
 
@@ -93,10 +95,10 @@ impl Batch {
         self.runs.clear();
     }
 
-    fn note(&mut self, page: u64, zero: bool) {
+    fn note(&mut self, page: u64, kind: RunKind) {
         match self.runs.last_mut() {
-            Some(run) if run.zero == zero && run.first + u64::from(run.count) == page => run.count += 1,
-            _ => self.runs.push(PageRun { first: page, count: 1, zero }),
+            Some(run) if run.kind == kind && run.first + u64::from(run.count) == page => run.count += 1,
+            _ => self.runs.push(PageRun { first: page, count: 1, kind }),
         }
     }
 
@@ -106,7 +108,7 @@ impl Batch {
             self.looked += 1;
             self.zeroes += 1;
             if held.remove(page) {
-                self.note(page, true);
+                self.note(page, RunKind::Zero);
             }
         }
     }
@@ -135,9 +137,43 @@ impl Batch {
                 }
                 self.filled += 1;
             }
-            self.note(page, zero);
+            self.note(page, if zero { RunKind::Zero } else { RunKind::Data });
         }
         Ok(())
+    }
+
+    /// Keeps copies of the pages in `round` and, if `differ`, puts differences from earlier copies in their place. Returns how
+    /// many.
+    fn copy(&mut self, copies: &Copies, round: u32, differ: bool) -> u64 {
+        let (mut at, mut differences) = (0, 0);
+        for run in std::mem::take(&mut self.runs) {
+            for page in run.first..run.first + u64::from(run.count) {
+                if run.kind == RunKind::Zero {
+                    copies.forget(page);
+                    self.note(page, RunKind::Zero);
+                    continue;
+                }
+                let bytes = &mut self.data[at..at + PAGE];
+                at += PAGE;
+                if differ && copies.differ(page, round, bytes) {
+                    differences += 1;
+                    self.note(page, RunKind::Delta);
+                } else {
+                    copies.keep(page, round, bytes);
+                    self.note(page, RunKind::Data);
+                }
+            }
+        }
+        differences
+    }
+
+    /// The destination gets other contents than what was copied.
+    fn forget(&self, copies: &Copies) {
+        self.pages().for_each(|page| copies.forget(page));
+    }
+
+    fn pages(&self) -> impl Iterator<Item = u64> {
+        self.runs.iter().flat_map(|run| run.first..run.first + u64::from(run.count))
     }
 }
 
@@ -150,6 +186,7 @@ impl MemoryWorker {
             limiter,
             held: Arc::clone(&sent.held),
             skipped: Arc::clone(&sent.skipped),
+            copies: Arc::clone(&sent.copies),
             batch: Batch {
                 data: vec![0; BATCH_PAGES * PAGE].into_boxed_slice(),
                 filled: 0,
@@ -180,7 +217,21 @@ impl MemoryWorker {
         Ok(())
     }
 
-    fn send(&mut self, channel: &mut Channel, share: &mut Share) -> Result<(), MigrationError> {
+    /// Sends differences, and keeps copies for later ones, where the link is slow enough.
+    fn differ(&mut self, channel: &mut Channel, round: u32) -> u64 {
+        let (batch, copies) = (&mut self.batch, &*self.copies);
+        if round > 0 && channel.wants_copies() {
+            let differ = batch.pages().any(|page| copies.has(page)) && channel.differences_pay();
+            return batch.copy(copies, round, differ);
+        }
+        if !copies.is_unused() {
+            batch.forget(copies);
+        }
+        0
+    }
+
+    fn send(&mut self, channel: &mut Channel, round: u32, share: &mut Share) -> Result<(), MigrationError> {
+        share.differences += self.differ(channel, round);
         let batch = &mut self.batch;
         if batch.looked == 0 {
             return Ok(());
@@ -196,7 +247,8 @@ impl MemoryWorker {
             self.limiter.charge(bytes);
         }
         share.totals.data += batch.filled as u64;
-        share.totals.zero += batch.runs.iter().filter(|run| run.zero).map(|run| u64::from(run.count)).sum::<u64>();
+        share.totals.zero +=
+            batch.runs.iter().filter(|run| run.kind == RunKind::Zero).map(|run| u64::from(run.count)).sum::<u64>();
         share.looked += batch.looked as u64;
         share.zeroes += batch.zeroes as u64;
         share.bytes += bytes;
@@ -213,10 +265,10 @@ impl Carry for MemoryWorker {
         while let Some(pages) = job.memory.take(self.batch.room()) {
             self.look(pages, &job.memory.free)?;
             if self.batch.room() == 0 {
-                self.send(channel, &mut share)?;
+                self.send(channel, job.round, &mut share)?;
             }
         }
-        self.send(channel, &mut share)?;
+        self.send(channel, job.round, &mut share)?;
         Ok(share)
     }
 }

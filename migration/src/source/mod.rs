@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 use crate::control::{Control, Phase};
 use crate::error::MigrationError;
 use crate::guest::{MachineLayout, SourceGuest};
+use crate::page::delta::Copies;
 use crate::page::{Digests, SharedBitmap};
 use crate::policy::Limits;
 use crate::report::{Outcome, Report, Trigger};
@@ -172,6 +173,8 @@ struct Sent {
     layout: MachineLayout,
     /// Pages that were last sent with data; all others are zeroes there.
     held: Arc<SharedBitmap>,
+    /// Copies of pages as they were last sent.
+    copies: Arc<Copies>,
     /// Pages that were left out because the guest does not use them, and has not written since.
     skipped: hints::Skipped,
     /// Digests of the blocks as they were last sent.

@@ -26,7 +26,7 @@ use crate::transport::stream::Stop;
 use crate::transport::tcp::TICK;
 use crate::urgency::Bulk;
 use crate::wire::WireError;
-use crate::wire::frame::PageRun;
+use crate::wire::frame::{PageRun, RunKind};
 use crate::wire::handshake::Role;
 use crate::wire::message::{Message, PostcopyFigures, Totals};
 use crate::wire::missing::MissingList;
@@ -321,8 +321,8 @@ impl<'a> Pages<'a> {
         let mut filled = 0;
         for (index, page) in pages.enumerate() {
             let at = index * PAGE..(index + 1) * PAGE;
-            let zero = is_zero(&self.data[at.clone()]);
-            if zero {
+            let kind = if is_zero(&self.data[at.clone()]) { RunKind::Zero } else { RunKind::Data };
+            if kind == RunKind::Zero {
                 work.held.remove(page);
             } else {
                 work.held.insert(page);
@@ -330,8 +330,8 @@ impl<'a> Pages<'a> {
                 filled += 1;
             }
             match self.runs.last_mut() {
-                Some(run) if run.zero == zero => run.count += 1,
-                _ => self.runs.push(PageRun { first: page, count: 1, zero }),
+                Some(run) if run.kind == kind => run.count += 1,
+                _ => self.runs.push(PageRun { first: page, count: 1, kind }),
             }
         }
         let sent = channel.send_pages(&self.runs, &self.data[..filled * PAGE])?;

@@ -300,6 +300,7 @@ impl Share {
     fn add(&mut self, other: &Share) {
         self.totals.data += other.totals.data;
         self.totals.zero += other.totals.zero;
+        self.differences += other.differences;
         self.looked += other.looked;
         self.zeroes += other.zeroes;
         self.bytes += other.bytes;
@@ -334,6 +335,7 @@ pub(super) fn note(context: &mut Context, job: &Job, shares: &RoundShares, elaps
     let memory = &mut report.memory;
     let busy = memory.bytes_sent as f64 / memory.throughput_bytes_per_second.max(1.0);
     memory.bytes_sent += shares.memory.bytes;
+    memory.pages_delta += shares.memory.differences;
     let busy = if memory.throughput_bytes_per_second > 0.0 { busy } else { 0.0 } + shares.memory.busy.as_secs_f64();
     if busy > 0.0 {
         memory.throughput_bytes_per_second = memory.bytes_sent as f64 / busy;

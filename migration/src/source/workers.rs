@@ -36,6 +36,8 @@ pub(super) struct Job {
 pub(super) struct Share {
     /// Pages or blocks sent with data, and sent as zeroes.
     pub(super) totals: Totals,
+    /// Of the pages with data, those that were sent as differences.
+    pub(super) differences: u64,
     /// Pages looked at, and those of them that were zero, sent or not.
     pub(super) looked: u64,
     pub(super) zeroes: u64,

@@ -20,6 +20,9 @@ pub struct Workload {
     pub filled_pages: u64,
     /// Pages after those that are swept.
     pub sweep_pages: u64,
+    /// A write changes a few bytes of a page instead of all of it.
+    #[serde(default)]
+    pub small_writes: bool,
     /// Pages written per millisecond; 0 is idle.
     pub pages_per_ms: u64,
     /// Blocks 0.. of the first disk that are swept.
@@ -51,6 +54,22 @@ fn pattern(number: u64, step: u64, data: &mut [u8]) {
     }
 }
 
+/// Step `step` of page `number`, where a write changes little.
+fn small_pattern(number: u64, step: u64, data: &mut [u8]) {
+    pattern(number, step, data);
+    if data.iter().any(|&byte| byte != 0) {
+        // Noise that no compression makes smaller, and what the step left in it.
+        let mut word = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        for into in data.chunks_exact_mut(8) {
+            word ^= word << 13;
+            word ^= word >> 7;
+            word ^= word << 17;
+            into.copy_from_slice(&word.to_le_bytes());
+        }
+        data[..8].copy_from_slice(&step.to_le_bytes());
+    }
+}
+
 /// Which step entry `index` of `count` swept ones holds after `done` writes; 0 is untouched.
 fn step_of(index: u64, count: u64, done: u64) -> u64 {
     done / count + u64::from(index < done % count)
@@ -78,9 +97,13 @@ impl Registers {
         let (number, mut page) = (self.workload.filled_pages + index, [0; PAGE]);
         self.check_page(memory, index)?;
         self.page_count += 1;
-        pattern(number, step_of(index, count, self.page_count), &mut page);
+        self.swept(number, step_of(index, count, self.page_count), &mut page);
         memory.write(number, &page, true);
         Ok(())
+    }
+
+    fn swept(&self, number: u64, step: u64, page: &mut [u8]) {
+        if self.workload.small_writes { small_pattern(number, step, page) } else { pattern(number, step, page) }
     }
 
     fn check_page(&self, memory: &FakeMemory, index: u64) -> Result<(), String> {
@@ -88,7 +111,7 @@ impl Registers {
         let number = self.workload.filled_pages + index;
         let (mut held, mut expected) = ([0; PAGE], [0; PAGE]);
         if step > 0 {
-            pattern(number, step, &mut expected);
+            self.swept(number, step, &mut expected);
         }
         memory.read(number, &mut held);
         if held == expected { Ok(()) } else { Err(format!("page {number} does not hold step {step}")) }

@@ -13,7 +13,7 @@ use crate::wire::WireError;
 use crate::wire::frame::{self, Digests, HEADER_BYTES, Header, Kind, PageRun, Subject};
 use crate::wire::handshake::{self, Hello, MAGIC, Role, Welcome};
 use crate::wire::message::{MAX_TEXT, Message, sanitised};
-use crate::wire::version::{FEATURES, LZ4, NEWEST, OLDEST};
+use crate::wire::version::{DELTA, FEATURES, LZ4, NEWEST, OLDEST};
 
 pub use payload::PageSink;
 
@@ -184,7 +184,7 @@ impl Channel {
             (Ok(Message::Welcome(welcome)), _) if (OLDEST..=NEWEST).contains(&welcome.version) => {
                 let packs = matches!(role, Role::Memory(_) | Role::Disk);
                 if packs && welcome.features.iter().any(|name| name == LZ4) {
-                    channel.packer = Some(Packer::default());
+                    channel.packer = Some(Packer::new(welcome.features.iter().any(|name| name == DELTA)));
                 }
                 Ok((channel, welcome))
             }

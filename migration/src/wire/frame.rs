@@ -15,12 +15,12 @@
 //! | kind | payload | cap |
 //! | --- | --- | --- |
 //! | 1 message | one [`Message`](super::message::Message) in postcard | 64 MiB (only a state payload is large) |
-//! | 2 pages | table of page runs, then the pages of the runs that are not zero | 4 MiB + table |
+//! | 2 pages | table of page runs, then the pages, or differences, of the runs that are not zero | 4 MiB + table |
 //! | 3 block | disk, block number, bytes of one block | 64 KiB + 16 |
 //! | 4 digests | what, first number, digests | 512 KiB + 16 |
 //! | 5 packed | head, then an LZ4 block that is the payload of a page or block frame | as for pages |
 //!
-//! Kind 5 is sent only if both ends named the feature `lz4`.
+//! Kind 5 is sent only if both ends named the feature `lz4`, runs of differences only if both named `delta`.
 
 use super::{WireError, u32_at, u64_at};
 use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
@@ -132,6 +132,23 @@ impl Header {
     }
 }
 
+/// What a run of pages carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RunKind {
+    /// The pages.
+    Data = 0,
+    /// Nothing: the pages are zero.
+    Zero = 1,
+    /// The exclusive or of the pages and of what the receiver holds in their place.
+    Delta = 2,
+}
+
+impl RunKind {
+    /// Every kind.
+    pub const ALL: [RunKind; 3] = [RunKind::Data, RunKind::Zero, RunKind::Delta];
+}
+
 /// Consecutive pages in a page frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRun {
@@ -139,13 +156,13 @@ pub struct PageRun {
     pub first: u64,
     /// How many.
     pub count: u32,
-    /// They are zero and carry no data.
-    pub zero: bool,
+    /// What they carry.
+    pub kind: RunKind,
 }
 
 impl PageRun {
     fn data_bytes(&self) -> u64 {
-        if self.zero { 0 } else { u64::from(self.count) * PAGE_BYTES }
+        if self.kind == RunKind::Zero { 0 } else { u64::from(self.count) * PAGE_BYTES }
     }
 }
 
@@ -157,7 +174,7 @@ pub fn data_bytes(runs: &[PageRun]) -> u64 {
 /// Appends the table of a page frame to `into`.
 ///
 /// ```text
-/// runs: u32 | zero: u32 | { first: u64 | count: u32 | 0 data, 1 zeroes: u32 } * runs
+/// runs: u32 | zero: u32 | { first: u64 | count: u32 | 0 data, 1 zeroes, 2 differences: u32 } * runs
 /// ```
 pub fn encode_table(runs: &[PageRun], into: &mut Vec<u8>) {
     into.extend_from_slice(&(runs.len() as u32).to_le_bytes());
@@ -165,7 +182,7 @@ pub fn encode_table(runs: &[PageRun], into: &mut Vec<u8>) {
     for run in runs {
         into.extend_from_slice(&run.first.to_le_bytes());
         into.extend_from_slice(&run.count.to_le_bytes());
-        into.extend_from_slice(&u32::from(run.zero).to_le_bytes());
+        into.extend_from_slice(&(run.kind as u32).to_le_bytes());
     }
 }
 
@@ -202,15 +219,15 @@ pub fn decode_runs(table: &[u8], length: u32, pages: u64, into: &mut Vec<PageRun
     for run in table.chunks_exact(RUN_BYTES) {
         let first = u64_at(run, 0).unwrap_or_default();
         let count = u32_at(run, 8).unwrap_or_default();
-        let zero = match u32_at(run, 12) {
-            Some(0) => false,
-            Some(1) => true,
-            other => return Err(malformed(format!("run of unknown kind {other:?}"))),
-        };
+        let kind = u32_at(run, 12).unwrap_or(u32::MAX);
+        let kind = RunKind::ALL
+            .into_iter()
+            .find(|&known| known as u32 == kind)
+            .ok_or_else(|| malformed(format!("run of unknown kind {kind}")))?;
         if count == 0 || first.checked_add(count.into()).is_none_or(|end| end > pages) {
             return Err(WireError::OutOfRange { what: "pages".to_owned(), first, count: count.into(), limit: pages });
         }
-        into.push(PageRun { first, count, zero });
+        into.push(PageRun { first, count, kind });
     }
     let expected = table_bytes(into.len()) as u64 + data_bytes(into);
     if expected != u64::from(length) {

@@ -25,8 +25,11 @@ pub const LZ4: &str = "lz4";
 /// The destination's images hold what an earlier attempt has left, and it says what that is. Named only if that is so.
 pub const REUSE: &str = "reuse";
 
+/// A page that was sent before may come as what differs from it.
+pub const DELTA: &str = "delta";
+
 /// Features of this build.
-pub const FEATURES: [&str; 5] = [VERIFY, COMPARE_FULL, POSTCOPY, LZ4, REUSE];
+pub const FEATURES: [&str; 6] = [VERIFY, COMPARE_FULL, POSTCOPY, LZ4, REUSE, DELTA];
 
 /// Most feature names that are read from a peer.
 pub const MAX_FEATURES: usize = 64;

@@ -6,7 +6,7 @@ use migration::guest::{BLOCK_BYTES, StatePayload};
 use migration::page::pack::pack;
 use migration::testing::FakeMachine;
 use migration::transport::channels::Channel;
-use migration::wire::frame::{Header, Kind, PageRun};
+use migration::wire::frame::{Header, Kind, PageRun, RunKind};
 use migration::wire::message::{Message, Totals};
 
 use crate::party::Victim;
@@ -41,10 +41,10 @@ fn frames_out_of_sequence() {
 #[test]
 fn lying_page_numbers() {
     for (run, data) in [
-        (PageRun { first: 255, count: 2, zero: false }, 2),
-        (PageRun { first: u64::MAX, count: 1, zero: false }, 1),
-        (PageRun { first: 0, count: u32::MAX, zero: true }, 0),
-        (PageRun { first: 256, count: 1, zero: true }, 0),
+        (PageRun { first: 255, count: 2, kind: RunKind::Data }, 2),
+        (PageRun { first: u64::MAX, count: 1, kind: RunKind::Data }, 1),
+        (PageRun { first: 0, count: u32::MAX, kind: RunKind::Zero }, 0),
+        (PageRun { first: 256, count: 1, kind: RunKind::Zero }, 0),
     ] {
         let victim = waiting();
         let (_control, mut memory, _disk) = victim.ready();
@@ -169,7 +169,7 @@ fn messages_at_the_wrong_moment() {
     // Pages on the control channel, blocks on a memory channel.
     let victim = waiting();
     let (mut control, _memory, _disk) = victim.ready();
-    control.send_pages(&[PageRun { first: 0, count: 1, zero: true }], &[]).expect("sent");
+    control.send_pages(&[PageRun { first: 0, count: 1, kind: RunKind::Zero }], &[]).expect("sent");
     victim.gave_up("unexpected page frame");
     let victim = waiting();
     let (_control, mut memory, _disk) = victim.ready();

@@ -143,6 +143,10 @@ impl PageSink for Forget {
         Ok(())
     }
 
+    fn apply(&mut self, _: u64, _: &[u8]) -> Result<(), TransportError> {
+        Ok(())
+    }
+
     fn zero(&mut self, _: std::ops::Range<u64>) -> Result<(), TransportError> {
         Ok(())
     }

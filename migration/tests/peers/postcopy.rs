@@ -11,7 +11,7 @@ use migration::policy::MigrationMode;
 use migration::report::Outcome;
 use migration::testing::{Pair, Registers, Workload, machines};
 use migration::transport::channels::{Channel, Incoming};
-use migration::wire::frame::PageRun;
+use migration::wire::frame::{PageRun, RunKind};
 use migration::wire::handshake::Role;
 use migration::wire::message::{Message, Totals};
 
@@ -134,19 +134,26 @@ fn a_state_before_the_session_is_there() {
 #[test]
 fn what_was_not_announced_is_not_stored() {
     type Push = fn(&mut Session);
-    let cases: [(Push, &str); 5] = [
+    let cases: [(Push, &str); 6] = [
         (
             |session| {
-                let run = PageRun { first: 60, count: 8, zero: false };
+                let run = PageRun { first: 60, count: 8, kind: RunKind::Data };
                 session.memory.send_pages(&[run], &[7; 8 * PAGE]).expect("sent");
             },
             "unannounced pages",
         ),
         (
             |session| {
-                session.fault.send_pages(&[PageRun { first: 200, count: 1, zero: true }], &[]).expect("sent");
+                session.fault.send_pages(&[PageRun { first: 200, count: 1, kind: RunKind::Zero }], &[]).expect("sent");
             },
             "unannounced pages",
+        ),
+        (
+            |session| {
+                let run = PageRun { first: 64, count: 1, kind: RunKind::Delta };
+                session.memory.send_pages(&[run], &[7; PAGE]).expect("sent");
+            },
+            "differences of pages",
         ),
         (
             |session| {

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use super::{BATCH_BYTES, Channel, Incoming};
 use crate::guest::PAGE_BYTES;
 use crate::transport::TransportError;
+use crate::transport::pack::Packer;
 use crate::wire::WireError;
-use crate::wire::frame::{self, BlockHeader, HEADER_BYTES, Kind, MAX_RUNS, PageRun};
+use crate::wire::frame::{self, BlockHeader, HEADER_BYTES, Kind, MAX_RUNS, PageRun, RunKind};
 
 impl Channel {
     /// The bandwidth limit held the next frame back for so long: the link is slower than it looks.
@@ -15,6 +16,16 @@ impl Channel {
         if let Some(packer) = &mut self.packer {
             packer.held_back(time);
         }
+    }
+
+    /// Whether pages may soon be sent as differences, so that copies of what is sent are worth their memory.
+    pub fn wants_copies(&self) -> bool {
+        self.packer.as_ref().is_some_and(Packer::wants_copies)
+    }
+
+    /// Whether the next page frame should hold differences where it can.
+    pub fn differences_pay(&mut self) -> bool {
+        self.packer.as_mut().is_some_and(Packer::differences_pay)
     }
 
     /// Sends a page frame: `data` holds the pages of the runs that are not zero, one after the other. Returns the bytes
@@ -28,7 +39,8 @@ impl Channel {
         let mut table = std::mem::take(&mut self.scratch);
         table.clear();
         frame::encode_table(runs, &mut table);
-        let sent = self.send_payload(Kind::Pages, &table, data);
+        let differences = runs.iter().any(|run| run.kind == RunKind::Delta);
+        let sent = self.send_payload(Kind::Pages, &table, data, differences);
         self.scratch = table;
         self.stream.flush()?;
         sent
@@ -40,13 +52,13 @@ impl Channel {
     ///
     /// [`TransportError`].
     pub fn send_block(&mut self, disk: u16, block: u64, data: &[u8]) -> Result<u64, TransportError> {
-        self.send_payload(Kind::Block, &BlockHeader { disk, block }.encode(), data)
+        self.send_payload(Kind::Block, &BlockHeader { disk, block }.encode(), data, false)
     }
 
     /// Sends a frame with much data, compressed where that pays; written out batch by batch.
-    fn send_payload(&mut self, kind: Kind, head: &[u8], data: &[u8]) -> Result<u64, TransportError> {
+    fn send_payload(&mut self, kind: Kind, head: &[u8], data: &[u8], differences: bool) -> Result<u64, TransportError> {
         let Some(mut packer) = self.packer.take() else { return self.send_parts(kind, head, data) };
-        let packed = if data.is_empty() { None } else { packer.pack(kind, &[head, data]) };
+        let packed = if data.is_empty() { None } else { packer.pack(kind, &[head, data], differences) };
         let start = Instant::now();
         let sent = match packed {
             Some((header, packed)) => self.send_parts(Kind::Packed, &header.encode(), packed),
@@ -108,7 +120,7 @@ impl Channel {
     }
 
     /// Reads the rest of a page frame. Hands its runs to `zero` or, page data as it arrives and never less than a page,
-    /// to `store`. Returns the bytes that the frame took on the wire, before TLS.
+    /// to `store` or `apply`. Returns the bytes that the frame took on the wire, before TLS.
     ///
     /// # Errors
     ///
@@ -134,10 +146,13 @@ impl Channel {
         frame::decode_runs(&table, length, pages, &mut runs).map_err(TransportError::from)?;
         self.scratch = table;
         for run in &runs {
-            if run.zero {
-                sink.zero(run.first..run.first + u64::from(run.count))?;
-            } else {
-                self.read_run(run, sink)?;
+            match run.kind {
+                RunKind::Zero => sink.zero(run.first..run.first + u64::from(run.count))?,
+                RunKind::Data => {
+                    sink.announce(run.first..run.first + u64::from(run.count));
+                    self.read_run(run, &mut |first, data| sink.store(first, data))?;
+                }
+                RunKind::Delta => self.read_run(run, &mut |first, data| sink.apply(first, data))?,
             }
         }
         self.runs = runs;
@@ -147,23 +162,22 @@ impl Channel {
     fn read_run<E: From<TransportError>>(
         &mut self,
         run: &PageRun,
-        sink: &mut dyn PageSink<Error = E>,
+        take: &mut dyn FnMut(u64, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         const PAGE: usize = PAGE_BYTES as usize;
         let (mut page, end) = (run.first, run.first + u64::from(run.count));
-        sink.announce(page..end);
         while page < end {
             let chunk = self.fill("receiving pages")?;
             let whole = (chunk.len() / PAGE).min((end - page) as usize);
             if whole > 0 {
-                sink.store(page, &chunk[..whole * PAGE])?;
+                take(page, &chunk[..whole * PAGE])?;
                 self.consume(whole * PAGE);
                 page += whole as u64;
             } else {
                 // Only from a sender that lays its records out otherwise.
                 let mut carry = [0; PAGE];
                 self.read_exact(&mut carry, "receiving pages")?;
-                sink.store(page, &carry)?;
+                take(page, &carry)?;
                 page += 1;
             }
         }
@@ -201,6 +215,13 @@ pub trait PageSink {
     ///
     /// Of the sink.
     fn store(&mut self, first: u64, data: &[u8]) -> Result<(), Self::Error>;
+
+    /// Turns whole pages from `first` on into what they become by these differences.
+    ///
+    /// # Errors
+    ///
+    /// Of the sink.
+    fn apply(&mut self, first: u64, differences: &[u8]) -> Result<(), Self::Error>;
 
     /// Makes pages read as zeroes.
     ///

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mirror::Bell;
 use crate::page::{Bitmap, SharedBitmap};
 
 /// Bytes in a page: the granularity of memory dirty tracking and transfer.
@@ -229,6 +230,20 @@ pub trait SourceDisk: Send + Sync {
 
     /// Sets in `into` every block written since the last call, and forgets them.
     fn collect_dirty(&self, into: &mut Bitmap) -> GuestResult<()>;
+
+    /// From here on the guest's writes to this disk are answered when what they changed has arrived at the destination, or
+    /// [`HOLD_MOST`](crate::mirror::HOLD_MOST) after they were done; a machine that pauses answers them all. `bell` is rung when a
+    /// write waits. False if this disk cannot do that. See [`Gate`](crate::mirror::Gate).
+    fn start_mirroring(&self, bell: &Arc<Bell>) -> GuestResult<bool> {
+        let _ = bell;
+        Ok(false)
+    }
+
+    /// All that has been collected has arrived.
+    fn mirrored(&self) {}
+
+    /// No write waits any more. Idempotent.
+    fn stop_mirroring(&self) {}
 
     /// The first run of blocks at or after `from` that the file system has data for (`SEEK_DATA`).
     fn next_data(&self, from: u64) -> GuestResult<Option<Range<u64>>>;

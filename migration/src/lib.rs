@@ -90,6 +90,7 @@ pub mod control;
 pub mod destination;
 pub mod error;
 pub mod guest;
+pub mod mirror;
 pub mod page;
 pub mod policy;
 pub mod report;

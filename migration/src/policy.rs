@@ -10,15 +10,17 @@
 //!   the downtime by a fifth and       |                 |                            |
 //!   by half a millisecond             |                 |                            |
 //!            |                        |                 |                            |
-//!         Continue               Switchover     Throttle if allowed, not    ForceSwitchover if the
-//!                                               coming closer (or not in    operator allowed it,
-//!                                               time), and holding vCPUs    else Postcopy if both
-//!                                               harder would help;          the operator and the
-//!                                               else Continue               destination allow it,
-//!                                                                           else GiveUp
+//!         Continue               Switchover     MirrorWrites if blocks      ForceSwitchover if the
+//!                                               alone would not fit, not    operator allowed it,
+//!                                               coming closer;              else Postcopy if both
+//!                                               Throttle if allowed, not    the operator and the
+//!                                               coming closer (or not in    destination allow it,
+//!                                               time), and holding vCPUs    else GiveUp
+//!                                               harder would help;
+//!                                               else Continue
 //! ```
 //!
-//! How hard which vCPU is held is computed in [`crate::throttle`].
+//! How hard which vCPU is held is computed in [`crate::throttle`]; what mirroring does is told in [`crate::mirror`].
 //!
 //! With [`MigrationMode::Postcopy`] the answer is `Postcopy` after the first round.
 //!
@@ -97,8 +99,8 @@ pub const FIXED_COST: Duration = Duration::from_millis(4);
 /// So many rounds in a row without coming closer, and it does not converge.
 pub const STUCK_ROUNDS: u32 = 3;
 
-/// So many of them, and vCPUs are held, where that is allowed.
-const THROTTLE_ROUNDS: u32 = 2;
+/// So many of them, and writes are mirrored, or vCPUs are held, where that is allowed.
+const HOLD_ROUNDS: u32 = 2;
 
 /// A round came closer if less than this share of the least so far remained.
 const PROGRESS: f64 = 0.9;
@@ -136,6 +138,8 @@ pub struct RoundStats {
     pub throttle_percent: Vec<u8>,
     /// Bytes of memory that each vCPU dirtied per second, held as it was; empty if the host cannot tell them apart.
     pub vcpu_dirty_bytes_per_second: Vec<f64>,
+    /// Whether writes to the disks were mirrored; `None` if this machine cannot do that.
+    pub mirrors_writes: Option<bool>,
 }
 
 /// What to do next.
@@ -143,6 +147,8 @@ pub struct RoundStats {
 pub enum Decision {
     /// Another round.
     Continue,
+    /// Another round, with the guest's writes to its disks answered when they have arrived, from now on.
+    MirrorWrites,
     /// Another round, with vCPUs held from now on.
     Throttle {
         /// For each vCPU the share of its time in per cent.
@@ -262,6 +268,9 @@ pub fn converge(stats: &RoundStats, limits: &Limits) -> Decision {
             Decision::Switchover
         };
     }
+    if !last && blocks_diverge(stats, limits) {
+        return Decision::MirrorWrites;
+    }
     if !last && let Some(percent) = throttle(stats, limits) {
         return Decision::Throttle { percent };
     }
@@ -277,13 +286,22 @@ pub fn converge(stats: &RoundStats, limits: &Limits) -> Decision {
     Decision::GiveUp { reason: not_converging(stats, limits, now) }
 }
 
+/// Whether blocks alone, which come back as fast as they are sent, would keep the switchover from fitting.
+fn blocks_diverge(stats: &RoundStats, limits: &Limits) -> bool {
+    let alone = stats.downtime_for(0.0, stats.dirty_blocks as f64) > limits.downtime;
+    // Nothing is gained if it is the flush of a single block.
+    let useful = stats.mirrors_writes == Some(false) && stats.downtime_for(0.0, 1.0) < limits.downtime;
+    let slow = stats.disk_load() >= PROGRESS || stats.rounds_without_progress >= HOLD_ROUNDS;
+    alone && useful && slow && stats.round > 0
+}
+
 /// The shares by which vCPUs are to be held, if others than now.
 fn throttle(stats: &RoundStats, limits: &Limits) -> Option<Vec<u8>> {
     let held = stats.throttle_percent.iter().any(|&percent| percent > 0);
     // Round 0 tells little: everything was on its way, and the guest had all that time.
     let useful = stats.round > 0 && stats.fixed_downtime() < limits.downtime;
     let slow = stats.load() < PROGRESS && !stats.in_time(limits);
-    let needed = useful && (slow || stats.rounds_without_progress >= THROTTLE_ROUNDS);
+    let needed = useful && (slow || stats.rounds_without_progress >= HOLD_ROUNDS);
     (held || limits.throttle_max_percent > 0 && needed).then(|| throttle::raise(stats, limits)).flatten()
 }
 

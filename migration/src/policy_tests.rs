@@ -18,6 +18,9 @@ struct Simulated {
     round_trip: Duration,
     /// A flush of the destination's disk.
     flush: Duration,
+    /// Whether its writes can be mirrored, and what it writes without waiting for an answer.
+    mirrors: bool,
+    in_flight_mib: f64,
 }
 
 /// Pre-copy alone: what follows if it does not converge is tested apart.
@@ -36,6 +39,7 @@ struct End {
 fn simulate(guest: &Simulated, limits: &Limits) -> End {
     let (mut memory, mut disk) = (guest.memory_mib, guest.disk_mib);
     let mut history = History::default();
+    let mut mirrors = guest.mirrors.then_some(false);
     let mut total = Duration::ZERO;
     for round in 0.. {
         let memory_time = Duration::from_secs_f64(memory / guest.link_mib_s);
@@ -45,7 +49,8 @@ fn simulate(guest: &Simulated, limits: &Limits) -> End {
         history.sent(((memory * MIB) as u64, memory_time), ((disk * MIB) as u64, disk_time));
         history.settled((disk * MIB) as u64, guest.flush);
         memory = (elapsed.as_secs_f64() * guest.dirty_mib_s).min(guest.working_set_mib);
-        disk = (elapsed.as_secs_f64() * guest.disk_dirty_mib_s).min(guest.disk_mib);
+        let unanswered = if mirrors == Some(true) { guest.in_flight_mib } else { f64::MAX };
+        disk = (elapsed.as_secs_f64() * guest.disk_dirty_mib_s).min(guest.disk_mib).min(unanswered);
         let mut stats = RoundStats {
             round,
             elapsed,
@@ -59,7 +64,13 @@ fn simulate(guest: &Simulated, limits: &Limits) -> End {
             ..RoundStats::default()
         };
         stats.rounds_without_progress = history.remained(stats.remaining_bytes());
+        stats.mirrors_writes = mirrors;
         let decision = converge(&stats, limits);
+        if decision == Decision::MirrorWrites {
+            assert_eq!(mirrors.replace(true), Some(false));
+            history.forget_progress();
+            continue;
+        }
         if decision != Decision::Continue {
             let real = Duration::from_secs_f64((memory + disk) / guest.link_mib_s)
                 + guest.round_trip * 2
@@ -83,6 +94,8 @@ fn guests() -> impl Strategy<Value = Simulated> {
             link_mib_s,
             round_trip: Duration::from_micros(round_trip),
             flush: Duration::from_millis(flush),
+            mirrors: flush % 2 == 0,
+            in_flight_mib: 4.0,
         })
 }
 
@@ -128,6 +141,8 @@ fn busy(dirty_mib_s: f64) -> Simulated {
         link_mib_s: 1500.0,
         round_trip: Duration::from_micros(100),
         flush: Duration::ZERO,
+        mirrors: false,
+        in_flight_mib: 1.0,
     }
 }
 
@@ -156,6 +171,38 @@ fn divergence_is_noticed_early() {
 fn a_disk_that_does_not_converge_holds_the_switchover_back() {
     let guest = Simulated { disk_mib: 1000.0, disk_dirty_mib_s: 2000.0, ..busy(1.0) };
     assert!(matches!(simulate(&guest, &precopy()).decision, Decision::GiveUp { .. }));
+    // ... unless its writes wait for the link.
+    let end = simulate(&Simulated { mirrors: true, ..guest.clone() }, &precopy());
+    assert_eq!(end.decision, Decision::Switchover);
+    assert!(end.rounds <= 2 + HOLD_ROUNDS + STUCK_ROUNDS, "{end:?}");
+    // Memory that does not converge is not helped by it.
+    let both = Simulated { mirrors: true, dirty_mib_s: 3000.0, ..guest };
+    assert!(matches!(simulate(&both, &precopy()).decision, Decision::GiveUp { .. }));
+}
+
+#[test]
+fn writes_are_not_mirrored_where_that_would_not_help() {
+    let stats = RoundStats {
+        round: 5,
+        elapsed: Duration::from_millis(100),
+        dirty_blocks: 1000,
+        disk_bytes_per_second: Some(5e8),
+        rounds_without_progress: 2,
+        mirrors_writes: Some(false),
+        ..RoundStats::default()
+    };
+    assert_eq!(converge(&stats, &precopy()), Decision::MirrorWrites);
+    let limits = Limits { mode: MigrationMode::Postcopy, ..Limits::default() };
+    for (stats, limits) in [
+        (RoundStats { mirrors_writes: None, ..stats.clone() }, precopy()),
+        (RoundStats { mirrors_writes: Some(true), ..stats.clone() }, precopy()),
+        (RoundStats { disk_settle: Duration::from_millis(90), ..stats.clone() }, precopy()),
+        (RoundStats { dirty_blocks: 10, ..stats.clone() }, precopy()),
+        (RoundStats { round: 0, ..stats.clone() }, precopy()),
+        (stats, limits),
+    ] {
+        assert_ne!(converge(&stats, &limits), Decision::MirrorWrites, "{stats:?}");
+    }
 }
 
 #[test]

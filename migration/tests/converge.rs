@@ -98,6 +98,7 @@ fn simulate(guest: &Guest, limits: &Limits) -> End {
             rounds_without_progress: 0,
             throttle_percent: percent.clone(),
             vcpu_dirty_bytes_per_second: Vec::new(),
+            mirrors_writes: None,
         };
         if guest.tells {
             stats.vcpu_dirty_bytes_per_second = wrote.iter().map(|(_, rate)| rate * MIB).collect();

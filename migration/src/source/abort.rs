@@ -15,7 +15,7 @@ const LINGER: Duration = Duration::from_millis(300);
 /// machine stays fenced and the outcome is [`Outcome::InDoubt`].
 pub(super) fn abort(context: &mut Context, failed: Box<Failed>) {
     let Failed { error, link, in_doubt } = *failed;
-    context.release_vcpus();
+    context.release_guest();
     context.finish_hints();
     let told = matches!(error, MigrationError::Abandoned { .. } | MigrationError::NobodyListens { .. });
     context.report.transient = !context.control.is_cancelled() && error.is_transient();

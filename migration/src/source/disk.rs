@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::reuse::{Held, Windows};
 use super::workers::{Carry, Job, Share};
@@ -15,6 +16,7 @@ use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
 use crate::transport::stream::Stop;
+use crate::transport::tcp::TICK;
 use crate::wire::message::Message;
 
 /// The blocks of one round, disk by disk.
@@ -65,6 +67,7 @@ impl DiskWork {
 
 struct OneDisk {
     number: u16,
+    source: Arc<dyn SourceDisk>,
     layout: DiskLayout,
     reader: Box<dyn BlockReader>,
     digests: Arc<Digests>,
@@ -95,6 +98,7 @@ impl DiskWorker {
         for (number, ((disk, layout), digests)) in sources.iter().zip(&sent.layout.disks).zip(&sent.disks).enumerate() {
             disks.push(OneDisk {
                 number: number as u16,
+                source: Arc::clone(disk),
                 layout: layout.clone(),
                 reader: disk.reader().doing("opening a disk for reading")?,
                 digests: Arc::clone(digests),
@@ -119,7 +123,39 @@ impl Carry for DiskWorker {
             }
         }
         channel.flush()?;
+        if job.mirror.is_some() {
+            share.mirrored = share.totals.data + share.totals.zero;
+        }
         Ok(share)
+    }
+
+    fn acknowledged(&mut self, job: &Job) {
+        if job.mirror.is_some() {
+            self.disks.iter().for_each(|disk| disk.source.mirrored());
+        }
+    }
+
+    fn carry_on(&mut self, job: &Job, channel: &mut Channel) -> Result<Option<Share>, MigrationError> {
+        let Some(mirror) = job.mirror.as_ref().filter(|_| !job.last) else { return Ok(None) };
+        while mirror.wait(TICK) {
+            if self.stop.is_raised() {
+                return Err(TransportError::Stopped.into());
+            }
+            let (start, mut dirty) = (Instant::now(), Vec::new());
+            for disk in &self.disks {
+                let mut blocks = Bitmap::new(disk.layout.blocks());
+                disk.source.collect_dirty(&mut blocks).doing("collecting dirty blocks")?;
+                dirty.push(blocks);
+            }
+            if dirty.iter().all(Bitmap::is_empty) {
+                continue;
+            }
+            let more = Job { disk: Arc::new(DiskWork::dirty(dirty)), ..job.clone() };
+            let mut share = self.carry(&more, channel)?;
+            share.busy = start.elapsed();
+            return Ok(Some(share));
+        }
+        Ok(None)
     }
 }
 
@@ -184,7 +220,7 @@ impl OneDisk {
         held: Option<&Held>,
         out: &mut Outgoing<'_>,
     ) -> Result<(), MigrationError> {
-        let Self { number, layout, reader, digests } = self;
+        let Self { number, layout, reader, digests, .. } = self;
         blocks::read(&mut **reader, layout, data.numbers(range), |block, bytes| {
             if is_zero(bytes) {
                 digests.set(block, zero_block(bytes.len() as u64));

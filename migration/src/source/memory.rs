@@ -271,4 +271,10 @@ impl Carry for MemoryWorker {
         self.send(channel, job.round, &mut share)?;
         Ok(share)
     }
+
+    fn acknowledged(&mut self, job: &Job) {
+        if let Some(mirror) = &job.mirror {
+            mirror.memory_done();
+        }
+    }
 }

@@ -17,6 +17,7 @@ mod connect;
 mod disk;
 mod hints;
 mod memory;
+mod mirroring;
 mod postcopy;
 mod postcopy_board;
 mod postcopy_session;
@@ -84,7 +85,7 @@ pub fn run(guest: Arc<dyn SourceGuest>, options: SourceOptions, control: &Contro
             }
         };
     }
-    context.release_vcpus();
+    context.release_guest();
     control.set_phase(Phase::Ended);
     tracing::info!(outcome = ?context.report.outcome, reason = %context.report.reason, total_ms = context.report.total_ms, "ended");
     std::mem::replace(&mut context.report, Report::new("", "", ""))
@@ -100,6 +101,7 @@ struct Context {
     started: Instant,
     held: Held,
     throttling: throttling::Throttling,
+    mirroring: mirroring::Mirroring,
     /// What has been done to the machine and must be undone if the migration fails.
     done: Done,
 }
@@ -140,6 +142,7 @@ impl Context {
             started: Instant::now(),
             held: Held::default(),
             throttling: throttling::Throttling::default(),
+            mirroring: mirroring::Mirroring::default(),
             done: Done::default(),
         }
     }

@@ -74,8 +74,9 @@ impl Dirty {
     }
 
     pub(super) fn into_job(self, round: u32, last: bool) -> Job {
+        let mirror = None;
         let (memory, disk) = (Arc::new(MemoryWork::new(self.memory)), Arc::new(DiskWork::dirty(self.disks)));
-        Job { round, last, memory, disk }
+        Job { round, last, memory, disk, mirror }
     }
 }
 
@@ -99,6 +100,7 @@ impl Precopy {
         loop {
             let start = Instant::now();
             context.start_hints(job.round, &job.memory)?;
+            job.mirror = context.mirror(context.options.limits.streams);
             let shares = run_round(context, &mut self.link, &job)?;
             let mut dirty = Dirty::none(&self.sent);
             dirty.collect(context, &self.sent)?;
@@ -136,6 +138,11 @@ impl Precopy {
             }
             match decision {
                 Decision::Continue => job = dirty.into_job(next, false),
+                Decision::MirrorWrites => {
+                    context.mirror_writes()?;
+                    history.forget_progress();
+                    job = dirty.into_job(next, false);
+                }
                 Decision::Throttle { percent } => {
                     context.throttle_vcpus(&percent)?;
                     history.forget_progress();
@@ -176,6 +183,7 @@ impl Precopy {
             rounds_without_progress: 0,
             throttle_percent: context.throttling.percent(self.sent.layout.vcpus),
             vcpu_dirty_bytes_per_second: context.guest.vcpu_dirty_rates(),
+            mirrors_writes: context.mirrors(),
         };
         stats.rounds_without_progress = history.remained(stats.remaining_bytes());
         stats
@@ -193,7 +201,8 @@ impl Precopy {
             memory.insert_range(run);
         }
         let disk = DiskWork::everything(&context.guest.disks(), &self.sent.layout.disks)?;
-        Ok(Job { round: 0, last: false, memory: Arc::new(MemoryWork::new(memory)), disk: Arc::new(disk) })
+        let (memory, disk) = (Arc::new(MemoryWork::new(memory)), Arc::new(disk));
+        Ok(Job { round: 0, last: false, memory, disk, mirror: None })
     }
 }
 
@@ -202,7 +211,7 @@ impl Precopy {
 ///
 /// A guest that became too busy while it was held is not given up: whoever held it decides.
 fn wait_if_held(context: &mut Context, link: &mut Link, decision: &Decision) -> Result<bool, MigrationError> {
-    let ready = !matches!(decision, Decision::Continue | Decision::Throttle { .. } | Decision::GiveUp { .. });
+    let ready = matches!(decision, Decision::Switchover | Decision::ForceSwitchover | Decision::Postcopy);
     if !context.control.is_held() {
         context.control.set_waiting(false);
         context.held.time += context.held.since.take().map_or(Duration::ZERO, |since| since.elapsed());
@@ -212,7 +221,7 @@ fn wait_if_held(context: &mut Context, link: &mut Link, decision: &Decision) -> 
         return Ok(false);
     }
     // Nobody knows for how long: meanwhile the guest is not slowed.
-    context.release_vcpus();
+    context.release_guest();
     context.control.set_waiting(true);
     context.held.since.get_or_insert_with(Instant::now);
     context.held.rounds += 1;
@@ -306,8 +315,16 @@ impl Share {
         self.bytes += other.bytes;
         self.data_bytes += other.data_bytes;
         self.skipped_bytes += other.skipped_bytes;
+        self.mirrored += other.mirrored;
         self.busy = self.busy.max(other.busy);
         self.settle = self.settle.max(other.settle);
+    }
+
+    /// What was carried after this, in the same round and on the same channel.
+    pub(super) fn follow(&mut self, next: &Share) {
+        let busy = self.busy + next.busy + next.settle;
+        self.add(next);
+        (self.busy, self.settle) = (busy, next.settle);
     }
 }
 
@@ -343,6 +360,7 @@ pub(super) fn note(context: &mut Context, job: &Job, shares: &RoundShares, elaps
     report.disk.bytes_sent += shares.disk.bytes;
     report.disk.bytes_skipped += shares.disk.skipped_bytes;
     report.disk.bytes_reused += shares.disk.reused_bytes;
+    report.disk.mirrored += shares.disk.mirrored;
     if job.disk.count() > 0 {
         report.disk.rounds += 1;
     }

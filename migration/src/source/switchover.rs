@@ -108,7 +108,7 @@ impl Switchover {
         context.guest.pause().doing("stopping the guest")?;
         let paused = Instant::now();
         // Until here it was to dirty little. Should it run here again, it runs as it always did.
-        context.release_vcpus();
+        context.release_guest();
         dirty.collect(context, &self.sent)?;
         if let Some(entry) = postcopy {
             let rest = std::mem::replace(&mut dirty, Dirty::none(&self.sent));

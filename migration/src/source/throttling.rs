@@ -75,6 +75,12 @@ impl Context {
         }
     }
 
+    /// Nothing of the guest is held any more. Idempotent.
+    pub(super) fn release_guest(&mut self) {
+        self.answer_writes();
+        self.release_vcpus();
+    }
+
     /// Takes over the limits that were changed while the round ran.
     pub(super) fn follow_changed_limits(&mut self) {
         let limits = &mut self.options.limits;
@@ -90,6 +96,6 @@ impl Context {
 /// Also if the engine's thread panics.
 impl Drop for Context {
     fn drop(&mut self) {
-        self.release_vcpus();
+        self.release_guest();
     }
 }

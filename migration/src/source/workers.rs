@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::disk::{DiskWork, DiskWorker};
 use super::memory::{MemoryWork, MemoryWorker};
+use super::mirroring::Mirror;
 use super::{Context, Sent};
 use crate::error::MigrationError;
 use crate::transport::channels::Channel;
@@ -29,6 +30,8 @@ pub(super) struct Job {
     pub(super) last: bool,
     pub(super) memory: Arc<MemoryWork>,
     pub(super) disk: Arc<DiskWork>,
+    /// Writes of the guest wait, and are sent as they come.
+    pub(super) mirror: Option<Mirror>,
 }
 
 /// What one worker did in one round.
@@ -49,7 +52,9 @@ pub(super) struct Share {
     pub(super) skipped_bytes: u64,
     /// Of block data that the destination held already.
     pub(super) reused_bytes: u64,
-    /// From the start of the round until the acknowledgement.
+    /// Blocks that were sent while a write of the guest waited for that.
+    pub(super) mirrored: u64,
+    /// From the start of the round until the acknowledgement, without waiting for writes.
     pub(super) busy: Duration,
     /// From the end of sending until the acknowledgement.
     pub(super) settle: Duration,
@@ -77,6 +82,15 @@ pub(super) struct Workers {
 /// What both kinds of worker do to carry out a round.
 pub(super) trait Carry: Send + 'static {
     fn carry(&mut self, job: &Job, channel: &mut Channel) -> Result<Share, MigrationError>;
+
+    /// What was carried has been acknowledged.
+    fn acknowledged(&mut self, job: &Job);
+
+    /// Waits for more that belongs to the round, and carries it. `None` if nothing will come.
+    fn carry_on(&mut self, job: &Job, channel: &mut Channel) -> Result<Option<Share>, MigrationError> {
+        let _ = (job, channel);
+        Ok(None)
+    }
 }
 
 impl Workers {
@@ -171,15 +185,30 @@ fn round(
 ) -> Result<Share, MigrationError> {
     let start = Instant::now();
     let mut share = carrier.carry(job, channel)?;
+    share.settle = acknowledge(job, channel, totals, &share)?;
+    share.busy = start.elapsed();
+    carrier.acknowledged(job);
+    while let Some(mut more) = carrier.carry_on(job, channel)? {
+        more.settle = acknowledge(job, channel, totals, &more)?;
+        carrier.acknowledged(job);
+        share.follow(&more);
+    }
+    Ok(share)
+}
+
+/// Waits until what was sent has arrived. Returns for how long.
+fn acknowledge(
+    job: &Job,
+    channel: &mut Channel,
+    totals: &mut Totals,
+    share: &Share,
+) -> Result<Duration, MigrationError> {
     totals.data += share.totals.data;
     totals.zero += share.totals.zero;
     channel.send(&Message::RoundEnd { round: job.round, last: job.last, totals: *totals })?;
     let sent = Instant::now();
     match channel.receive("waiting for a round to be acknowledged").map_err(super::connect::by_peer)? {
-        Message::RoundAck { round } if round == job.round => {}
-        other => return Err(WireError::Unexpected { found: other.name(), expected: "RoundAck" }.into()),
+        Message::RoundAck { round } if round == job.round => Ok(sent.elapsed()),
+        other => Err(WireError::Unexpected { found: other.name(), expected: "RoundAck" }.into()),
     }
-    share.busy = start.elapsed();
-    share.settle = sent.elapsed();
-    Ok(share)
 }

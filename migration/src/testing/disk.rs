@@ -4,12 +4,14 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::absent::Arrivals;
 use super::{Absent, Faults};
 use crate::guest::{
     BLOCK_BYTES, BlockReader, BlockWriter, DestinationDisk, DiskLayout, GuestResult, Missing, SourceDisk,
 };
+use crate::mirror::{Bell, Gate, HOLD_MOST, Ticket};
 use crate::page::Bitmap;
 
 /// Blocks, and which of them were written. A block that was never written is a hole.
@@ -18,6 +20,12 @@ pub struct FakeDisk {
     blocks: Mutex<Vec<Option<Vec<u8>>>>,
     dirty: Mutex<Bitmap>,
     tracking: AtomicBool,
+    /// Which writes may be answered.
+    pub gate: Gate,
+    /// Its writes cannot be mirrored.
+    pub refuses_mirroring: AtomicBool,
+    /// The last write, if it waits.
+    unanswered: Mutex<Option<(Ticket, Instant)>>,
     faults: Arc<Faults>,
     /// Blocks written since the last durable flush.
     unflushed: AtomicU64,
@@ -39,6 +47,9 @@ impl FakeDisk {
             blocks: Mutex::new(vec![None; blocks as usize]),
             dirty: Mutex::new(Bitmap::new(blocks)),
             tracking: AtomicBool::new(false),
+            gate: Gate::default(),
+            refuses_mirroring: AtomicBool::new(false),
+            unanswered: Mutex::default(),
             layout,
             faults,
             unflushed: AtomicU64::new(0),
@@ -55,6 +66,19 @@ impl FakeDisk {
         if self.tracking.load(Ordering::SeqCst) {
             locked(&self.dirty).insert(block);
         }
+        if let Some(ticket) = self.gate.ticket() {
+            *locked(&self.unanswered) = Some((ticket, Instant::now()));
+        }
+    }
+
+    /// Whether the guest's last write was answered; this guest waits for that before the next.
+    pub fn is_answered(&self) -> bool {
+        let mut unanswered = locked(&self.unanswered);
+        let waits = unanswered.is_some_and(|(ticket, since)| !self.gate.passes(ticket) && since.elapsed() < HOLD_MOST);
+        if !waits {
+            *unanswered = None;
+        }
+        !waits
     }
 
     /// What a block holds; `None` is a hole.
@@ -84,6 +108,7 @@ impl FakeDisk {
     }
 
     fn collect(&self, into: &mut Bitmap) {
+        self.gate.collect();
         let mut dirty = locked(&self.dirty);
         into.union(&dirty);
         dirty.clear();
@@ -168,6 +193,23 @@ impl SourceDisk for Handle {
         self.0.faults.hit("disk.collect_dirty")?;
         self.0.collect(into);
         Ok(())
+    }
+
+    fn start_mirroring(&self, bell: &Arc<Bell>) -> GuestResult<bool> {
+        self.0.faults.hit("disk.start_mirroring")?;
+        let mirrors = !self.0.refuses_mirroring.load(Ordering::SeqCst);
+        if mirrors {
+            self.0.gate.shut(Arc::clone(bell));
+        }
+        Ok(mirrors)
+    }
+
+    fn mirrored(&self) {
+        self.0.gate.arrive();
+    }
+
+    fn stop_mirroring(&self) {
+        self.0.gate.open();
     }
 
     fn next_data(&self, from: u64) -> GuestResult<Option<Range<u64>>> {

@@ -266,6 +266,9 @@ impl Vcpu {
             }
             if let (Some(disk), true, 0) = (&self.disk, workload.sweep_blocks > 0, number % 16) {
                 for _ in 0..workload.blocks_per_16_pages {
+                    if !disk.is_answered() {
+                        break;
+                    }
                     registers.sweep_block(disk)?;
                 }
             }

@@ -22,6 +22,7 @@ use crate::page::{Digests, SharedBitmap, digest, is_zero, zero_block};
 use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
+use crate::transport::pack::Packing;
 use crate::transport::stream::Stop;
 use crate::transport::tcp::TICK;
 use crate::urgency::Bulk;
@@ -245,6 +246,9 @@ fn answer(work: &Work, channel: &mut Channel) -> Result<PostcopyFigures, Migrati
         match message {
             Message::Demand { disk, number } => {
                 work.board.demand(disk, number)?;
+                // What is sent beyond the budget holds back all that is pushed.
+                let packing = if work.limiter.is_overdrawn() { Packing::Always } else { Packing::Never };
+                channel.set_packing(packing);
                 match disk.map(usize::from) {
                     None => pages.send(channel, number..number + 1)?,
                     Some(disk) => {

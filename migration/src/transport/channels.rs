@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::TransportError;
-use super::pack::{Packer, Unpacked};
+use super::pack::{Packer, Packing, Unpacked};
 use super::stream::{Stop, TlsStream};
 use crate::report::TlsInfo;
 use crate::wire::WireError;
@@ -182,10 +182,13 @@ impl Channel {
         let sent = channel.send(&Message::Hello(hello));
         match (channel.receive_within(MAX_HELLO, "waiting for the destination's welcome"), sent) {
             (Ok(Message::Welcome(welcome)), _) if (OLDEST..=NEWEST).contains(&welcome.version) => {
-                let packs = matches!(role, Role::Memory(_) | Role::Disk);
-                if packs && welcome.features.iter().any(|name| name == LZ4) {
-                    channel.packer = Some(Packer::new(welcome.features.iter().any(|name| name == DELTA)));
-                }
+                let has = |feature| welcome.features.iter().any(|name| name == feature);
+                let packing = match role {
+                    Role::Memory(_) | Role::Disk => Some(Packing::Measured),
+                    Role::Fault => Some(Packing::Never),
+                    Role::Control => None,
+                };
+                channel.packer = packing.filter(|_| has(LZ4)).map(|packing| Packer::new(packing, has(DELTA)));
                 Ok((channel, welcome))
             }
             (Ok(other), _) => Err(WireError::Unexpected { found: other.name(), expected: "Welcome" }.into()),

@@ -41,6 +41,11 @@ impl Limiter {
         start.elapsed()
     }
 
+    /// Whether whoever keeps to the budget would have to wait now.
+    pub fn is_overdrawn(&self) -> bool {
+        self.control.bandwidth().is_some_and(|rate| !self.refill(rate, 0.0).is_zero())
+    }
+
     /// Takes `bytes` that were sent from the budget: whoever sends next waits for them.
     pub fn charge(&self, bytes: u64) {
         if let Some(rate) = self.control.bandwidth() {

@@ -2,7 +2,7 @@
 
 pub mod channels;
 pub mod limiter;
-mod pack;
+pub mod pack;
 pub mod stream;
 pub mod tcp;
 pub mod tls;

@@ -7,8 +7,21 @@ use crate::page::pack::{self, Choice};
 use crate::wire::WireError;
 use crate::wire::frame::{Kind, PackedHeader};
 
+/// Which frames are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// Those that are quicker for it, as measured.
+    #[default]
+    Measured,
+    /// None: somebody waits for each of them.
+    Never,
+    /// All: somebody waits for each of them, and bytes are dear.
+    Always,
+}
+
 /// What one channel needs to send compressed frames.
-pub(super) struct Packer {
+pub struct Packer {
+    pub(super) packing: Packing,
     choice: Choice,
     /// For frames with differences, if the destination takes them.
     differences: Option<Choice>,
@@ -19,8 +32,9 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    pub(super) fn new(differences: bool) -> Self {
+    pub(super) fn new(packing: Packing, differences: bool) -> Self {
         Self {
+            packing,
             choice: Choice::default(),
             differences: differences.then(Choice::hopeful),
             held_back: Duration::ZERO,
@@ -48,7 +62,8 @@ impl Packer {
     pub(super) fn pack(&mut self, kind: Kind, parts: &[&[u8]], differences: bool) -> Option<(PackedHeader, &[u8])> {
         let choice = match &mut self.differences {
             Some(choice) if differences => choice,
-            _ if !self.choice.decide() => return None,
+            _ if self.packing == Packing::Never => return None,
+            _ if self.packing == Packing::Measured && !self.choice.decide() => return None,
             _ => &mut self.choice,
         };
         let start = Instant::now();
@@ -113,7 +128,7 @@ mod tests {
 
     /// On a link that takes a millisecond for a page, with 64 KiB that do not pack.
     fn after_a_trial(differences: bool) -> Packer {
-        let mut packer = Packer::new(differences);
+        let mut packer = Packer::new(Packing::Measured, differences);
         let noise: Vec<u8> =
             (0..8192u64).flat_map(|index| crate::page::digest(&index.to_le_bytes()).to_le_bytes()).collect();
         for _ in 0..20 {
@@ -129,7 +144,7 @@ mod tests {
         assert!(after_a_trial(true).wants_copies());
         assert!(!after_a_trial(false).wants_copies());
         assert!(!after_a_trial(false).differences_pay());
-        let mut unknown = Packer::new(true);
+        let mut unknown = Packer::new(Packing::Measured, true);
         assert!(!unknown.wants_copies(), "nothing is known of this link");
         assert!(unknown.differences_pay(), "the first frame is a trial");
     }

@@ -1,12 +1,15 @@
 //! A raw image together with the map of its dirty blocks.
 
 use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, OnceLock};
 
 use migration::guest::{
     BLOCK_BYTES, BlockReader, BlockWriter, DestinationDisk, DiskLayout, GuestError, GuestResult, Missing, SourceDisk,
 };
+use migration::mirror::{Bell, Gate};
 use migration::page::Bitmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::transfer::{Reader, Writer};
 use super::{DiskError, Image, LateBlocks, Purpose, Tracker};
@@ -17,6 +20,9 @@ use crate::config::DiskConfig;
 pub struct RawDisk {
     image: Arc<Image>,
     tracker: Tracker,
+    gate: Gate,
+    /// Written when answers may have become due; watched for edges, never read.
+    mirrored: EventFd,
     late: OnceLock<Arc<LateBlocks>>,
 }
 
@@ -27,18 +33,24 @@ impl RawDisk {
     ///
     /// [`DiskError`] if it is missing, not permitted, in use elsewhere, or not a multiple of 512 bytes.
     pub fn open(config: &DiskConfig, purpose: Purpose) -> Result<Self, DiskError> {
-        Ok(Self::over(Image::open(config, purpose)?))
+        Self::over(Image::open(config, purpose)?)
     }
 
     /// As [`RawDisk::open`], where the file system would allow `O_DIRECT` and a test wants the page cache.
     #[cfg(test)]
     pub fn open_cached(config: &DiskConfig) -> Result<Self, DiskError> {
-        Ok(Self::over(Image::open_as(config, Purpose::Use, false)?))
+        Self::over(Image::open_as(config, Purpose::Use, false)?)
     }
 
-    fn over(image: Image) -> Self {
+    fn over(image: Image) -> Result<Self, DiskError> {
+        let mirrored = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| DiskError::Io {
+            disk: image.layout().id.clone(),
+            image: image.describe().to_owned(),
+            action: "make an event for",
+            source,
+        })?;
         let tracker = Tracker::new(image.layout().bytes);
-        Self { image: Arc::new(image), tracker, late: OnceLock::new() }
+        Ok(Self { image: Arc::new(image), tracker, gate: Gate::default(), mirrored, late: OnceLock::new() })
     }
 
     /// Its shape.
@@ -54,6 +66,23 @@ impl RawDisk {
     /// The map of dirty blocks, marked by the block device.
     pub fn tracker(&self) -> &Tracker {
         &self.tracker
+    }
+
+    /// Which writes the block device may answer.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Becomes readable, once more each time, when more writes may be answered.
+    pub fn mirrored_fd(&self) -> RawFd {
+        self.mirrored.as_raw_fd()
+    }
+
+    /// The block device looks which writes it may answer. Without, it finds out when they have waited for long enough.
+    fn wake(&self) {
+        if let Err(error) = self.mirrored.write(1) {
+            tracing::error!(disk = self.image.describe(), %error, "answers to mirrored writes come late");
+        }
     }
 
     /// Blocks that arrive after the guest has begun to run, if this disk came by post-copy.
@@ -79,8 +108,24 @@ impl SourceDisk for RawDisk {
     }
 
     fn collect_dirty(&self, into: &mut Bitmap) -> GuestResult<()> {
+        self.gate.collect();
         self.tracker.collect(into);
         Ok(())
+    }
+
+    fn start_mirroring(&self, bell: &Arc<Bell>) -> GuestResult<bool> {
+        self.gate.shut(Arc::clone(bell));
+        Ok(true)
+    }
+
+    fn mirrored(&self) {
+        self.gate.arrive();
+        self.wake();
+    }
+
+    fn stop_mirroring(&self) {
+        self.gate.open();
+        self.wake();
     }
 
     fn next_data(&self, from: u64) -> GuestResult<Option<Range<u64>>> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{BATCH_BYTES, Channel, Incoming};
 use crate::guest::PAGE_BYTES;
 use crate::transport::TransportError;
-use crate::transport::pack::Packer;
+use crate::transport::pack::{Packer, Packing};
 use crate::wire::WireError;
 use crate::wire::frame::{self, BlockHeader, HEADER_BYTES, Kind, MAX_RUNS, PageRun, RunKind};
 
@@ -15,6 +15,13 @@ impl Channel {
     pub fn held_back(&mut self, time: Duration) {
         if let Some(packer) = &mut self.packer {
             packer.held_back(time);
+        }
+    }
+
+    /// From here on, which frames are compressed, if the peer takes any.
+    pub fn set_packing(&mut self, packing: Packing) {
+        if let Some(packer) = &mut self.packer {
+            packer.packing = packing;
         }
     }
 
@@ -148,11 +155,7 @@ impl Channel {
         for run in &runs {
             match run.kind {
                 RunKind::Zero => sink.zero(run.first..run.first + u64::from(run.count))?,
-                RunKind::Data => {
-                    sink.announce(run.first..run.first + u64::from(run.count));
-                    self.read_run(run, &mut |first, data| sink.store(first, data))?;
-                }
-                RunKind::Delta => self.read_run(run, &mut |first, data| sink.apply(first, data))?,
+                RunKind::Data | RunKind::Delta => self.read_run(run, sink)?,
             }
         }
         self.runs = runs;
@@ -162,10 +165,15 @@ impl Channel {
     fn read_run<E: From<TransportError>>(
         &mut self,
         run: &PageRun,
-        take: &mut dyn FnMut(u64, &[u8]) -> Result<(), E>,
+        sink: &mut dyn PageSink<Error = E>,
     ) -> Result<(), E> {
         const PAGE: usize = PAGE_BYTES as usize;
         let (mut page, end) = (run.first, run.first + u64::from(run.count));
+        let delta = run.kind == RunKind::Delta;
+        if !delta {
+            sink.announce(page..end);
+        }
+        let mut take = |page, data: &[u8]| if delta { sink.apply(page, data) } else { sink.store(page, data) };
         while page < end {
             let chunk = self.fill("receiving pages")?;
             let whole = (chunk.len() / PAGE).min((end - page) as usize);

@@ -9,12 +9,14 @@
 //!
 //! * `request.rs`: what a chain asks for, and whether it may.
 //! * `transfer.rs`: one accepted request on its way through the ring: short transfers, bounce buffers, lists of ranges.
+//! * `answers.rs`: answers that wait while a migration mirrors the guest's writes.
 //! * `worker.rs`: the thread: queue, ring, pause.
 //! * `device.rs`: the device as the machine sees it, and its configuration space; `state.rs`: its saved state.
 //!
 //! Data moves between the image and guest memory without a copy. Where the image is read with `O_DIRECT` and the guest's
 //! buffers are not aligned for it, a bounce buffer is used, in pieces.
 
+mod answers;
 mod device;
 mod request;
 mod state;

@@ -1,6 +1,7 @@
 //! A driver against the real device: real image files, a real io_uring, a guest memory of the test's own.
 
 mod late;
+mod mirrored;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

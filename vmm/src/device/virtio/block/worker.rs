@@ -8,6 +8,7 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::answers::{Answer, Answers};
 use super::device::BlockCounters;
 use super::request::{Limits, Status, Verdict, identity, parse};
 use super::transfer::{BOUNCE_BYTES, Mode, Step, Transfer};
@@ -25,6 +26,8 @@ const BATCH_MAX: usize = 1024;
 const KICK: u64 = 0;
 const RING: u64 = 1;
 const LATE: u64 = 2;
+const MIRRORED: u64 = 3;
+const HELD: u64 = 4;
 
 /// State of the thread.
 pub struct BlockWorker {
@@ -36,6 +39,8 @@ pub struct BlockWorker {
     waiting: VecDeque<usize>,
     /// Transfers that wait for blocks which have not arrived yet (post-copy).
     held: Vec<usize>,
+    /// Answers to writes that are being mirrored.
+    answers: Answers,
     bounces: usize,
     /// One that was used last: a driver that needs one will need it again.
     spare: Option<AlignedBuffer>,
@@ -65,12 +70,16 @@ impl BlockWorker {
         if let Some(late) = disk.late() {
             epoll.ctl(ControlOperation::Add, late.arrived_fd(), watch(LATE))?;
         }
+        let answers = Answers::new()?;
+        epoll.ctl(ControlOperation::Add, disk.mirrored_fd(), watch(MIRRORED))?;
+        epoll.ctl(ControlOperation::Add, answers.timer(), watch(HELD))?;
         Ok(Self {
             ring,
             transfers: (0..IN_FLIGHT_MAX).map(|_| Transfer::default()).collect(),
             free: (0..IN_FLIGHT_MAX).collect(),
             waiting: VecDeque::new(),
             held: Vec::new(),
+            answers,
             bounces: 0,
             spare: None,
             epoll,
@@ -242,14 +251,21 @@ impl BlockWorker {
     fn finish(&mut self, slot: usize, status: Status) {
         let transfer = &mut self.transfers[slot];
         let tracker = self.disk.tracker();
-        transfer.for_each_change(|offset, length| tracker.mark(offset, length));
+        let mut changed = false;
+        transfer.for_each_change(|offset, length| {
+            tracker.mark(offset, length);
+            changed = true;
+        });
         let (read, written) = transfer.volume();
         let (used, bounce) = transfer.finish(status, &self.ram);
         let head = transfer.head;
         BlockCounters::add(&self.counters.read_bytes, read);
         BlockCounters::add(&self.counters.write_bytes, written);
         self.count(status);
-        if let Some(queue) = &mut self.queue {
+        let ticket = if changed { self.disk.gate().ticket() } else { None };
+        if let Some(ticket) = ticket {
+            self.answers.hold(ticket, Answer { head, used });
+        } else if let Some(queue) = &mut self.queue {
             queue.push_used(head, used);
         }
         self.free.push(slot);
@@ -260,6 +276,15 @@ impl BlockWorker {
             } else {
                 self.bounces -= 1;
                 self.spare = Some(bounce);
+            }
+        }
+    }
+
+    /// Gives the answers that need not wait any longer; with `all`, all.
+    fn answer(&mut self, all: bool) {
+        while let Some(Answer { head, used }) = self.answers.next(self.disk.gate(), all) {
+            if let Some(queue) = &mut self.queue {
+                queue.push_used(head, used);
             }
         }
     }
@@ -303,6 +328,8 @@ impl BlockWorker {
                 Err(error) => self.die(&error),
             }
         }
+        // A machine that stands still must have answered all that is done: its state says so.
+        self.answer(true);
         self.signal();
     }
 }
@@ -316,6 +343,9 @@ impl Backend for BlockWorker {
         // A paused device starts nothing; it looks again when it goes on.
         if token == LATE && !self.paused {
             self.release();
+        }
+        if matches!(token, MIRRORED | HELD) {
+            self.answer(false);
         }
         self.pump();
     }

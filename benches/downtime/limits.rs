@@ -27,6 +27,10 @@ pub struct Limits {
     pub tls_encrypt_bytes_per_second: f64,
     /// The same, decrypting.
     pub tls_decrypt_bytes_per_second: f64,
+    /// One TLS stream over loopback, both ends in threads of their own: what one channel carries at best.
+    pub tls_loopback_bytes_per_second: f64,
+    /// `UFFDIO_COPY` into fresh memory in pieces of 16 KiB, one thread.
+    pub userfaultfd_copy_bytes_per_second: Option<f64>,
     /// A page asked for and got over TLS on loopback, median in microseconds.
     pub tls_round_trip_us: f64,
     /// A bare userfaultfd fault that another thread serves, median in microseconds.
@@ -47,6 +51,8 @@ impl Limits {
             loopback_tcp_bytes_per_second: loopback()?,
             tls_encrypt_bytes_per_second: encrypt,
             tls_decrypt_bytes_per_second: decrypt,
+            tls_loopback_bytes_per_second: tls_loopback()?,
+            userfaultfd_copy_bytes_per_second: latency::copy_bytes_per_second()?,
             tls_round_trip_us: latency::round_trip_us()?,
             fault_us: latency::fault_us()?,
             disk_read_bytes_per_second: disk.map(|(read, _)| read),
@@ -165,4 +171,31 @@ fn tls() -> Result<(f64, f64)> {
         wire.clear();
     }
     Ok((rate(BYTES, encrypting), rate(BYTES, decrypting)))
+}
+
+fn tls_loopback() -> Result<f64> {
+    let (client, server) = connections()?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let sender = std::thread::spawn(move || -> std::io::Result<()> {
+        let mut tls = rustls::StreamOwned::new(client, TcpStream::connect(address)?);
+        let plain = vec![7u8; CHUNK];
+        for _ in 0..BYTES / CHUNK {
+            tls.write_all(&plain)?;
+        }
+        tls.flush()?;
+        tls.conn.send_close_notify();
+        tls.flush()
+    });
+    let (stream, _) = listener.accept()?;
+    let mut tls = rustls::StreamOwned::new(server, stream);
+    let mut buffer = vec![0u8; CHUNK];
+    tls.read_exact(&mut buffer)?;
+    let started = Instant::now();
+    for _ in 1..BYTES / CHUNK {
+        tls.read_exact(&mut buffer)?;
+    }
+    let taken = started.elapsed();
+    sender.join().map_err(|_| anyhow::anyhow!("the TLS sender panicked"))??;
+    Ok(rate(BYTES - CHUNK, taken))
 }

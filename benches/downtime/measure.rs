@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use headroom_guest::Client;
+use headroom_guest::{Client, Settings};
 use hostd::demo::observer::{Observer, Target};
 use hostd::lab::Lab;
 
@@ -14,7 +14,7 @@ use crate::limits::Limits;
 use crate::link::Link;
 use crate::ours::{self, Vmm};
 use crate::qemu::{Moved, Qemu};
-use crate::result::{Outcome, PeerOutcome, PeerRun, Run};
+use crate::result::{GuestView, Outcome, PeerOutcome, PeerRun, Run};
 use crate::scenario::Scenario;
 use crate::site;
 
@@ -94,7 +94,7 @@ fn our_run(scenario: Scenario, setting: &Setting) -> Result<Run> {
         );
     }
     check_oracles(&lab)?;
-    Ok(Run { report, cpu })
+    Ok(Run { report, cpu, guest: seen.guest })
 }
 
 fn peer_run(scenario: Scenario, setting: &Setting) -> Result<PeerRun> {
@@ -113,7 +113,7 @@ fn peer_run(scenario: Scenario, setting: &Setting) -> Result<PeerRun> {
     eprintln!("  peer:     total {:.0} ms, downtime {:.1} ms, {seen}, {cpu}", moved.total_ms, moved.downtime_ms);
     check_oracles(&lab)?;
     let Moved { total_ms, downtime_ms } = moved;
-    Ok(PeerRun { total_ms, downtime_ms, network_gap_ms: seen.gap_ms, cpu })
+    Ok(PeerRun { total_ms, downtime_ms, network_gap_ms: seen.gap_ms, cpu, guest: seen.guest })
 }
 
 /// What the observer saw of one move.
@@ -124,6 +124,8 @@ struct Seen {
     gap_at_ms: f64,
     /// Longest time for which the observer itself did not send.
     stall_ms: f64,
+    /// What the guest itself noticed.
+    guest: GuestView,
     observer: Observer,
     /// The observer's time and Unix time in milliseconds at one moment.
     clocks: (u64, f64),
@@ -154,10 +156,15 @@ fn observed<T>(lab: &Lab, migrate: impl FnOnce() -> Result<T>) -> Result<(T, See
     std::thread::sleep(SETTLE);
     let target =
         Target { name: TARGET.into(), address: site::guest_address(), udp_per_second: 1000, tcp_per_second: 0 };
+    let mut client = client(lab)?;
+    client.set(Settings { reset_stall: true, ..Settings::default() })?;
+    let before = swept(&mut client)?;
     let observer = Observer::start(lab.observer(), vec![target])?;
     std::thread::sleep(Duration::from_millis(300));
+    let start = swept(&mut client)?;
     let started = observer.now();
     let moved = migrate()?;
+    let end = swept(&mut client)?;
     std::thread::sleep(AFTER);
     let summary = observer.udp(TARGET, started..observer.now()).context("the observer saw nothing")?;
     if summary.answered == 0 {
@@ -166,7 +173,34 @@ fn observed<T>(lab: &Lab, migrate: impl FnOnce() -> Result<T>) -> Result<(T, See
     let gap_at_ms = (summary.gap_start_ns as f64 - started as f64) / 1e6;
     let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs_f64() * 1e3;
     let clocks = (observer.now(), unix);
-    Ok((moved, Seen { gap_ms: summary.gap_ms, gap_at_ms, stall_ms: summary.send_stall_ms, observer, clocks }))
+    let guest = GuestView::new(&before, &start, &end);
+    Ok((moved, Seen { gap_ms: summary.gap_ms, gap_at_ms, stall_ms: summary.send_stall_ms, guest, observer, clocks }))
+}
+
+/// How far the sweeper had come, and when.
+struct Swept {
+    at: Instant,
+    pages: u64,
+    longest_stall_us: u64,
+}
+
+fn swept(client: &mut Client) -> Result<Swept> {
+    let status = client.status().context("the guest does not answer")?;
+    Ok(Swept { at: Instant::now(), pages: status.sweep_pages_checked, longest_stall_us: status.longest_stall_us })
+}
+
+impl GuestView {
+    fn new(before: &Swept, start: &Swept, end: &Swept) -> Self {
+        let rate = |from: &Swept, to: &Swept| {
+            let pages = to.pages.saturating_sub(from.pages) as f64;
+            pages * 4096.0 / f64::from(1 << 20) / (to.at - from.at).as_secs_f64()
+        };
+        Self {
+            sweep_mib_per_second_before: rate(before, start),
+            sweep_mib_per_second_while_moving: rate(start, end),
+            longest_stall_ms: end.longest_stall_us as f64 / 1e3,
+        }
+    }
 }
 
 fn client(lab: &Lab) -> Result<Client> {

@@ -21,6 +21,27 @@ pub struct Run {
     pub report: Report,
     /// What the hosts spent on it.
     pub cpu: HostCpu,
+    /// What the guest noticed.
+    pub guest: GuestView,
+}
+
+/// The guest's own view of a move.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct GuestView {
+    /// MiB per second that the sweeper wrote before the move; 0 if it does not sweep.
+    pub sweep_mib_per_second_before: f64,
+    /// From the start of the move to its end.
+    pub sweep_mib_per_second_while_moving: f64,
+    /// Longest time by which its main loop came late, up to the end of the move.
+    pub longest_stall_ms: f64,
+}
+
+impl GuestView {
+    /// The share of its own rate that the sweeper kept; `None` if it does not sweep.
+    fn kept(&self) -> Option<f64> {
+        (self.sweep_mib_per_second_before > 0.0)
+            .then(|| self.sweep_mib_per_second_while_moving / self.sweep_mib_per_second_before)
+    }
 }
 
 /// One run of the peer.
@@ -34,6 +55,8 @@ pub struct PeerRun {
     pub network_gap_ms: f64,
     /// What the hosts spent on it.
     pub cpu: HostCpu,
+    /// What the guest noticed.
+    pub guest: GuestView,
 }
 
 /// All runs of the peer.
@@ -183,6 +206,9 @@ pub fn table(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits) -
             "Resident memory beyond guest RAM: {booted:.1} MiB after a boot, {arrived:.1} MiB after an arrival (medians)\n"
         );
     }
+    for outcome in outcomes {
+        text += &guest_line(outcome);
+    }
     let gigabytes = |rate: f64| rate / 1e9;
     let _ = writeln!(
         text,
@@ -192,6 +218,25 @@ pub fn table(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits) -
         gigabytes(limits.tls_encrypt_bytes_per_second),
         gigabytes(limits.tls_decrypt_bytes_per_second),
     );
+    let _ = writeln!(
+        text,
+        "One TLS stream over loopback, a thread at each end: {:.2}{}",
+        gigabytes(limits.tls_loopback_bytes_per_second),
+        limits
+            .userfaultfd_copy_bytes_per_second
+            .map_or_else(String::new, |rate| format!("; userfaultfd copies into fresh memory: {:.2}", gigabytes(rate)))
+    );
+    for outcome in outcomes.iter().filter(|outcome| outcome.scenario == Scenario::Idle) {
+        let rate = median(outcome.runs.iter().map(|run| run.report.memory.throughput_bytes_per_second));
+        let streams = outcome.runs.first().map_or(0, |run| run.report.streams);
+        let _ = writeln!(
+            text,
+            "An idle machine's memory over {streams} channel{}: {:.2}, which is {:.2} times that stream",
+            if streams == 1 { "" } else { "s" },
+            gigabytes(rate),
+            rate / limits.tls_loopback_bytes_per_second
+        );
+    }
     if let (Some(read), Some(write)) = (limits.disk_read_bytes_per_second, limits.disk_write_bytes_per_second) {
         let _ = writeln!(
             text,
@@ -223,6 +268,20 @@ pub fn table(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits) -
         }
     }
     text
+}
+
+/// What the guest noticed, if it sweeps.
+fn guest_line(outcome: &Outcome) -> String {
+    let view = |views: Vec<GuestView>| {
+        let kept: Vec<f64> = views.iter().filter_map(GuestView::kept).collect();
+        let stall = median(views.iter().map(|view| view.longest_stall_ms));
+        (!kept.is_empty()).then(|| format!("{:.0} %, longest stall {stall:.1} ms", median(kept.into_iter()) * 1e2))
+    };
+    let Some(ours) = view(outcome.runs.iter().map(|run| run.guest).collect()) else { return String::new() };
+    let name = format!("{:?}", outcome.scenario).to_lowercase();
+    let peer = outcome.peer.as_ref().and_then(|peer| view(peer.runs.iter().map(|run| run.guest).collect()));
+    let peer = peer.map_or_else(String::new, |peer| format!(" (peer: {peer})"));
+    format!("The guest of {name} kept of its own rate while it moved: {ours}{peer}\n")
 }
 
 /// The medians as a picture.

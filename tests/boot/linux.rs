@@ -80,6 +80,7 @@ fn linux_boots_finds_its_disk_answers_ping_gives_memory_back_and_moves() {
     request.kernel = KernelChoice::Path(kernel);
     request.memory_mib = 256;
     request.balloon = true;
+    request.vcpus = 2;
     request.cmdline = format!("{COMMAND_LINE} ip={address}::10.77.0.1:255.255.0.0::eth0:off");
     request.probes = vec![ProbeSpec::Ping(address.into())];
     let machine = world.ask("a1", async |client| client.create_machine(&request).await).expect("a machine with Linux");
@@ -88,6 +89,7 @@ fn linux_boots_finds_its_disk_answers_ping_gives_memory_back_and_moves() {
     answered.unwrap_or_else(|error| panic!("{error}; its console:\n{}", console()));
     let text = console();
     assert!(text.contains("Linux version"), "{text}");
+    assert!(text.contains("Brought up 1 node, 2 CPUs"), "the second processor did not start:\n{text}");
     assert!(text.contains("virtio_blk") && text.contains("[vda]"), "the disk was not found:\n{text}");
     // Its own balloon driver: figures, free pages reported after two seconds, and what an operator asks for.
     let balloon = |host: &str| world.ask(host, async |client| client.balloon("linux").await).expect("a balloon");
@@ -110,6 +112,9 @@ fn linux_boots_finds_its_disk_answers_ping_gives_memory_back_and_moves() {
     assert_eq!((verification.memory_digest_ok, verification.disk_digest_ok), (Some(true), Some(true)));
     assert!(verification.probes.iter().all(|probe| probe.ok), "{verification:?}");
     world.lab.observer().run(|| ping::wait(address, Duration::from_secs(20))).unwrap().unwrap();
+    let there = world.ask("b1", async |client| client.machine("linux").await).expect("it is there");
+    let told = std::fs::read_to_string(&there.console).unwrap_or_default();
+    assert!(!told.contains("stall") && !told.contains("lockup"), "a processor stands still:\n{told}");
     // The driver goes on where it was.
     assert_eq!(balloon("b1").actual_bytes, 64 << 20);
     filled("b1", 16);

@@ -198,6 +198,11 @@ fn progress_lines(one: &Migration, progress: &MigrationStatus) -> String {
     text
 }
 
+/// What is told only if there is some.
+fn counted(number: u64, what: &str) -> String {
+    if number == 0 { String::new() } else { format!(", {number} {what}") }
+}
+
 fn report_lines(report: &Report) -> String {
     let downtime = &report.downtime_ms;
     let mut text = format!(
@@ -209,11 +214,12 @@ fn report_lines(report: &Report) -> String {
         downtime_parts(downtime).join(" "),
     );
     text.push_str(&format!(
-        "memory    {} sent in {} rounds, {} of {} pages zero, {}/s\ndisk      {} sent, {} skipped{}\n",
+        "memory    {} sent in {} rounds, {} of {} pages zero{}, {}/s\ndisk      {} sent, {} skipped{}{}\n",
         bytes(report.memory.bytes_sent as f64),
         report.rounds.len(),
         report.memory.pages_zero,
         report.memory.pages_total,
+        counted(report.memory.pages_delta, "sent again as what differed"),
         bytes(report.memory.throughput_bytes_per_second),
         bytes(report.disk.bytes_sent as f64),
         bytes(report.disk.bytes_skipped as f64),
@@ -221,6 +227,7 @@ fn report_lines(report: &Report) -> String {
             0 => String::new(),
             reused => format!(", {} there from an earlier attempt", bytes(reused as f64)),
         },
+        counted(report.disk.mirrored, "blocks sent while the guest's writes waited for that"),
     ));
     for one in &report.throttled {
         text.push_str(&format!(

@@ -65,7 +65,7 @@ impl Channel {
     /// Sends a frame with much data, compressed where that pays; written out batch by batch.
     fn send_payload(&mut self, kind: Kind, head: &[u8], data: &[u8], differences: bool) -> Result<u64, TransportError> {
         let Some(mut packer) = self.packer.take() else { return self.send_parts(kind, head, data) };
-        let packed = if data.is_empty() { None } else { packer.pack(kind, &[head, data], differences) };
+        let packed = if data.is_empty() { None } else { packer.pack(kind, head, data, differences) };
         let start = Instant::now();
         let sent = match packed {
             Some((header, packed)) => self.send_parts(Kind::Packed, &header.encode(), packed),

@@ -29,6 +29,8 @@ const MADV_POPULATE_WRITE: i32 = 23;
 
 const PAGE: usize = 4096;
 
+const GRANULE_PAGES: u64 = (HUGE_PAGE / PAGE) as u64;
+
 /// Memory that is being filled.
 #[derive(Debug)]
 pub(super) struct Filling {
@@ -39,6 +41,8 @@ pub(super) struct Filling {
     small: SharedBitmap,
     /// Granules registered with `uffd`; no others are touched by any other means than its copies.
     registered: SharedBitmap,
+    /// Pages of such granules that are there: what comes again is copied over them without asking the kernel.
+    filled: SharedBitmap,
     choice: Mutex<Choice>,
     over: AtomicBool,
 }
@@ -62,6 +66,7 @@ impl Filling {
             begun: SharedBitmap::new(granules),
             small: SharedBitmap::new(granules),
             registered: SharedBitmap::new(granules),
+            filled: SharedBitmap::new(granules * GRANULE_PAGES),
             choice: Mutex::default(),
             over: AtomicBool::new(false),
         }
@@ -104,7 +109,10 @@ impl Filling {
         }
         let start = Instant::now();
         match &self.uffd {
-            Some(uffd) if self.registered.contains(index) => place(uffd, address, source)?,
+            Some(uffd) if self.registered.contains(index) => {
+                let first = index * GRANULE_PAGES + (address % HUGE_PAGE / PAGE) as u64;
+                place(uffd, &self.filled, first, address, source)?;
+            }
             _ => copy(address, source),
         }
         lock(&self.choice).filled_small(source.len(), start.elapsed());
@@ -112,15 +120,29 @@ impl Filling {
     }
 }
 
-/// Stores whole pages where nothing is; where something is, over it.
-fn place(uffd: &Uffd, address: usize, source: &[u8]) -> Result<(), userfaultfd::Error> {
+/// Stores whole pages, of which `first` is the first in `filled`, where nothing is; where something is, over it.
+fn place(
+    uffd: &Uffd,
+    filled: &SharedBitmap,
+    first: u64,
+    address: usize,
+    source: &[u8],
+) -> Result<(), userfaultfd::Error> {
     let mut done = 0;
     while done < source.len() {
-        let rest = &source[done..];
+        let page = first + (done / PAGE) as u64;
+        let (there, upto) = (filled.contains(page), first + source.len().div_ceil(PAGE) as u64);
+        let run = (page + 1..upto).find(|&next| filled.contains(next) != there).unwrap_or(upto) - page;
+        let rest = &source[done..source.len().min(done + run as usize * PAGE)];
+        if there {
+            copy(address + done, rest);
+            done += rest.len();
+            continue;
+        }
         // SAFETY: the source is a live slice; the target lies in a mapping that the caller keeps, and the kernel only fills
         // pages that nobody has seen yet.
         let result = unsafe { uffd.copy(rest.as_ptr().cast(), (address + done) as *mut _, rest.len(), false) };
-        done += match result {
+        let stored = match result {
             Ok(bytes) | Err(userfaultfd::Error::PartiallyCopied(bytes)) => bytes,
             // It arrives again. By number: the crate's own error type is of another release of nix.
             Err(userfaultfd::Error::CopyFailed(errno)) if errno as i32 == libc::EEXIST => {
@@ -137,6 +159,8 @@ fn place(uffd: &Uffd, address: usize, source: &[u8]) -> Result<(), userfaultfd::
             Err(userfaultfd::Error::CopyFailed(errno)) if errno as i32 == libc::EAGAIN => 0,
             Err(error) => return Err(error),
         };
+        (page..page + (stored / PAGE) as u64).for_each(|page| drop(filled.insert(page)));
+        done += stored;
     }
     Ok(())
 }
@@ -203,6 +227,19 @@ impl Memory {
                 }
             }
         })
+    }
+
+    /// What lies in this range is about to be given back to the kernel.
+    pub(super) fn emptied(&self, address: usize, bytes: usize) {
+        let Some(filling) = self.filling.get() else { return };
+        self.each_granule(address, bytes, |index, granule, from, upto| {
+            if let Some(index) = index {
+                let page = |address: usize| index * GRANULE_PAGES + ((address - granule) / PAGE) as u64;
+                (page(from)..page(upto)).for_each(|page| drop(filling.filled.remove(page)));
+            }
+            Ok(())
+        })
+        .unwrap_or_default();
     }
 
     /// Calls `action` with each granule that the range touches: its number, unless it is cut off by the end of a region,

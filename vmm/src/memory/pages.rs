@@ -166,6 +166,7 @@ impl Memory {
         self.check(pages.start, pages.end)?;
         let bytes = ((pages.end - pages.start) * PAGE_BYTES) as usize;
         self.each_piece(pages.start, bytes, |pointer, piece, first| {
+            self.emptied(pointer as usize, piece.len());
             // SAFETY: the range lies inside a live private mapping; nothing runs in this machine yet, and no Rust reference to
             // guest memory exists whose contents would change under it.
             let result = unsafe { libc::madvise(pointer.cast(), piece.len(), libc::MADV_DONTNEED) };

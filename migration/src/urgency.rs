@@ -31,7 +31,7 @@ impl Bulk {
         Self { thread: gettid(), usual }
     }
 
-    /// Now the guest waits for it. Needs `CAP_SYS_NICE` or a limit `RLIMIT_NICE` that allows the thread what it had before:
+    /// Now the guest waits for it, or it is done with that. Needs `CAP_SYS_NICE` or a limit `RLIMIT_NICE` that allows the thread what it had before:
     /// without, it stays as it is, and a guest on a crowded host stands still for longer.
     pub(crate) fn hurry(&self) {
         let Some(usual) = self.usual else { return };

@@ -15,6 +15,7 @@ use crate::page::{Bitmap, digest, zero_block, zero_page};
 use crate::report::Verification;
 use crate::source::differences;
 use crate::transport::channels::Incoming;
+use crate::urgency::Bulk;
 use crate::wire::WireError;
 use crate::wire::frame::{Digests, Subject};
 use crate::wire::message::{Comparison, Message};
@@ -38,6 +39,8 @@ impl Verify {
     }
 
     pub(super) fn run(mut self, context: &mut Context) -> Received {
+        // All memory is read once more, while the guest runs.
+        let bulk = Bulk::here();
         let mut verification = Verification::default();
         if self.warning.is_none() {
             match self.compare(context) {
@@ -53,6 +56,7 @@ impl Verify {
         if let Some(warning) = &self.warning {
             tracing::warn!("{warning}");
         }
+        bulk.hurry();
         stop_tracking(context);
         self.link.control.set_patience(GOODBYE_TIMEOUT);
         let _ = self.link.control.receive("waiting for the source's goodbye");

@@ -16,6 +16,7 @@ use crate::error::{Doing, MigrationError};
 use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
 use crate::page::{Digests, digest};
 use crate::transport::channels::Channel;
+use crate::urgency::Bulk;
 use crate::wire::WireError;
 use crate::wire::frame::{MAX_DIGESTS, Subject};
 use crate::wire::message::{Comparison, Message};
@@ -47,12 +48,15 @@ impl Verify {
     }
 
     pub(super) fn run(mut self, context: &mut Context) {
+        // All memory is read once more, while the guest runs.
+        let bulk = Bulk::here();
         let wanted = self.link.features.iter().any(|name| name == version::VERIFY);
         if !wanted {
             tracing::warn!("the destination's release cannot verify");
         } else if let Err(error) = self.compare(context) {
             tracing::warn!(error = %error.chain(), "the machine was moved, but could not be verified");
         }
+        bulk.hurry();
         // A dirty log is stopped only now: stopping it takes milliseconds, and the guest would have waited for them.
         super::abort::stop_tracking(context);
         context.report.memory.pages_zero = self.sent.layout.pages() - self.sent.held.count();

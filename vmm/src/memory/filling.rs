@@ -159,7 +159,9 @@ fn place(
             Err(userfaultfd::Error::CopyFailed(errno)) if errno as i32 == libc::EAGAIN => 0,
             Err(error) => return Err(error),
         };
-        (page..page + (stored / PAGE) as u64).for_each(|page| drop(filled.insert(page)));
+        for page in page..page + (stored / PAGE) as u64 {
+            filled.insert(page);
+        }
         done += stored;
     }
     Ok(())
@@ -235,7 +237,9 @@ impl Memory {
         self.each_granule(address, bytes, |index, granule, from, upto| {
             if let Some(index) = index {
                 let page = |address: usize| index * GRANULE_PAGES + ((address - granule) / PAGE) as u64;
-                (page(from)..page(upto)).for_each(|page| drop(filling.filled.remove(page)));
+                for page in page(from)..page(upto) {
+                    filling.filled.remove(page);
+                }
             }
             Ok(())
         })

@@ -4,6 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+FORECAST_ARGS ?=
 # Cargo features beyond the default for `test`, `soak` and `lint`, such as --features hostd/lstm, which CI turns on.
 FEATURES ?=
 
@@ -53,10 +54,11 @@ lint: ## rustfmt, clippy without warnings, documentation without broken links, l
 	 else echo "cargo-deny is not installed: licences and sources were not checked (cargo install --locked cargo-deny)"; fi
 
 .PHONY: bench
-bench: ## downtime against QEMU, start-up, resident memory; writes docs/benchmarks.md (BENCH_ARGS="--runs 5")
+bench: ## downtime against QEMU, start-up, memory, cost of forecasts; writes docs/benchmarks*.md (BENCH_ARGS="--runs 5")
 	@scripts/install-deps.sh bench
 	@$(CARGO) build --release --locked --workspace --bins
 	@target/release/downtime --scenario all --peer qemu --report docs/benchmarks.md $(BENCH_ARGS)
+	@target/release/forecast --report docs/benchmarks-forecast.md $(FORECAST_ARGS)
 
 .PHONY: clean
 clean: ## remove what was built

@@ -14,7 +14,7 @@ use predictor::model::forest::Forest;
 use predictor::model::lstm::Lstm;
 use predictor::model::mstl::Mstl;
 use predictor::model::{Budget, Model};
-use predictor::{BankConfig, PerResource, PoolConfig, Pools, Resource, Sample};
+use predictor::{BankConfig, Maxima, PerResource, PoolConfig, Pools, Resource, Sample};
 use serde::Serialize;
 
 /// One bank, as `headroom forecast evaluate` measures it.
@@ -24,18 +24,44 @@ pub struct Bank {
     pub state_bytes: usize,
 }
 
-/// All machines of a large installation at one step, on one core. Medians over the ticks.
+/// All machines of a large installation at one step, on one core.
 #[derive(Debug, Serialize)]
 pub struct Tick {
     pub machines: usize,
     pub resources: usize,
     pub pools: usize,
-    /// Banks alone: every sample taken, and three horizons with their quantiles read.
-    pub banks_ms: f64,
-    pub banks_slowest_ms: f64,
-    /// Whole pools as hostd runs them: members, events, sums, maxima, probabilities, lessons for trees.
-    pub pools_ms: f64,
-    pub pools_slowest_ms: f64,
+    /// Banks alone, their update: every sample taken.
+    pub update: Times,
+    /// Banks alone, what they say: three horizons with their quantiles read.
+    pub forecasts: Times,
+    /// The distributions of the pools' maxima alone: updated, watched and asked for a probability.
+    pub distributions: Times,
+    /// Whole pools as hostd runs them, all of that in it: members, events, sums, maxima, probabilities, lessons for trees.
+    pub whole: Times,
+    /// The same once trees are fitted, which some forecasts of each machine ask.
+    pub whole_with_trees: Times,
+}
+
+impl Tick {
+    /// All that was measured, with names for people.
+    pub fn stages(&self) -> [(&'static str, &Times); 5] {
+        [
+            ("banks: update", &self.update),
+            ("banks: forecasts read", &self.forecasts),
+            ("distributions of maxima", &self.distributions),
+            ("whole pools", &self.whole),
+            ("whole pools, trees fitted", &self.whole_with_trees),
+        ]
+    }
+}
+
+/// Times of ticks in milliseconds.
+#[derive(Debug, Serialize)]
+pub struct Times {
+    pub median_ms: f64,
+    pub p99_ms: f64,
+    pub slowest_ms: f64,
+    pub ticks: usize,
 }
 
 /// The dear models.
@@ -85,38 +111,49 @@ pub fn bank() -> Result<Bank> {
     Ok(Bank { ns_per_update_and_forecast: cost.ns_per_update_and_forecast, state_bytes: cost.state_bytes })
 }
 
-/// Median and highest of times in nanoseconds, in milliseconds.
-fn summary(mut times: Vec<f64>) -> (f64, f64) {
+/// Of times in nanoseconds.
+fn summary(mut times: Vec<f64>) -> Times {
     times.sort_by(f64::total_cmp);
-    let highest = times.last().copied().unwrap_or(0.0);
-    (times.get(times.len() / 2).copied().unwrap_or(0.0) / 1e6, highest / 1e6)
+    let at = |share: f64| {
+        let place = (share * times.len() as f64) as usize;
+        times.get(place.min(times.len().saturating_sub(1))).map_or(0.0, |time| time / 1e6)
+    };
+    Times { median_ms: at(0.5), p99_ms: at(0.99), slowest_ms: at(1.0), ticks: times.len() }
 }
 
 pub fn tick(machines: usize) -> Result<Tick> {
-    let (banks_ms, banks_slowest_ms) = summary(banks(machines)?);
     let pools = machines.div_ceil(100);
-    let (pools_ms, pools_slowest_ms) = summary(pool_ticks(machines, pools)?);
-    let resources = Resource::ALL.len();
-    Ok(Tick { machines, resources, pools, banks_ms, banks_slowest_ms, pools_ms, pools_slowest_ms })
+    let (update, forecasts) = banks(machines)?;
+    let distributions = distributions(pools)?;
+    let (whole, whole_with_trees) = pool_ticks(machines, pools)?;
+    Ok(Tick {
+        machines,
+        resources: Resource::ALL.len(),
+        pools,
+        update,
+        forecasts,
+        distributions,
+        whole,
+        whole_with_trees,
+    })
 }
 
-fn banks(machines: usize) -> Result<Vec<f64>> {
-    let config = BankConfig { seasons: predictor::bank::cycles(300.0), ..BankConfig::default() };
-    let count = machines * Resource::ALL.len();
-    // As a pool does with its machines: not all regressions at the same step.
-    let staggered = |number: usize| BankConfig { stagger: number as u32, ..config.clone() };
-    let banks = (0..count).map(|number| predictor::Bank::new(staggered(number)));
-    let mut banks = banks.collect::<Result<Vec<_>, _>>()?;
-    let (since, mut state, mut times) = (Instant::now(), 1, Vec::new());
+/// The maxima of all pools' sums, as a pool asks for them.
+fn distributions(pools: usize) -> Result<Times> {
+    const LIMIT: f64 = 60.0;
+    let config = BankConfig::for_horizon(300.0, 12);
+    let all = (0..pools * Resource::ALL.len()).map(|_| Maxima::new(&config));
+    let mut all = all.collect::<Result<Vec<_>, _>>()?;
+    let (since, mut state, mut times) = (Instant::now(), 5, Vec::new());
     for t in 0..WARM + MEASURED {
-        let values: Vec<f64> = (0..count).map(|_| 50.0 + 10.0 * noise(&mut state)).collect();
+        let values: Vec<f64> = all.iter().map(|_| 50.0 + 10.0 * noise(&mut state)).collect();
         let (kept, took) = timed(since, || {
             let mut kept = 0.0;
-            for (bank, value) in banks.iter_mut().zip(&values) {
-                bank.update(Some(*value));
-                for steps in &config.horizons {
-                    kept += bank.forecast(*steps).map_or(0.0, |forecast| forecast.quantiles[2]);
-                }
+            for (maxima, value) in all.iter_mut().zip(&values) {
+                maxima.update(Some(*value));
+                maxima.watch(LIMIT);
+                let said = config.horizons.iter().filter_map(|steps| maxima.exceedance(*steps, LIMIT));
+                kept += said.sum::<f64>();
             }
             kept
         });
@@ -125,17 +162,51 @@ fn banks(machines: usize) -> Result<Vec<f64>> {
             times.push(took);
         }
     }
-    Ok(times)
+    Ok(summary(times))
 }
 
-fn pool_ticks(machines: usize, pools: usize) -> Result<Vec<f64>> {
+fn banks(machines: usize) -> Result<(Times, Times)> {
+    let config = BankConfig { seasons: predictor::bank::cycles(300.0), ..BankConfig::default() };
+    let count = machines * Resource::ALL.len();
+    // As a pool does with its machines: not all regressions at the same step.
+    let staggered = |number: usize| BankConfig { stagger: number as u32, ..config.clone() };
+    let banks = (0..count).map(|number| predictor::Bank::new(staggered(number)));
+    let mut banks = banks.collect::<Result<Vec<_>, _>>()?;
+    let (since, mut state, mut updates, mut reads) = (Instant::now(), 1, Vec::new(), Vec::new());
+    for t in 0..WARM + MEASURED {
+        let values: Vec<f64> = (0..count).map(|_| 50.0 + 10.0 * noise(&mut state)).collect();
+        let ((), updated) = timed(since, || {
+            banks.iter_mut().zip(&values).for_each(|(bank, value)| bank.update(Some(*value)));
+        });
+        let (kept, read) = timed(since, || {
+            let said =
+                |bank: &predictor::Bank, steps: usize| bank.forecast(steps).map_or(0.0, |said| said.quantiles[2]);
+            banks.iter().flat_map(|bank| config.horizons.iter().map(|steps| said(bank, *steps))).sum::<f64>()
+        });
+        std::hint::black_box(kept);
+        if t >= WARM {
+            updates.push(updated);
+            reads.push(read);
+        }
+    }
+    Ok((summary(updates), summary(reads)))
+}
+
+/// Whole pools, without trees and with them.
+fn pool_ticks(machines: usize, pools: usize) -> Result<(Times, Times)> {
     let config = PoolConfig { step_s: 300.0, horizon_steps: 12, ..PoolConfig::default() };
     let mut all = Pools::new(config)?;
     let names: Vec<String> = (0..pools).map(|pool| format!("pool-{pool:03}")).collect();
     let of = machines.div_ceil(pools);
     let capacity = PerResource::from_fn(|_| Some(60.0 * of as f64));
-    let (since, mut state, mut times) = (Instant::now(), 2, Vec::new());
-    for t in 0..WARM + MEASURED {
+    let (since, mut state, mut times) = (Instant::now(), 2, [Vec::new(), Vec::new()]);
+    for t in 0..WARM + 2 * MEASURED {
+        if t == WARM + MEASURED {
+            anyhow::ensure!(
+                all.refit(&mut Budget::unlimited()) > 0,
+                "no trees could be fitted to what the ticks taught"
+            );
+        }
         let samples: Vec<Vec<Sample>> = (0..pools)
             .map(|_| {
                 let sample = |machine: usize| Sample {
@@ -153,10 +224,11 @@ fn pool_ticks(machines: usize, pools: usize) -> Result<Vec<f64>> {
         });
         done?;
         if t >= WARM {
-            times.push(took);
+            times[(t - WARM) / MEASURED].push(took);
         }
     }
-    Ok(times)
+    let [without, with] = times;
+    Ok((summary(without), summary(with)))
 }
 
 pub fn models() -> Result<Models> {

@@ -5,6 +5,7 @@
 //! forecast evaluate` is run on it by the `headroom` beside this program.
 
 mod cost;
+mod report;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -27,12 +28,17 @@ struct Arguments {
     /// Write the results as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Write the results as Markdown.
+    #[arg(long)]
+    report: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
 struct Outcome {
     /// Load of this computer over the last minute when the measurement began, without which no time means anything.
     load: f64,
+    /// Processor, number of cores, kernel.
+    machine: String,
     bank: Bank,
     tick: Tick,
     models: Models,
@@ -65,6 +71,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let load = load()?;
     let outcome = Outcome {
         load,
+        machine: machine(),
         bank: cost::bank()?,
         tick: cost::tick(arguments.machines as usize)?,
         models: cost::models()?,
@@ -72,11 +79,26 @@ fn run(arguments: &Arguments) -> Result<()> {
         evaluate: arguments.data.as_deref().map(evaluate).transpose()?,
     };
     print(&outcome);
+    let write = |path: &Path, text: String| {
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
     if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&outcome)? + "\n";
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        write(path, serde_json::to_string_pretty(&outcome)? + "\n")?;
+    }
+    if let Some(path) = &arguments.report {
+        write(path, report::markdown(&outcome))?;
     }
     Ok(())
+}
+
+/// What this computer is, as far as it says so.
+fn machine() -> String {
+    let told = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let about = told("/proc/cpuinfo");
+    let model = about.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let model = model.map_or("processor unknown", |(_, name)| name.trim());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{cores} cores, {model}, Linux {}", told("/proc/sys/kernel/osrelease").trim())
 }
 
 fn load() -> Result<f64> {
@@ -92,13 +114,15 @@ fn print(outcome: &Outcome) {
         bank.ns_per_update_and_forecast, bank.state_bytes, LIMITS.bank_ns, LIMITS.bank_bytes
     );
     println!(
-        "banks      {} machines x {} resources: {:.1} ms a tick, slowest {:.1} ms (limit {:.0} ms)",
-        tick.machines, tick.resources, tick.banks_ms, tick.banks_slowest_ms, LIMITS.tick_ms
+        "a tick of {} machines x {} resources in {} pools (limit {:.0} ms):",
+        tick.machines, tick.resources, tick.pools, LIMITS.tick_ms
     );
-    println!(
-        "tick       the same in {} pools with sums, maxima and scores: {:.1} ms, slowest {:.1} ms",
-        tick.pools, tick.pools_ms, tick.pools_slowest_ms
-    );
+    for (name, times) in tick.stages() {
+        println!(
+            "  {name:<32} median {:>6.1} ms, p99 {:>6.1} ms, slowest {:>6.1} ms of {}",
+            times.median_ms, times.p99_ms, times.slowest_ms, times.ticks
+        );
+    }
     for model in &models.fits {
         println!("fit        {:<10} {:>9.2} ms, {} bytes", model.name, model.ms, model.state_bytes);
     }

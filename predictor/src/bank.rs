@@ -441,11 +441,28 @@ impl Track {
         let best = self.losses.iter().fold(naive, |best, loss| best.min(*loss)).max(floor);
         let mut total = 0.0;
         for (weight, loss) in self.weights.iter_mut().zip(self.losses) {
-            *weight = if loss <= naive { (best / loss.max(floor)).powi(sharpness) } else { 0.0 };
+            *weight = if loss <= naive { power(best / loss.max(floor), sharpness) } else { 0.0 };
             total += *weight;
         }
         for weight in &mut self.weights {
             *weight /= total;
         }
     }
+}
+
+/// `base` to that power by repeated squaring, in the order in which `powi` multiplies, which is a call for each.
+#[inline]
+fn power(mut base: f32, exponent: i32) -> f32 {
+    let (mut left, mut product) = (exponent.unsigned_abs(), 1.0);
+    loop {
+        if left & 1 == 1 {
+            product *= base;
+        }
+        left >>= 1;
+        if left == 0 {
+            break;
+        }
+        base *= base;
+    }
+    if exponent < 0 { 1.0 / product } else { product }
 }

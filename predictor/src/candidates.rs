@@ -119,6 +119,22 @@ impl Default for PlanLimits {
     }
 }
 
+/// What kind of obstacle kept a candidate back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Obstacle {
+    /// The machine may not move at all.
+    Machine,
+    /// It rests after an earlier move, or was refused there lately.
+    Rest,
+    /// The host or its pool takes none.
+    Target,
+    /// It would avoid too little at the source.
+    LittleAvoided,
+    /// It would avoid enough, and cause too much at the target.
+    MuchCaused,
+}
+
 /// A candidate that was not taken, and why.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rejection {
@@ -126,6 +142,8 @@ pub struct Rejection {
     pub machine: String,
     /// The host that it might have gone to; `None` if the machine could go nowhere.
     pub host: Option<String>,
+    /// What kind of reason it is.
+    pub obstacle: Obstacle,
     /// Why not, with the numbers.
     pub why: String,
 }

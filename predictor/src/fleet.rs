@@ -19,8 +19,11 @@ const WIDTH: usize = CIRCUMSTANCES + 2;
 const FROM: usize = 1;
 /// How many.
 const CORRECTED: usize = LEVELS.len() - FROM;
-/// Of the forecasts of one machine one in so many is learned from; seven divides no cycle.
+/// Of the forecasts of one machine one in so many is learned from; seven divides no cycle, and its powers neither.
 const EVERY: u64 = 7;
+/// So many machines are learned from that often; of more, each more seldom. What is kept of them is bounded anyway, and each lesson asks
+/// the trees of all levels.
+const STUDENTS: usize = 2_000;
 /// Step of a machine's own correction, in usual errors.
 const STEP: f32 = 0.06;
 /// Step of the correction of one phase, which all machines share.
@@ -73,6 +76,15 @@ struct Noted {
     trees: [Option<f32>; CORRECTED],
 }
 
+/// Steps from one lesson of a machine to the next, if there are so many machines.
+fn every(machines: usize) -> u64 {
+    let mut every = EVERY;
+    while machines as u64 > STUDENTS as u64 * (every / EVERY) {
+        every = every.saturating_mul(EVERY);
+    }
+    every
+}
+
 impl Fleet {
     /// For banks with so many horizons and those cycles, keeping so many lessons of each horizon, of so many steps.
     #[must_use]
@@ -86,6 +98,18 @@ impl Fleet {
     /// After each sample that `bank` has taken: learns what came of what was said of the machine. `time` is the number of this step, counted
     /// alike for all machines; `number` tells machines apart.
     pub fn follow(&mut self, member: &mut Member, bank: &Bank, value: Option<f64>, time: u64, number: u64) {
+        self.follow_one_of(1, member, bank, value, (time, number));
+    }
+
+    /// As [`Fleet::follow`] of one of so many machines.
+    pub(crate) fn follow_one_of(
+        &mut self,
+        machines: usize,
+        member: &mut Member,
+        bank: &Bank,
+        value: Option<f64>,
+        (time, number): (u64, u64),
+    ) {
         member.clock += 1;
         member.corrections.resize(self.models.len(), [0.0; CORRECTED]);
         member.usual.resize(self.models.len(), 0.0);
@@ -96,7 +120,7 @@ impl Fleet {
                 self.learn(&noted, &mut member.corrections[noted.horizon], [value as f32, weight], time);
             }
         }
-        if value.is_none() || !(member.clock + number).is_multiple_of(EVERY) {
+        if value.is_none() || !(member.clock + number).is_multiple_of(every(machines)) {
             return;
         }
         let said = bank.predictions();
@@ -197,6 +221,13 @@ impl Fleet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_many_machines_each_is_learned_from_more_seldom() {
+        let steps = [1, 2_000, 2_001, 14_000, 14_001, usize::MAX].map(every);
+        assert_eq!(&steps[..5], [7, 7, 49, 49, 343]);
+        assert!(steps[5] > 343);
+    }
     use crate::bank::BankConfig;
 
     fn noise(state: &mut u64) -> f64 {

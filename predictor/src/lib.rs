@@ -46,7 +46,7 @@ pub mod window;
 mod worth;
 
 pub use bank::{Bank, BankConfig, BankError, Target};
-pub use candidates::{HostView, MachineView, MoveLog, PlanLimits, PoolView, Rejection};
+pub use candidates::{HostView, MachineView, MoveLog, Obstacle, PlanLimits, PoolView, Rejection};
 pub use contention::{Contention, Onset, Outlook, ResourceContention};
 pub use cost::{Cost, CostModel, MigrationShape};
 pub use course::{Course, EventAhead};

@@ -7,7 +7,7 @@
 //! of those that do nearly as well as the best the one that is worth most per byte; the rest is scored again after each.
 
 use crate::candidates::{
-    HostView, MachineView, MoveLog, PlanLimits, PoolView, Rejection, host_obstacle, machine_obstacle,
+    HostView, MachineView, MoveLog, Obstacle, PlanLimits, PoolView, Rejection, host_obstacle, machine_obstacle,
 };
 use crate::contention::{Contention, combine};
 use crate::cost::{Cost, CostModel};
@@ -215,15 +215,21 @@ impl<'a> State<'a> {
             }
             let cost = self.input.cost.predict(&machine.shape);
             if let Some(why) = machine_obstacle(machine, &cost) {
-                rejected.push(Rejection { machine: machine.name.clone(), host: None, why });
+                rejected.push(Rejection {
+                    machine: machine.name.clone(),
+                    host: None,
+                    obstacle: Obstacle::Machine,
+                    why,
+                });
                 continue;
             }
             let mut known = Known::default();
             for host in self.input.hosts {
                 match self.candidate(machine, host, cost, before, &mut known) {
                     Ok(candidate) => found.push(candidate),
-                    Err(why) => {
-                        rejected.push(Rejection { machine: machine.name.clone(), host: Some(host.name.clone()), why });
+                    Err((obstacle, why)) => {
+                        let (machine, host) = (machine.name.clone(), Some(host.name.clone()));
+                        rejected.push(Rejection { machine, host, obstacle, why });
                     }
                 }
             }
@@ -239,23 +245,21 @@ impl<'a> State<'a> {
         cost: Cost,
         before: f64,
         known: &mut Known<'a>,
-    ) -> Result<Candidate<'a>, String> {
+    ) -> Result<Candidate<'a>, (Obstacle, String)> {
         let input = self.input;
         if host.pool == input.source_pool {
-            return Err(format!("is in pool {} too: moving there relieves nothing", host.pool));
+            let why = format!("is in pool {} too: moving there relieves nothing", host.pool);
+            return Err((Obstacle::Target, why));
         }
-        let Some(pool) = input.pools.iter().find(|pool| pool.name == host.pool) else {
-            return Err(format!("nothing is known of its pool {}", host.pool));
-        };
-        if let Some(why) = input.log.forbids(&machine.name, &host.pool, input.now_s, input.limits) {
-            return Err(why);
-        }
-        if let Some(why) = input.log.refused(&machine.name, &host.name, input.now_s) {
-            return Err(why);
+        let unknown = || (Obstacle::Target, format!("nothing is known of its pool {}", host.pool));
+        let pool = input.pools.iter().find(|pool| pool.name == host.pool).ok_or_else(unknown)?;
+        let rests = || input.log.forbids(&machine.name, &host.pool, input.now_s, input.limits);
+        if let Some(why) = rests().or_else(|| input.log.refused(&machine.name, &host.name, input.now_s)) {
+            return Err((Obstacle::Rest, why));
         }
         let (more, arriving) = self.arrived.get(&host.name).copied().unwrap_or_default();
         if let Some(why) = host_obstacle(machine, host, &more, arriving, input.limits) {
-            return Err(why);
+            return Err((Obstacle::Target, why));
         }
         let demand = PerResource::from_fn(|resource| expected_demand(machine, resource));
         let counted = Counted { from_s: cost.total_ms / 1000.0, lasting_s: input.limits.lasting_s };
@@ -275,9 +279,7 @@ impl<'a> State<'a> {
                 input.limits.minimum_benefit_minutes
             )
         };
-        let Some((there, known_there)) = self.targets.get(host.pool.as_str()) else {
-            return Err(format!("nothing is known of its pool {}", host.pool));
-        };
+        let (there, known_there) = self.targets.get(host.pool.as_str()).ok_or_else(unknown)?;
         let (harm, target_score) = *known.targets.entry(&host.pool).or_insert_with(|| {
             let with = there.with(&machine.course, &demand);
             // A move that avoids too little is not asked what it would cause.
@@ -289,14 +291,17 @@ impl<'a> State<'a> {
             (caused, score(&pool.contention, &with.gone, &input.weights))
         });
         if target_score > input.limits.target_score {
-            return Err(format!(
-                "pool {} would reach a score of {target_score:.2}, {:.2} allowed",
-                pool.name, input.limits.target_score
-            ));
+            let allowed = input.limits.target_score;
+            let why = format!("pool {} would reach a score of {target_score:.2}, {allowed:.2} allowed", pool.name);
+            return Err((Obstacle::Target, why));
         }
         let candidate = Candidate { machine, host, pool, demand, cost, benefit, harm, after };
         // What cannot be compared is not worth a move either.
-        if candidate.net() >= input.limits.minimum_benefit_minutes { Ok(candidate) } else { Err(too_little(harm)) }
+        if candidate.net() >= input.limits.minimum_benefit_minutes {
+            return Ok(candidate);
+        }
+        let enough = benefit >= input.limits.minimum_benefit_minutes;
+        Err((if enough { Obstacle::MuchCaused } else { Obstacle::LittleAvoided }, too_little(harm)))
     }
 
     fn describe(&self, best: &Candidate<'_>, before: f64) -> Move {

@@ -7,13 +7,14 @@ mod config;
 mod course;
 mod histories;
 mod history;
+mod learn;
 
 pub use config::PoolConfig;
 pub use history::MachineHistory;
 
 use crate::bank::{Bank, BankConfig, BankError};
 use crate::contention::{Contention, Onset, Outlook, ResourceContention, combine, describe};
-use crate::events::{Change, Event, EventBook, Evidence, Record, Scope};
+use crate::events::{Change, Event, EventBook, Record, Scope};
 use crate::experience::Experience;
 use crate::fleet::Fleet;
 use crate::forecast::Forecast;
@@ -26,8 +27,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Starts of declared events that are told apart in the course of contention.
 const STARTS: usize = 8;
-/// Machines of a pool that its trees learn from; what they learn holds for the others too.
-const STUDENTS: usize = 128;
 
 /// One step's input. See [`PoolForecaster::tick`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -92,15 +91,6 @@ fn number_of(machine: &str) -> u32 {
     machine.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)) >> 8
 }
 
-/// The believed effect of events now on the scope that `concerned` tells.
-fn effect_now(events: &EventBook, concerned: impl Fn(&Scope) -> bool, resource: Resource, baseline: f64) -> f64 {
-    events
-        .now()
-        .filter(|effect| concerned(&effect.event.scope))
-        .filter_map(|effect| Some(effect.probability * effect.size * effect.event.change[resource]?.amount(baseline)))
-        .sum()
-}
-
 fn each<T>(mut make: impl FnMut() -> Result<T, BankError>) -> Result<PerResource<T>, BankError> {
     Ok(PerResource { cpu: make()?, memory: make()?, io: make()?, network: make()? })
 }
@@ -135,14 +125,15 @@ impl PoolForecaster {
     /// # Errors
     /// None with a configuration that [`PoolForecaster::new`] accepted.
     pub fn tick(&mut self, tick: &Tick<'_>) -> Result<Contention, BankError> {
-        self.tick_with(tick, None)
+        self.tick_with(tick, None, 0)
     }
 
-    /// As [`PoolForecaster::tick`], learning from and for all others that are given the same experience.
+    /// As [`PoolForecaster::tick`], learning from and for all others that are given the same experience, so many machines in all.
     pub(crate) fn tick_with(
         &mut self,
         tick: &Tick<'_>,
         mut experience: Option<&mut PerResource<Experience>>,
+        of: usize,
     ) -> Result<Contention, BankError> {
         self.now_s = tick.now_s;
         self.capacity = tick.capacity;
@@ -150,7 +141,7 @@ impl PoolForecaster {
         self.events.declare(tick.events, tick.now_s);
         self.measured = PerResource::from_fn(|resource| self.sum_of(tick.samples, resource));
         self.weigh_events(tick);
-        self.learn(tick.samples, experience.as_deref_mut());
+        self.learn(tick.samples, experience.as_deref_mut(), of);
         for resource in Resource::ALL {
             if let Some(limit) = self.limit(resource) {
                 let time = self.step_number();
@@ -254,54 +245,6 @@ impl PoolForecaster {
             sum = Some(sum.unwrap_or(0.0) + value);
         }
         sum
-    }
-
-    fn weigh_events(&mut self, tick: &Tick<'_>) {
-        let Self { events, sums, machines, measured, .. } = self;
-        events.observe(tick.now_s, |scope, resource| {
-            let (bank, value) = match scope {
-                Scope::Pool => (&sums[resource].bank, measured[resource]?),
-                Scope::Machine(name) => {
-                    let sample = tick.samples.iter().find(|sample| sample.machine == *name)?;
-                    (&machines.get(name)?.banks[resource], plausible(sample.values[resource])?)
-                }
-            };
-            let baseline = bank.forecast(1)?.point;
-            Some(Evidence { residual: value - baseline, baseline, usual_error: bank.usual_error(1) })
-        });
-    }
-
-    /// Takes the believed effect of events out of the samples and learns from what is left.
-    fn learn(&mut self, samples: &[Sample], mut experience: Option<&mut PerResource<Experience>>) {
-        let time = self.step_number();
-        let Self { machines, events, .. } = self;
-        let mut machine_effects = PerResource::<f64>::default();
-        for (number, sample) in samples.iter().enumerate() {
-            let Some(history) = machines.get_mut(&sample.machine) else { continue };
-            history.touch();
-            let own = |scope: &Scope| matches!(scope, Scope::Machine(name) if *name == sample.machine);
-            for resource in Resource::ALL {
-                let value = plausible(sample.values[resource]);
-                let expected = history.banks[resource].forecast(1).map_or(value.unwrap_or(0.0), |f| f.point);
-                let effect = effect_now(events, own, resource, expected);
-                let without = value.map(|value| (value - effect).max(0.0));
-                machine_effects[resource] += value.zip(without).map_or(0.0, |(value, without)| value - without);
-                history.take(resource, without);
-                if let Some(experience) = experience.as_deref_mut().filter(|_| number < STUDENTS) {
-                    let (member, bank) = (&mut history.members[resource], &history.banks[resource]);
-                    experience[resource].fleet.follow(member, bank, without, time, number as u64);
-                }
-            }
-        }
-        for resource in Resource::ALL {
-            let measured = self.measured[resource];
-            let expected = self.sums[resource].bank.forecast(1).map_or(measured.unwrap_or(0.0), |f| f.point);
-            let effect = effect_now(&self.events, |scope| *scope == Scope::Pool, resource, expected);
-            let without = measured.map(|sum| (sum - machine_effects[resource] - effect).max(0.0));
-            let taken_out = measured.zip(without).map(|(sum, without)| sum - machine_effects[resource] - without);
-            self.taken_out[resource].push(taken_out);
-            self.sums[resource].update(without);
-        }
     }
 
     /// How the pool stands against `capacity`; also answers for another capacity than that of the last tick.
@@ -451,6 +394,11 @@ impl PoolForecaster {
             point: (base.point + expected).max(0.0),
             quantiles: base.quantiles.map(|value| (value + expected).max(0.0)),
         })
+    }
+
+    /// How many machines are in the pool.
+    pub(crate) fn size(&self) -> usize {
+        self.machines.len()
     }
 
     /// The members of the pool.

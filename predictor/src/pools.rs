@@ -138,8 +138,9 @@ impl Pools {
         self.pool(pool)?;
         let Self { pools, experience, config, .. } = self;
         let experience = Some(experience).filter(|_| config.lessons > 0);
+        let machines = pools.values().map(PoolForecaster::size).sum();
         match pools.get_mut(pool) {
-            Some(forecaster) => forecaster.tick_with(tick, experience),
+            Some(forecaster) => forecaster.tick_with(tick, experience, machines),
             None => Err(BankError::NotPositive { name: "pools", value: 0.0 }),
         }
     }

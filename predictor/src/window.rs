@@ -13,6 +13,9 @@ pub struct Window {
     next: usize,
 }
 
+/// Samples for which a window makes room at once.
+const GROWTH: usize = 64;
+
 impl Window {
     /// An empty window of at most `capacity` samples (at least 1).
     #[must_use]
@@ -20,15 +23,33 @@ impl Window {
         Self { values: Vec::new(), capacity: capacity.max(1), next: 0 }
     }
 
+    /// The same, which grows at other steps than windows that began together and were given another number.
+    #[must_use]
+    pub(crate) fn staggered(capacity: usize, number: u32) -> Self {
+        let mut window = Self::new(capacity);
+        window.values.reserve_exact((number as usize % GROWTH + 1).min(window.capacity));
+        window
+    }
+
     /// Adds the newest sample and drops the oldest if the window is full.
     pub fn push(&mut self, value: Option<f64>) {
         let value = value.map_or(f32::NAN, |value| value as f32);
         if self.values.len() < self.capacity {
+            // Not doubled: of ten thousand machines that began together all would grow at the same step, by all they have.
+            if self.values.len() == self.values.capacity() {
+                self.values.reserve_exact(GROWTH.min(self.capacity - self.values.len()));
+            }
             self.values.push(value);
         } else {
             self.values[self.next] = value;
         }
         self.next = (self.next + 1) % self.capacity;
+    }
+
+    /// See [`crate::bank::Bank::touch`].
+    pub(crate) fn touch(&self) -> f32 {
+        // Where the next one goes, or the one before it.
+        self.values.get(self.next).or(self.values.last()).copied().unwrap_or(0.0)
     }
 
     /// How many samples it holds, missing ones included.

@@ -252,7 +252,7 @@ fn candidates(made: &predictor::Plan, machines: &[MachineView]) -> Vec<Candidate
         predicted_downtime_ms: Some(best.cost.downtime_ms),
         reason: best.explanation.clone(),
     });
-    let rejected = made.rejected.iter().map(|Rejection { machine, host, why }| Candidate {
+    let rejected = made.rejected.iter().map(|Rejection { machine, host, why, .. }| Candidate {
         machine: machine.clone(),
         source: host_of(machine),
         destination: host.clone(),

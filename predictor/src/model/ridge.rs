@@ -3,16 +3,13 @@
 //! The target is the change over the horizon and the features are earlier values and slow means, all relative to the newest
 //! value and divided by the usual size of a step: so the weights mean the same for a series in cores and one in bytes, and a
 //! weight of zero is the naive forecast, towards which the penalty shrinks. The normal equations are sums that decay, kept instead of the
-//! samples, and smartcore's Cholesky decomposition solves them now and then. Large errors weigh less (Huber, *Annals of
+//! samples, and a Cholesky decomposition solves them now and then. Large errors weigh less (Huber, *Annals of
 //! Mathematical Statistics* 35, 1964), since one burst must not rule the weights for days.
 
 use super::Model;
 use crate::bank::MOST_HORIZONS;
 use crate::season::{Season, half, whole};
 use serde::{Deserialize, Serialize};
-use smartcore::linalg::basic::arrays::{Array, Array2, MutArray};
-use smartcore::linalg::basic::matrix::DenseMatrix;
-use smartcore::linalg::traits::cholesky::CholeskyDecomposable;
 
 /// Lags that are features, in steps.
 const LAGS: [usize; 2] = [1, 3];
@@ -311,29 +308,54 @@ impl Equations {
 
     /// Solves (X'X + penalty I) w = X'y; keeps the old weights if that is not possible.
     fn solve(&mut self, penalty: f64) {
-        let mut matrix = DenseMatrix::<f64>::zeros(P, P);
+        let mut matrix = [[0.0; P]; P];
         let mut entries = self.matrix.iter();
         for i in 0..P {
-            for (j, entry) in (i..P).zip(entries.by_ref()) {
-                matrix.set((i, j), f64::from(*entry));
-                matrix.set((j, i), f64::from(*entry));
+            for (row, entry) in matrix[i..].iter_mut().zip(entries.by_ref()) {
+                row[i] = f64::from(*entry);
             }
+            matrix[i][i] = matrix[i][i] * 1.001 + penalty;
         }
-        for i in 0..P {
-            let diagonal = *matrix.get((i, i));
-            matrix.set((i, i), diagonal * 1.001 + penalty);
-        }
-        let right = DenseMatrix::from_iterator(self.right.iter().map(|value| f64::from(*value)), P, 1, 0);
-        let Ok(solution) = matrix.cholesky_solve_mut(right) else { return };
-        let mut weights = [0.0_f32; P];
-        for (i, weight) in weights.iter_mut().enumerate() {
-            *weight = *solution.get((i, 0)) as f32;
-        }
+        let Some(solution) = solved(matrix, self.right.map(f64::from)) else { return };
+        let weights = solution.map(|weight| weight as f32);
         if weights.iter().all(|weight| weight.is_finite()) {
             self.weights = weights;
             self.solved = true;
         }
     }
+}
+
+/// Solves A x = b for a symmetric A, of which the lower triangle is given, by Cholesky's decomposition (Golub and Van Loan, *Matrix
+/// Computations*, 4.2): row by row into L, then forwards with L and backwards with its transpose. `None` if A is not positive
+/// definite. In arrays of fixed length, since ten thousand machines solve hundreds of these at each step.
+fn solved(mut a: [[f64; P]; P], mut b: [f64; P]) -> Option<[f64; P]> {
+    for j in 0..P {
+        let mut squares = 0.0;
+        for k in 0..j {
+            let product: f64 = a[k][..k].iter().zip(&a[j][..k]).fold(0.0, |sum, (x, y)| sum + x * y);
+            let entry = (a[j][k] - product) / a[k][k];
+            a[j][k] = entry;
+            squares += entry * entry;
+        }
+        let rest = a[j][j] - squares;
+        if rest < 0.0 || rest.is_nan() {
+            return None;
+        }
+        a[j][j] = rest.sqrt();
+    }
+    for k in 0..P {
+        for i in 0..k {
+            b[k] -= b[i] * a[k][i];
+        }
+        b[k] /= a[k][k];
+    }
+    for k in (0..P).rev() {
+        for i in k + 1..P {
+            b[k] -= b[i] * a[i][k];
+        }
+        b[k] /= a[k][k];
+    }
+    Some(b)
 }
 
 #[cfg(test)]
@@ -351,6 +373,27 @@ mod tests {
         // The last value was 20.
         assert!((out[0] - 10.0).abs() < 1.0, "{out:?}");
         assert!((out[1] - 20.0).abs() < 1.0, "{out:?}");
+    }
+
+    #[test]
+    fn equations_are_solved_and_those_that_have_no_solution_are_not() {
+        let mut state = 5_u32;
+        let mut noise = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f64::from(state >> 8) / f64::from(1_u32 << 24) - 0.5
+        };
+        // X'X of twenty random rows is positive definite.
+        let rows: [[f64; P]; 20] = std::array::from_fn(|_| std::array::from_fn(|_| noise()));
+        let a: [[f64; P]; P] =
+            std::array::from_fn(|i| std::array::from_fn(|j| rows.iter().map(|row| row[i] * row[j]).sum()));
+        let x: [f64; P] = std::array::from_fn(|i| i as f64 - 3.0);
+        let b = a.map(|row| row.iter().zip(x).map(|(a, x)| a * x).sum());
+        let found = solved(a, b).expect("positive definite");
+        assert!(found.iter().zip(x).all(|(found, x)| (found - x).abs() < 1e-8), "{found:?}");
+        let mut indefinite = a;
+        indefinite[P - 1][P - 1] = -1.0;
+        assert_eq!(solved(indefinite, b), None);
+        assert_eq!(solved([[f64::NAN; P]; P], b), None);
     }
 
     #[test]

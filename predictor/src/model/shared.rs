@@ -129,8 +129,7 @@ impl Shared {
             }
         }
         if self.takes() {
-            let row: Vec<u16> = row.iter().map(|feature| half(*feature)).collect();
-            self.keep(&row, offsets, [target, weight], time);
+            self.keep(row.iter().map(|feature| half(*feature)), offsets, [target, weight], time);
         }
     }
 
@@ -142,7 +141,7 @@ impl Shared {
         self.every <= 1 || (self.dice >> 32).is_multiple_of(u64::from(self.every))
     }
 
-    fn keep(&mut self, row: &[u16], offsets: &[f32], [target, weight]: [f32; 2], time: u64) {
+    fn keep(&mut self, row: impl Iterator<Item = u16>, offsets: &[f32], [target, weight]: [f32; 2], time: u64) {
         let over = time.saturating_sub(*self.began.get_or_insert(time)) >= self.span;
         if over && self.span > 0 {
             // Next to no lessons are no reason to forget those that there are.
@@ -154,8 +153,11 @@ impl Shared {
         self.taken += 1;
         let place = Some(self.next).filter(|_| self.len() >= self.room);
         match place {
-            Some(place) => self.rows[place * self.width..][..self.width].copy_from_slice(row),
-            None => self.rows.extend_from_slice(row),
+            Some(place) => {
+                let kept = self.rows[place * self.width..][..self.width].iter_mut();
+                kept.zip(row).for_each(|(kept, feature)| *kept = feature);
+            }
+            None => self.rows.extend(row),
         }
         put(&mut self.targets, place, target);
         put(&mut self.weights, place, weight);
@@ -174,12 +176,14 @@ impl Shared {
     /// The oldest lesson first, and room for so many from now on.
     fn turn(&mut self, room: usize) {
         let (at, forgotten) = (self.oldest(), self.len().saturating_sub(room));
-        self.rows.rotate_left(at * self.width);
-        self.rows.drain(..forgotten * self.width);
-        let numbers = [&mut self.targets, &mut self.weights].into_iter();
-        for values in numbers.chain(self.heads.iter_mut().map(|head| &mut head.offsets)) {
-            values.rotate_left(at);
-            values.drain(..forgotten);
+        if at > 0 || forgotten > 0 {
+            self.rows.rotate_left(at * self.width);
+            self.rows.drain(..forgotten * self.width);
+            let numbers = [&mut self.targets, &mut self.weights].into_iter();
+            for values in numbers.chain(self.heads.iter_mut().map(|head| &mut head.offsets)) {
+                values.rotate_left(at);
+                values.drain(..forgotten);
+            }
         }
         self.room = room;
         self.next = self.len() % room;
@@ -188,18 +192,17 @@ impl Shared {
     /// Leaves every other lesson out.
     fn thin(&mut self) {
         self.turn(self.most);
-        let (mut place, width) = (0, self.width);
-        self.rows.retain(|_| {
-            place += 1;
-            ((place - 1) / width).is_multiple_of(2)
-        });
+        let (width, left) = (self.width, self.len().div_ceil(2));
+        for place in 1..left {
+            self.rows.copy_within(2 * place * width..(2 * place + 1) * width, place * width);
+        }
+        self.rows.truncate(left * width);
         let numbers = [&mut self.targets, &mut self.weights].into_iter();
         for values in numbers.chain(self.heads.iter_mut().map(|head| &mut head.offsets)) {
-            let mut number = 0;
-            values.retain(|_| {
-                number += 1;
-                number % 2 == 1
-            });
+            for place in 1..left {
+                values[place] = values[2 * place];
+            }
+            values.truncate(left);
         }
         (self.next, self.taken) = (self.len(), self.taken.div_ceil(2));
         self.every = self.every.saturating_mul(2);
@@ -272,7 +275,12 @@ impl Shared {
             for place in (at..from.len()).chain(0..at) {
                 let offsets: Vec<f32> = from.heads.iter().map(|head| head.offsets[place]).collect();
                 let row = &from.rows[place * self.width..][..self.width];
-                self.keep(row, &offsets, [from.targets[place], from.weights[place]], older.began.unwrap_or(0));
+                self.keep(
+                    row.iter().copied(),
+                    &offsets,
+                    [from.targets[place], from.weights[place]],
+                    older.began.unwrap_or(0),
+                );
             }
         }
     }

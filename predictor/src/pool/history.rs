@@ -22,7 +22,7 @@ pub struct MachineHistory {
 impl MachineHistory {
     pub(super) fn new(config: &PoolConfig, bank: &BankConfig) -> Result<Self, BankError> {
         Ok(Self {
-            windows: PerResource::from_fn(|_| Window::new(config.history_steps)),
+            windows: PerResource::from_fn(|_| Window::staggered(config.history_steps, bank.stagger)),
             banks: each(|| Bank::new(bank.clone()))?,
             silent: PerResource::default(),
             members: PerResource::default(),
@@ -31,7 +31,9 @@ impl MachineHistory {
 
     /// See [`Bank::touch`].
     pub(super) fn touch(&self) {
-        let of = |resource: Resource| self.banks[resource].touch() + self.members[resource].touch();
+        let of = |resource: Resource| {
+            self.banks[resource].touch() + self.members[resource].touch() + self.windows[resource].touch()
+        };
         std::hint::black_box(Resource::ALL.map(of));
     }
 

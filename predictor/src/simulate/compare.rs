@@ -22,6 +22,8 @@ const ORACLE: [usize; 3] = [1, 3, 6];
 /// What is simulated.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
+    /// Pools that may send machines to each other.
+    pub together: usize,
     /// Steps ahead.
     pub horizon: usize,
     /// Steps before `from` in which policies only learn.
@@ -36,7 +38,7 @@ pub struct Settings {
     pub shape: MigrationShape,
 }
 
-/// One policy with one setting over all pairs of pools.
+/// One policy with one setting over all groups of pools.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     /// Policy.
@@ -69,16 +71,22 @@ pub struct AtEqualMoves {
     /// The same without the minutes that no placement avoids.
     #[serde(default)]
     pub avoidable_ratio: f64,
+    /// The minutes that no placement avoids / theirs: no policy reaches less, with any number of migrations.
+    #[serde(default)]
+    pub least_ratio: f64,
+    /// The oracle's least with as many or fewer migrations / theirs.
+    #[serde(default)]
+    pub oracle_ratio: f64,
 }
 
-/// All policies over all pairs.
+/// All policies over all groups.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Comparison {
-    /// Pairs of pools.
-    pub pairs: usize,
+    /// Groups of pools.
+    pub groups: usize,
     /// Events that were put in.
     pub events: usize,
-    /// Violation minutes that no placement of the machines avoids: both pools together use more than both have, so that one of
+    /// Violation minutes that no placement of the machines avoids: all pools together use more than all have, so that one of
     /// them exceeds its capacity. All policies have them.
     #[serde(default)]
     pub unavoidable_minutes: f64,
@@ -88,7 +96,7 @@ pub struct Comparison {
     pub equal: Vec<AtEqualMoves>,
 }
 
-/// Makes pairs of neighbouring pools of a list: each stands beside the next. A machine that is in both counts in the first.
+/// Makes groups of neighbouring pools of a list: each stands beside the next. A machine that is in several counts in the first.
 ///
 /// # Errors
 /// [`EvaluateError::Unknown`] names a machine without a column.
@@ -102,28 +110,29 @@ pub fn scenarios<'a>(
     }
     let columns = pool_columns(trace, members)?;
     let mut scenarios = Vec::new();
-    for (number, (pair, series)) in members.chunks_exact(2).zip(columns.chunks_exact(2)).enumerate() {
+    let together = settings.together.max(2);
+    for (number, (group, series)) in members.chunks_exact(together).zip(columns.chunks_exact(together)).enumerate() {
         let mut scenario = Scenario {
             period_s: trace.period_s,
             names: Vec::new(),
             series: Vec::new(),
             pools: Vec::new(),
-            capacity: [0.0; 2],
+            capacity: vec![0.0; together],
             warm_from: settings.from.saturating_sub(settings.warm),
             from: settings.from,
             until: trace.steps(),
             events: Vec::new(),
             shape: settings.shape,
         };
-        for pool in [0, 1] {
-            for (name, series) in pair[pool].iter().zip(&series[pool]) {
+        for pool in 0..together {
+            for (name, series) in group[pool].iter().zip(&series[pool]) {
                 if !scenario.names.contains(name) {
                     scenario.names.push(name.clone());
                     scenario.series.push(series);
                     scenario.pools.push(pool);
                 }
             }
-            add_pool(&mut scenario, pool, settings, number as u64);
+            add_pool(&mut scenario, pool, settings, (number * together) as u64);
         }
         if scenario.capacity.iter().all(|capacity| *capacity > 0.0) {
             scenarios.push(scenario);
@@ -132,14 +141,14 @@ pub fn scenarios<'a>(
     Ok(scenarios)
 }
 
-fn add_pool(scenario: &mut Scenario<'_>, pool: usize, settings: &Settings, pair: u64) {
+fn add_pool(scenario: &mut Scenario<'_>, pool: usize, settings: &Settings, earlier_pools: u64) {
     let of_pool: Vec<usize> = (0..scenario.pools.len()).filter(|machine| scenario.pools[*machine] == pool).collect();
     let series: Vec<_> = of_pool.iter().map(|machine| scenario.series[*machine]).collect();
     let mut before: Vec<f64> = sum(&series).into_iter().take(scenario.from).flatten().collect();
     before.sort_by(f64::total_cmp);
     scenario.capacity[pool] = sorted_quantile(&before, settings.capacity_quantile).unwrap_or(0.0);
     if let Some(injection) = settings.injection {
-        let seeded = Injection { seed: injection.seed.wrapping_add(2 * pair + pool as u64), ..injection };
+        let seeded = Injection { seed: injection.seed.wrapping_add(earlier_pools + pool as u64), ..injection };
         let machines: Vec<(usize, String)> =
             of_pool.iter().map(|machine| (*machine, scenario.names[*machine].clone())).collect();
         let steps = scenario.from..scenario.until;
@@ -166,6 +175,7 @@ pub fn outcomes(
     with_events: bool,
     told: impl Fn(),
 ) -> Result<Outcomes, BankError> {
+    let pools = scenario.capacity.len();
     let mut points = Vec::new();
     let mut note = |policy: &str, setting: f64, outcome: Outcome| {
         points.push(Point { policy: policy.to_owned(), setting, outcome });
@@ -174,10 +184,10 @@ pub fn outcomes(
     let play_all = |policy: &mut dyn Policy| run(scenario, policy);
     note("none", 0.0, play_all(&mut Nobody)?);
     for threshold in REACTIVE {
-        note("reactive", threshold, play_all(&mut Reactive::new(threshold))?);
+        note("reactive", threshold, play_all(&mut Reactive::new(pools, threshold))?);
     }
     for least in ORACLE {
-        note("oracle", least as f64, play_all(&mut Oracle::new(horizon, least))?);
+        note("oracle", least as f64, play_all(&mut Oracle::new(pools, horizon, least))?);
     }
     let warm = Predictor::warm(scenario, horizon)?;
     let names = ["predictor", "predictor, events declared"];
@@ -191,13 +201,13 @@ pub fn outcomes(
     Ok(Outcomes { points, events: scenario.events.len(), unavoidable_minutes: unavoidable_minutes(scenario) })
 }
 
-/// Minutes in which both pools together use more than both have.
+/// Minutes in which all pools together use more than all have: one of them at least exceeds its capacity.
 fn unavoidable_minutes(scenario: &Scenario<'_>) -> f64 {
     let mut world = World::at(scenario, scenario.from);
     let capacity: f64 = scenario.capacity.iter().sum();
     let mut minutes = 0.0;
     while world.t < scenario.until {
-        if world.sum(0, 0) + world.sum(1, 0) > capacity {
+        if (0..scenario.capacity.len()).map(|pool| world.sum(pool, 0)).sum::<f64>() > capacity {
             minutes += scenario.period_s / 60.0;
         }
         world.t += 1;
@@ -211,12 +221,12 @@ pub fn join(all: &[Outcomes]) -> Comparison {
     let mut points: Vec<Point> = all.first().map(|first| first.points.clone()).unwrap_or_default();
     for others in all.iter().skip(1) {
         for (point, other) in points.iter_mut().zip(&others.points) {
-            point.outcome += other.outcome;
+            point.outcome += &other.outcome;
         }
     }
     let unavoidable_minutes = all.iter().map(|one| one.unavoidable_minutes).sum();
     let equal = at_equal_moves(&points, unavoidable_minutes);
-    Comparison { pairs: all.len(), events: all.iter().map(|one| one.events).sum(), unavoidable_minutes, points, equal }
+    Comparison { groups: all.len(), events: all.iter().map(|one| one.events).sum(), unavoidable_minutes, points, equal }
 }
 
 /// How many runs [`outcomes`] makes over so many scenarios.
@@ -227,9 +237,11 @@ pub fn runs(scenarios: usize, with_events: bool) -> usize {
 
 fn at_equal_moves(points: &[Point], unavoidable: f64) -> Vec<AtEqualMoves> {
     let Some(none) = points.iter().find(|point| point.policy == "none") else { return Vec::new() };
+    let of = |name: &str| points.iter().filter(|point| point.policy == name).collect::<Vec<&Point>>();
+    let oracle = of("oracle");
     let mut equal = Vec::new();
     for policy in ["predictor", "predictor, events declared"] {
-        let curve: Vec<&Point> = points.iter().filter(|point| point.policy == policy).collect();
+        let curve = of(policy);
         if curve.is_empty() {
             continue;
         }
@@ -247,6 +259,8 @@ fn at_equal_moves(points: &[Point], unavoidable: f64) -> Vec<AtEqualMoves> {
                 setting: best.setting,
                 ratio: over(ours, theirs),
                 avoidable_ratio: over(ours - unavoidable, theirs - unavoidable),
+                least_ratio: over(unavoidable, theirs),
+                oracle_ratio: over(best_within(&oracle, none, moves).outcome.violation_minutes, theirs),
             });
         }
     }
@@ -271,7 +285,11 @@ mod tests {
     use super::*;
 
     fn point(policy: &str, setting: f64, moves: f64, violation_minutes: f64) -> Point {
-        Point { policy: policy.into(), setting, outcome: Outcome { moves, violation_minutes, minutes: 1_000.0 } }
+        Point {
+            policy: policy.into(),
+            setting,
+            outcome: Outcome { moves, violation_minutes, minutes: 1_000.0, causes: Vec::new() },
+        }
     }
 
     #[test]
@@ -288,6 +306,7 @@ mod tests {
         assert_eq!(equal.len(), 2, "without declared events there is one predictor");
         assert_eq!((equal[0].ours, equal[0].our_moves, equal[0].setting, equal[0].ratio), (30.0, 4.0, 0.75, 0.75));
         assert_eq!(equal[0].avoidable_ratio, 20.0 / 30.0);
+        assert_eq!((equal[0].least_ratio, equal[0].oracle_ratio), (0.25, 2.5), "there is no oracle but doing nothing");
         assert_eq!(
             (equal[1].ours, equal[1].setting, equal[1].ratio),
             (100.0, 0.0, 1.25),

@@ -7,10 +7,11 @@
 //!                                                                                     lasts as the cost model says
 //! ```
 //!
-//! Two pools stand beside each other and each may send machines to the other. What a machine uses does not depend on where it
-//! runs. A machine counts at its source until its migration is over. All policies have the same machines, capacities, events,
+//! Two or more pools stand beside each other and each may send machines to any other. What a machine uses does not depend on where
+//! it runs. A machine counts at its source until its migration is over. All policies have the same machines, capacities, events,
 //! durations, and rests of machines; they differ in when they act and whom they move.
 
+pub mod cause;
 pub mod compare;
 pub mod inject;
 pub mod policy;
@@ -19,7 +20,8 @@ use crate::bank::BankError;
 use crate::cost::{CostModel, MigrationShape};
 use crate::evaluate::Series;
 use crate::events::Event;
-use policy::Policy;
+use cause::{Cause, Held};
+use policy::{Order, Policy};
 use serde::{Deserialize, Serialize};
 
 /// A declared event, and what becomes of it.
@@ -35,7 +37,7 @@ pub struct Injected {
     pub amount: f64,
 }
 
-/// Two pools and their machines.
+/// Pools that may send machines to each other, and the machines.
 #[derive(Clone, Debug)]
 pub struct Scenario<'a> {
     /// Seconds between samples.
@@ -44,10 +46,10 @@ pub struct Scenario<'a> {
     pub names: Vec<String>,
     /// What each used, in a unit that can be summed.
     pub series: Vec<&'a Series>,
-    /// Pool of each at the start, 0 or 1.
+    /// Pool of each at the start, by number from 0.
     pub pools: Vec<usize>,
     /// Capacities of the pools.
-    pub capacity: [f64; 2],
+    pub capacity: Vec<f64>,
     /// First step that a policy sees, to learn from.
     pub warm_from: usize,
     /// First step that counts, and in which it may act.
@@ -77,8 +79,13 @@ pub struct World<'a> {
     /// Pool of each machine now.
     pub pool: Vec<usize>,
     moving: Vec<Option<Moving>>,
+    /// When each machine came to where it is, if it was not there from the start.
+    came_s: Vec<Option<f64>>,
     filled: Vec<Vec<f64>>,
 }
+
+/// A machine counts for so long as one that came lately, in seconds: twice the hour that forecasts usually look ahead.
+const LATELY_S: f64 = 7_200.0;
 
 impl<'a> World<'a> {
     /// At the first step that a policy sees.
@@ -91,7 +98,8 @@ impl<'a> World<'a> {
     #[must_use]
     pub fn at(scenario: &'a Scenario<'a>, t: usize) -> Self {
         let filled = (0..scenario.series.len()).map(|machine| loads(scenario, machine)).collect();
-        Self { scenario, t, pool: scenario.pools.clone(), moving: vec![None; scenario.series.len()], filled }
+        let count = scenario.series.len();
+        Self { scenario, t, pool: scenario.pools.clone(), moving: vec![None; count], came_s: vec![None; count], filled }
     }
 
     /// Seconds since the start of the trace.
@@ -135,17 +143,24 @@ impl<'a> World<'a> {
         self.moving.iter().flatten().count()
     }
 
-    fn start(&mut self, machine: usize, seconds: f64) {
-        self.moving[machine] = Some(Moving { arrives_s: self.now_s() + seconds, to: 1 - self.pool[machine] });
+    /// Whether a machine came to its pool within the last two hours.
+    #[must_use]
+    pub fn came_lately(&self, machine: usize) -> bool {
+        self.came_s[machine].is_some_and(|came_s| self.now_s() - came_s < LATELY_S)
+    }
+
+    fn start(&mut self, order: Order, seconds: f64) {
+        self.moving[order.machine] = Some(Moving { arrives_s: self.now_s() + seconds, to: order.to });
     }
 
     /// To the next step: migrations that are over have arrived.
     fn advance(&mut self) {
         self.t += 1;
         let now_s = self.now_s();
-        for (moving, pool) in self.moving.iter_mut().zip(&mut self.pool) {
+        for ((moving, pool), came_s) in self.moving.iter_mut().zip(&mut self.pool).zip(&mut self.came_s) {
             if let Some(over) = moving.filter(|moving| moving.arrives_s <= now_s) {
                 *pool = over.to;
+                *came_s = Some(over.arrives_s);
                 *moving = None;
             }
         }
@@ -172,7 +187,7 @@ fn loads(scenario: &Scenario<'_>, machine: usize) -> Vec<f64> {
 }
 
 /// What a policy left behind.
-#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct Outcome {
     /// Minutes in which a pool used more than its capacity, summed over pools.
     pub violation_minutes: f64,
@@ -180,13 +195,17 @@ pub struct Outcome {
     pub moves: f64,
     /// Minutes counted, summed over pools.
     pub minutes: f64,
+    /// Where the violation minutes come from.
+    #[serde(default)]
+    pub causes: Vec<Cause>,
 }
 
-impl std::ops::AddAssign for Outcome {
-    fn add_assign(&mut self, other: Self) {
+impl std::ops::AddAssign<&Self> for Outcome {
+    fn add_assign(&mut self, other: &Self) {
         self.violation_minutes += other.violation_minutes;
         self.moves += other.moves;
         self.minutes += other.minutes;
+        other.causes.iter().for_each(|more| cause::add(&mut self.causes, *more));
     }
 }
 
@@ -206,22 +225,28 @@ pub fn play(mut world: World<'_>, policy: &mut dyn Policy) -> Result<Outcome, Ba
     let scenario = world.scenario;
     let mut outcome = Outcome::default();
     let seconds = CostModel::default().predict(&scenario.shape).total_ms / 1_000.0;
+    let pools = scenario.capacity.len();
+    let (mut before, mut said) = (vec![false; pools], vec![Held::default(); pools]);
     while world.t < scenario.until {
         let counts = world.t >= scenario.from;
-        for pool in [0, 1] {
-            if counts {
-                outcome.minutes += scenario.period_s / 60.0;
-                if world.sum(pool, 0) > scenario.capacity[pool] {
-                    outcome.violation_minutes += scenario.period_s / 60.0;
-                }
+        let above: Vec<usize> = (0..pools).filter(|pool| world.sum(*pool, 0) > scenario.capacity[*pool]).collect();
+        if counts {
+            let minutes = scenario.period_s / 60.0;
+            outcome.minutes += pools as f64 * minutes;
+            outcome.violation_minutes += above.len() as f64 * minutes;
+            for (pool, kind) in cause::kinds(&world, &above) {
+                let first_minutes = if before[pool] { 0.0 } else { minutes };
+                cause::add(&mut outcome.causes, Cause { kind, held: said[pool], minutes, first_minutes });
             }
         }
-        for machine in policy.step(&world, counts)? {
-            if counts && !world.is_moving(machine) {
-                world.start(machine, seconds);
+        before = (0..pools).map(|pool| above.contains(&pool)).collect();
+        for order in policy.step(&world, counts)? {
+            if counts && !world.is_moving(order.machine) && order.to != world.pool[order.machine] {
+                world.start(order, seconds);
                 outcome.moves += 1.0;
             }
         }
+        said = (0..pools).map(|pool| policy.said(pool)).collect();
         world.advance();
     }
     Ok(outcome)

@@ -1,5 +1,6 @@
 //! Pools whose overload is known beforehand.
 
+use super::cause::{Cause, Held, Kind};
 use super::policy::{Nobody, Oracle, Predictor, Reactive, Setting};
 use super::*;
 use crate::events::{Change, Scope};
@@ -43,7 +44,7 @@ fn scenario(series: &[Series], from: usize) -> Scenario<'_> {
         names: (0..7).map(|machine| format!("vm{machine}")).collect(),
         series: series.iter().collect(),
         pools: vec![0, 0, 0, 0, 1, 1, 1],
-        capacity: [10.0, 10.0],
+        capacity: vec![10.0, 10.0],
         warm_from: from - 300,
         from,
         until: 1_400,
@@ -65,15 +66,56 @@ fn nobody_suffers_all_and_one_who_knows_suffers_nothing() {
     // Four batches of twelve steps of ten minutes.
     assert_eq!((none.violation_minutes, none.moves), (480.0, 0.0));
     assert_eq!(none.minutes, 2.0 * 700.0 * 10.0);
-    let oracle = run(&scenario, &mut Oracle::new(6, 1)).expect("sound");
+    // All of it is due to events, and each of the four begins once.
+    let event = Cause { kind: Kind::Event, held: Held::Untold, minutes: 480.0, first_minutes: 40.0 };
+    assert_eq!(none.causes, [event]);
+    let oracle = run(&scenario, &mut Oracle::new(2, 6, 1)).expect("sound");
     assert!(oracle.violation_minutes < 25.0 && oracle.moves <= 8.0, "{oracle:?}");
+}
+
+#[test]
+fn minutes_are_put_down_to_what_they_are_made_of() {
+    let series = series();
+    let mut scenario = scenario(&series, 700);
+    // Capacities that both are above: one of them cannot be helped, and the other suffers from its machines.
+    scenario.capacity = vec![5.0, 2.0];
+    scenario.events.clear();
+    let none = run(&scenario, &mut Nobody).expect("sound");
+    let minutes = |kind: Kind| none.causes.iter().filter(|cause| cause.kind == kind).map(|cause| cause.minutes).sum();
+    let (unavoidable, rise): (f64, f64) = (minutes(Kind::Unavoidable), minutes(Kind::Rise));
+    assert_eq!((unavoidable, rise), (7_000.0, 7_000.0));
+    assert_eq!(none.causes.iter().map(|cause| cause.first_minutes).sum::<f64>(), 20.0, "it never ends");
+    // What a threshold moves brings the other pool over its capacity for a while.
+    scenario.capacity = vec![7.0, 5.0];
+    let reactive = run(&scenario, &mut Reactive::new(2, 0.95)).expect("sound");
+    assert!(reactive.causes.iter().any(|cause| cause.kind == Kind::Arrival), "{:?}", reactive.causes);
+    let all: f64 = reactive.causes.iter().map(|cause| cause.minutes).sum();
+    assert_eq!(all, reactive.violation_minutes);
+    assert!(reactive.causes.iter().all(|cause| cause.held != Held::OtherFirst), "it serves all pools at once");
+}
+
+#[test]
+fn a_third_pool_takes_what_the_second_has_no_room_for() {
+    let series = series();
+    let mut scenario = scenario(&series, 700);
+    // The second pool is nearly full; the third has nothing but room.
+    scenario.capacity = vec![10.0, 4.0, 10.0];
+    for leaves in [Oracle::new(3, 6, 1), Oracle::new(3, 6, 3)] {
+        let mut oracle = leaves;
+        let outcome = run(&scenario, &mut oracle).expect("sound");
+        assert!(outcome.violation_minutes < 100.0 && outcome.moves >= 1.0, "{outcome:?}");
+    }
+    let warm = Predictor::warm(&scenario, 6).expect("sound");
+    let mut declared = warm.with(Setting { act_above: 0.2, benefit_minutes: 4.0 }, true);
+    let outcome = play(World::at(&scenario, scenario.from), &mut declared).expect("sound");
+    assert!(outcome.violation_minutes < 240.0 && outcome.moves >= 1.0, "{outcome:?}");
 }
 
 #[test]
 fn a_threshold_acts_when_it_is_too_late_and_a_declared_event_is_met_in_time() {
     let series = series();
     let scenario = scenario(&series, 700);
-    let reactive = run(&scenario, &mut Reactive::new(0.95)).expect("sound");
+    let reactive = run(&scenario, &mut Reactive::new(2, 0.95)).expect("sound");
     assert!(reactive.violation_minutes > 0.0 && reactive.violation_minutes < 480.0, "{reactive:?}");
     let warm = Predictor::warm(&scenario, 6).expect("sound");
     let setting = Setting { act_above: 0.2, benefit_minutes: 4.0 };

@@ -37,12 +37,13 @@ enum Command {
 /// Which trace, what is put into it, and where the report goes.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Pools stand beside each other in pairs, as they are listed, and may send machines to each other. The predictor is run with
+Pools stand beside each other in groups (--together), as they are listed, and may send machines to each other. The predictor is run with
 several minima of what a move has to avoid; what counts is the comparison at equal numbers of migrations at the end.
 
 Examples:
   headroom plan simulate --pools pools.json --pool-cpu cpu-mhz.csv.gz --json report.json --svg report.svg
-  headroom plan simulate --pools pools.json --pool-cpu cpu-mhz.csv.gz --pairs 4 --events-per-day 0")]
+  headroom plan simulate --pools pools.json --pool-cpu cpu-mhz.csv.gz --groups 4 --events-per-day 0
+  headroom plan simulate --pools pools.json --pool-cpu cpu-mhz.csv.gz --together 6")]
 struct Simulate {
     /// Pools and their machines: {\"pools\": [[\"machine\", ...], ...]}.
     #[arg(long, value_name = "JSON")]
@@ -50,9 +51,12 @@ struct Simulate {
     /// CPU of the machines, in a unit that can be summed.
     #[arg(long, value_name = "CSV")]
     pool_cpu: PathBuf,
-    /// At most so many pairs of pools.
-    #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
-    pairs: usize,
+    /// Pools that may send machines to each other.
+    #[arg(long, value_name = "POOLS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=1_000))]
+    together: u16,
+    /// At most so many such groups.
+    #[arg(long, alias = "pairs", default_value_t = usize::MAX, hide_default_value = true)]
+    groups: usize,
     /// Day from which minutes are counted [default: the middle of the trace].
     #[arg(long, value_name = "DAY")]
     test_from_day: Option<f64>,
@@ -100,6 +104,7 @@ impl Simulate {
     fn settings(&self, period_s: f64, steps: usize) -> Settings {
         let of = |seconds: f64| (seconds / period_s).round().max(1.0) as usize;
         Settings {
+            together: usize::from(self.together),
             horizon: of(60.0 * self.horizon),
             warm: of(WARM_DAYS * 86_400.0),
             from: self.test_from_day.map_or(steps / 2, |day| of(day * 86_400.0)),
@@ -123,7 +128,7 @@ impl Simulate {
 
 fn simulate(output: &Output, arguments: &Simulate) -> Result<(), Failure> {
     let mut pools = forecast::trace::pools(&arguments.pools)?;
-    pools.truncate(arguments.pairs.saturating_mul(2));
+    pools.truncate(arguments.groups.saturating_mul(usize::from(arguments.together)));
     let mut trace = forecast::trace::wide(&arguments.pool_cpu)?;
     if let Some(day) = arguments.until_day {
         let steps = (day.max(0.0) * 86_400.0 / trace.period_s).round() as usize;
@@ -132,7 +137,8 @@ fn simulate(output: &Output, arguments: &Simulate) -> Result<(), Failure> {
     let settings = arguments.settings(trace.period_s, trace.steps());
     let scenarios = scenarios(&trace, &pools, &settings).map_err(|error| Failure::other(&error))?;
     if scenarios.is_empty() {
-        return Err(Failure::Other("no pair of pools with load: list at least two pools".to_owned()));
+        let least = arguments.together;
+        return Err(Failure::Other(format!("no group of {least} pools with load: list at least {least} pools")));
     }
     let comparison = compare(&scenarios, &settings)?;
     let report = Report { comparison, settings, period_s: trace.period_s };
@@ -219,7 +225,11 @@ mod tests {
         simulate(&Output::new(line.json), &arguments).unwrap();
         let report: serde_json::Value =
             serde_json::from_str(&std::fs::read_to_string(path("report.json")).unwrap()).unwrap();
-        assert_eq!(report["pairs"], 1);
+        assert_eq!(report["groups"], 1);
+        let none = &report["points"][0]["outcome"];
+        let minutes =
+            none["causes"].as_array().unwrap().iter().filter_map(|cause| cause["minutes"].as_f64()).sum::<f64>();
+        assert_eq!(none["violation_minutes"], minutes, "every minute has a cause: {none}");
         assert_eq!(report["events"], 4, "two days of two pools: {report}");
         let names: Vec<&str> =
             report["points"].as_array().unwrap().iter().filter_map(|p| p["policy"].as_str()).collect();

@@ -1,6 +1,9 @@
 //! The report of a simulation: JSON, table, plot.
 
-use predictor::simulate::compare::{Comparison, Point, Settings};
+use std::collections::BTreeMap;
+
+use predictor::simulate::cause::{Held, Kind};
+use predictor::simulate::compare::{AtEqualMoves, Comparison, Point, Settings};
 use serde::Serialize;
 
 use super::super::forecast::plot::{COLOURS, document, label, line};
@@ -17,14 +20,32 @@ pub(super) struct Report {
 
 pub(super) fn text(report: &Report) -> String {
     let all = &report.comparison;
-    let mut points = Table::new(&["POLICY", "SETTING", "MIGRATIONS", "VIOLATION MIN", "OF ALL MIN"]);
+    let mut points = Table::new(&[
+        "POLICY",
+        "SETTING",
+        "MIGRATIONS",
+        "VIOLATION MIN",
+        "OF ALL MIN",
+        "UNAVOIDABLE",
+        "ARRIVAL",
+        "EVENT",
+        "RISE",
+    ]);
     for Point { policy, setting, outcome } in &all.points {
+        let of = |kind: Kind| {
+            let minutes = outcome.causes.iter().filter(|cause| cause.kind == kind).map(|cause| cause.minutes);
+            format!("{:.0}", minutes.sum::<f64>())
+        };
         points.row(vec![
             policy.clone(),
             format!("{setting}"),
             format!("{:.0}", outcome.moves),
             format!("{:.0}", outcome.violation_minutes),
             format!("{:.3} %", 100.0 * outcome.violation_minutes / outcome.minutes.max(1.0)),
+            of(Kind::Unavoidable),
+            of(Kind::Arrival),
+            of(Kind::Event),
+            of(Kind::Rise),
         ]);
     }
     let mut equal = Table::new(&[
@@ -37,6 +58,8 @@ pub(super) fn text(report: &Report) -> String {
         "AT",
         "RATIO",
         "OF AVOIDABLE",
+        "LEAST POSSIBLE",
+        "ORACLE",
     ]);
     for row in &all.equal {
         equal.row(vec![
@@ -49,19 +72,50 @@ pub(super) fn text(report: &Report) -> String {
             format!("{}", row.setting),
             format!("{:.2}", row.ratio),
             format!("{:.2}", row.avoidable_ratio),
+            format!("{:.2}", row.least_ratio),
+            format!("{:.2}", row.oracle_ratio),
         ]);
     }
     format!(
-        "{} pairs of pools, {} events put in, {} steps ahead of {:.0} s\n{:.0} violation minutes cannot be avoided: both pools \
-         together use more than both have\n\n{}\n{}",
-        all.pairs,
+        "{} groups of {} pools, {} events put in, {} steps ahead of {:.0} s\n{:.0} violation minutes cannot be avoided: all pools of a \
+         group together use more than all have\n\n{}\n{}\nwhat kept a policy from acting at the step before, in minutes that can be \
+         avoided\n{}",
+        all.groups,
+        report.settings.together,
         all.events,
         report.settings.horizon,
         report.period_s,
         all.unavoidable_minutes,
         points.text("nothing"),
-        equal.text("nothing")
+        equal.text("nothing"),
+        causes(all).text("nothing")
     )
+}
+
+/// By what each policy was kept from acting, for those that tell, at the settings of the comparison.
+fn causes(all: &Comparison) -> Table {
+    let mut table = Table::new(&["POLICY", "SETTING", "KEPT BY", "MIN", "FIRST OF EACH"]);
+    let compared = |point: &Point| {
+        let ours = |row: &AtEqualMoves| row.policy == point.policy && row.setting == point.setting;
+        point.policy == "reactive" || all.equal.iter().any(ours)
+    };
+    for Point { policy, setting, outcome } in all.points.iter().filter(|point| compared(point)) {
+        let mut by: BTreeMap<Held, [f64; 2]> = BTreeMap::new();
+        for cause in outcome.causes.iter().filter(|cause| cause.kind != Kind::Unavoidable) {
+            let sums = by.entry(cause.held).or_default();
+            *sums = [sums[0] + cause.minutes, sums[1] + cause.first_minutes];
+        }
+        for (held, [minutes, first]) in by {
+            table.row(vec![
+                policy.clone(),
+                format!("{setting}"),
+                held.words().to_owned(),
+                format!("{minutes:.0}"),
+                format!("{first:.0}"),
+            ]);
+        }
+    }
+    table
 }
 
 /// Violation minutes against migrations, a line for each policy.

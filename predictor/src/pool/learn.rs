@@ -1,0 +1,86 @@
+//! What a pool learns from a step's samples.
+
+use super::{MachineHistory, PoolForecaster, Tick};
+use crate::events::{EventBook, Evidence, Scope};
+use crate::experience::Experience;
+use crate::sample::{PerResource, Resource, Sample, plausible};
+
+/// The believed effect of events now on the scope that `concerned` tells.
+fn effect_now(events: &EventBook, concerned: impl Fn(&Scope) -> bool, resource: Resource, baseline: f64) -> f64 {
+    events
+        .now()
+        .filter(|effect| concerned(&effect.event.scope))
+        .filter_map(|effect| Some(effect.probability * effect.size * effect.event.change[resource]?.amount(baseline)))
+        .sum()
+}
+
+impl PoolForecaster {
+    pub(super) fn weigh_events(&mut self, tick: &Tick<'_>) {
+        let Self { events, sums, machines, measured, .. } = self;
+        events.observe(tick.now_s, |scope, resource| {
+            let (bank, value) = match scope {
+                Scope::Pool => (&sums[resource].bank, measured[resource]?),
+                Scope::Machine(name) => {
+                    let sample = tick.samples.iter().find(|sample| sample.machine == *name)?;
+                    (&machines.get(name)?.banks[resource], plausible(sample.values[resource])?)
+                }
+            };
+            let baseline = bank.forecast(1)?.point;
+            Some(Evidence { residual: value - baseline, baseline, usual_error: bank.usual_error(1) })
+        });
+    }
+
+    /// Takes the believed effect of events out of the samples and learns from what is left.
+    pub(super) fn learn(
+        &mut self,
+        samples: &[Sample],
+        mut experience: Option<&mut PerResource<Experience>>,
+        of: usize,
+    ) {
+        let time = self.step_number();
+        let Self { machines, events, .. } = self;
+        let mut machine_effects = PerResource::<f64>::default();
+        let some_event = events.now().next().is_some();
+        let mut learn = |number: usize, sample: &Sample, history: &mut MachineHistory| {
+            history.touch();
+            let own = |scope: &Scope| matches!(scope, Scope::Machine(name) if *name == sample.machine);
+            for resource in Resource::ALL {
+                let value = plausible(sample.values[resource]);
+                let effect = if some_event {
+                    let expected = history.banks[resource].forecast(1).map_or(value.unwrap_or(0.0), |f| f.point);
+                    effect_now(events, own, resource, expected)
+                } else {
+                    0.0
+                };
+                let without = value.map(|value| (value - effect).max(0.0));
+                machine_effects[resource] += value.zip(without).map_or(0.0, |(value, without)| value - without);
+                history.take(resource, without);
+                if let Some(experience) = experience.as_deref_mut() {
+                    let (member, bank) = (&mut history.members[resource], &history.banks[resource]);
+                    experience[resource].fleet.follow_one_of(of, member, bank, without, (time, number as u64));
+                }
+            }
+        };
+        // Who gives samples in order spares the search for each name.
+        if machines.keys().eq(samples.iter().map(|sample| &sample.machine)) {
+            for (number, (sample, history)) in samples.iter().zip(machines.values_mut()).enumerate() {
+                learn(number, sample, history);
+            }
+        } else {
+            for (number, sample) in samples.iter().enumerate() {
+                if let Some(history) = machines.get_mut(&sample.machine) {
+                    learn(number, sample, history);
+                }
+            }
+        }
+        for resource in Resource::ALL {
+            let measured = self.measured[resource];
+            let expected = self.sums[resource].bank.forecast(1).map_or(measured.unwrap_or(0.0), |f| f.point);
+            let effect = effect_now(&self.events, |scope| *scope == Scope::Pool, resource, expected);
+            let without = measured.map(|sum| (sum - machine_effects[resource] - effect).max(0.0));
+            let taken_out = measured.zip(without).map(|(sum, without)| sum - machine_effects[resource] - without);
+            self.taken_out[resource].push(taken_out);
+            self.sums[resource].update(without);
+        }
+    }
+}

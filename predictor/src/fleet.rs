@@ -79,7 +79,7 @@ struct Noted {
 /// Steps from one lesson of a machine to the next, if there are so many machines.
 fn every(machines: usize) -> u64 {
     let mut every = EVERY;
-    while machines as u64 > STUDENTS as u64 * (every / EVERY) {
+    while machines as u64 > (STUDENTS as u64).saturating_mul(every / EVERY) {
         every = every.saturating_mul(EVERY);
     }
     every

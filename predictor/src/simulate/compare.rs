@@ -164,8 +164,8 @@ pub struct Outcomes {
     unavoidable_minutes: f64,
 }
 
-/// Runs all policies over one scenario, the predictor once more with the declarations if there are events; `told` hears of each run that is over. Scenarios know nothing of each other: a caller with
-/// several cores can run them side by side and [`join`] what comes out.
+/// Runs all policies over one scenario, the predictor once more with the declarations if there are events; `told` hears of each run
+/// that is over. Scenarios know nothing of each other: a caller with several cores can run them side by side and [`join`] what comes out.
 ///
 /// # Errors
 /// [`BankError`] if the period or horizon cannot be forecast.

@@ -85,13 +85,24 @@ fn minutes_are_put_down_to_what_they_are_made_of() {
     let (unavoidable, rise): (f64, f64) = (minutes(Kind::Unavoidable), minutes(Kind::Rise));
     assert_eq!((unavoidable, rise), (7_000.0, 7_000.0));
     assert_eq!(none.causes.iter().map(|cause| cause.first_minutes).sum::<f64>(), 0.0, "it began before");
-    // What a threshold moves brings the other pool over its capacity for a while.
-    scenario.capacity = vec![7.0, 5.0];
-    let reactive = run(&scenario, &mut Reactive::new(2, 0.95)).expect("sound");
-    assert!(reactive.causes.iter().any(|cause| cause.kind == Kind::Arrival), "{:?}", reactive.causes);
-    let all: f64 = reactive.causes.iter().map(|cause| cause.minutes).sum();
-    assert_eq!(all, reactive.violation_minutes);
-    assert!(reactive.causes.iter().all(|cause| cause.held != Held::OtherFirst), "it serves all pools at once");
+    // One machine more is too much: for two hours that is due to its arrival, then it belongs there.
+    scenario.capacity = vec![8.9, 10.0];
+    let sent = run(&scenario, &mut Sends { order: Order { machine: 4, to: 0 }, at: scenario.from }).expect("sound");
+    let of = |kind: Kind, minutes: f64, first_minutes: f64| Cause { kind, held: Held::Untold, minutes, first_minutes };
+    assert_eq!(sent.causes, [of(Kind::Arrival, 120.0, 10.0), of(Kind::Rise, 6_870.0, 0.0)]);
+    assert_eq!((sent.violation_minutes, sent.moves), (6_990.0, 1.0));
+}
+
+/// Moves one machine, once.
+struct Sends {
+    order: Order,
+    at: usize,
+}
+
+impl Policy for Sends {
+    fn step(&mut self, world: &World<'_>, _: bool) -> Result<Vec<Order>, BankError> {
+        Ok((world.t == self.at).then_some(self.order).into_iter().collect())
+    }
 }
 
 #[test]

@@ -55,7 +55,7 @@ struct Simulate {
     #[arg(long, value_name = "POOLS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=1_000))]
     together: u16,
     /// At most so many such groups.
-    #[arg(long, alias = "pairs", default_value_t = usize::MAX, hide_default_value = true)]
+    #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
     groups: usize,
     /// Day from which minutes are counted [default: the middle of the trace].
     #[arg(long, value_name = "DAY")]

@@ -221,6 +221,7 @@ impl Fleet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bank::BankConfig;
 
     #[test]
     fn of_many_machines_each_is_learned_from_more_seldom() {
@@ -228,7 +229,6 @@ mod tests {
         assert_eq!(&steps[..5], [7, 7, 49, 49, 343]);
         assert!(steps[5] > 343);
     }
-    use crate::bank::BankConfig;
 
     fn noise(state: &mut u64) -> f64 {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -22,7 +22,7 @@ const ORACLE: [usize; 3] = [1, 3, 6];
 /// What is simulated.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Pools that may send machines to each other.
+    /// At most so many pools may send machines to each other; at least two.
     pub together: usize,
     /// Steps ahead.
     pub horizon: usize,
@@ -96,7 +96,8 @@ pub struct Comparison {
     pub equal: Vec<AtEqualMoves>,
 }
 
-/// Makes groups of neighbouring pools of a list: each stands beside the next. A machine that is in several counts in the first.
+/// Makes groups of neighbouring pools of a list, the last of those that are left if they are at least two. A machine that is in several
+/// pools of a group counts in the first.
 ///
 /// # Errors
 /// [`EvaluateError::Unknown`] names a machine without a column.
@@ -111,20 +112,21 @@ pub fn scenarios<'a>(
     let columns = pool_columns(trace, members)?;
     let mut scenarios = Vec::new();
     let together = settings.together.max(2);
-    for (number, (group, series)) in members.chunks_exact(together).zip(columns.chunks_exact(together)).enumerate() {
+    let groups = members.chunks(together).zip(columns.chunks(together)).enumerate();
+    for (number, (group, series)) in groups.filter(|(_, (group, _))| group.len() > 1) {
         let mut scenario = Scenario {
             period_s: trace.period_s,
             names: Vec::new(),
             series: Vec::new(),
             pools: Vec::new(),
-            capacity: vec![0.0; together],
+            capacity: vec![0.0; group.len()],
             warm_from: settings.from.saturating_sub(settings.warm),
             from: settings.from,
             until: trace.steps(),
             events: Vec::new(),
             shape: settings.shape,
         };
-        for pool in 0..together {
+        for pool in 0..group.len() {
             for (name, series) in group[pool].iter().zip(&series[pool]) {
                 if !scenario.names.contains(name) {
                     scenario.names.push(name.clone());

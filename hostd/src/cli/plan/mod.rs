@@ -37,13 +37,14 @@ enum Command {
 /// Which trace, what is put into it, and where the report goes.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Pools stand beside each other in groups (--together), as they are listed, and may send machines to each other. The predictor is run with
-several minima of what a move has to avoid; what counts is the comparison at equal numbers of migrations at the end.
+Pools may send machines to each other within groups (--together), as they are listed; a machine that is in several pools of a group
+counts in the first. The predictor is run with several minima of what a move has to avoid; what counts is the comparison at equal
+numbers of migrations at the end.
 
 Examples:
   headroom plan simulate --pools pools.json --pool-cpu cpu-mhz.csv.gz --json report.json --svg report.svg
-  headroom plan simulate --pools pools.json --pool-cpu cpu-mhz.csv.gz --groups 4 --events-per-day 0
-  headroom plan simulate --pools pools.json --pool-cpu cpu-mhz.csv.gz --together 6")]
+  headroom plan simulate --pools pools.json --pool-cpu cpu-mhz.csv.gz --groups 2 --events-per-day 0
+  headroom plan simulate --pools pools.json --pool-cpu cpu-mhz.csv.gz --together 2")]
 struct Simulate {
     /// Pools and their machines: {\"pools\": [[\"machine\", ...], ...]}.
     #[arg(long, value_name = "JSON")]
@@ -51,8 +52,8 @@ struct Simulate {
     /// CPU of the machines, in a unit that can be summed.
     #[arg(long, value_name = "CSV")]
     pool_cpu: PathBuf,
-    /// Pools that may send machines to each other.
-    #[arg(long, value_name = "POOLS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=1_000))]
+    /// So many pools may send machines to each other.
+    #[arg(long, value_name = "POOLS", default_value_t = 6, value_parser = clap::value_parser!(u16).range(2..=1_000))]
     together: u16,
     /// At most so many such groups.
     #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
@@ -137,8 +138,10 @@ fn simulate(output: &Output, arguments: &Simulate) -> Result<(), Failure> {
     let settings = arguments.settings(trace.period_s, trace.steps());
     let scenarios = scenarios(&trace, &pools, &settings).map_err(|error| Failure::other(&error))?;
     if scenarios.is_empty() {
-        let least = arguments.together;
-        return Err(Failure::Other(format!("no group of {least} pools with load: list at least {least} pools")));
+        return Err(Failure::Other(
+            "in no group have all pools machines and load of their own: list at least two, or put fewer together"
+                .to_owned(),
+        ));
     }
     let comparison = compare(&scenarios, &settings)?;
     let report = Report { comparison, settings, period_s: trace.period_s };

@@ -77,7 +77,7 @@ pub(super) fn text(report: &Report) -> String {
         ]);
     }
     format!(
-        "{} groups of {} pools, {} events put in, {} steps ahead of {:.0} s\n{:.0} violation minutes cannot be avoided: all pools of a \
+        "{} groups of up to {} pools, {} events put in, {} steps ahead of {:.0} s\n{:.0} violation minutes cannot be avoided: all pools of a \
          group together use more than all have\n\n{}\n{}\nwhat kept a policy from acting at the step before, in minutes that can be \
          avoided\n{}",
         all.groups,

@@ -34,7 +34,8 @@ pub(super) fn text(report: &Report) -> String {
     for Point { policy, setting, outcome } in &all.points {
         let of = |kind: Kind| {
             let minutes = outcome.causes.iter().filter(|cause| cause.kind == kind).map(|cause| cause.minutes);
-            format!("{:.0}", minutes.sum::<f64>())
+            // The sum of nothing is -0.
+            format!("{:.0}", minutes.fold(0.0, |sum, more| sum + more))
         };
         points.row(vec![
             policy.clone(),

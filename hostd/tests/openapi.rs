@@ -293,7 +293,7 @@ fn report() -> Value {
         "memory": {"bytes_sent": 1, "pages_total": 1, "pages_zero": 1, "pages_delta": 1, "throughput_bytes_per_second": 1.0},
         "disk": {"bytes_sent": 1, "bytes_skipped": 1, "bytes_reused": 1, "rounds": 1, "mirrored": 1},
         "postcopy": {"faults": 1, "fault_us_p50": 1.0, "fault_us_p99": 1.0, "pushed_pages": 1, "recoveries": 1},
-        "throttle_percent_max": 1, "throttled": [{"vcpu": 0, "percent_max": 1, "held_ms": 1.0}], "streams": 1, "tls": {"version": "x", "cipher": "x"},
+        "throttle_percent_max": 1, "throttled": [{"vcpu": 0, "percent_max": 1, "held_ms": 1.0}], "warnings": ["x"], "streams": 1, "tls": {"version": "x", "cipher": "x"},
         "verification": {"memory_digest_ok": true, "disk_digest_ok": true, "pages_checked": 1, "pages_overwritten": 1,
             "blocks_checked": 1, "blocks_overwritten": 1, "probes": [{"name": "x", "ok": true, "detail": "x"}]},
         "trigger": trigger()})

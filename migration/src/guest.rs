@@ -195,6 +195,11 @@ pub trait SourceGuest: Send + Sync {
         Vec::new()
     }
 
+    /// What this machine cannot do as it should, and what the operator can do about it: for the report.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Lets devices finish what is in flight and begin nothing new, while vCPUs still run: called just before `pause`, which
     /// then has little to wait for. What is queued meanwhile waits for the resume, wherever that is.
     fn settle(&self) -> GuestResult<()> {

@@ -239,6 +239,9 @@ pub struct Report {
     /// The vCPUs that were throttled.
     #[serde(default)]
     pub throttled: Vec<ThrottledVcpu>,
+    /// What the source's machine could not do as it should, so that more was sent than had to be; in words.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Number of memory channels.
     pub streams: u16,
     /// The TLS session.
@@ -271,6 +274,7 @@ impl Report {
             postcopy: None,
             throttle_percent_max: 0,
             throttled: Vec::new(),
+            warnings: Vec::new(),
             streams: 0,
             tls: TlsInfo::default(),
             verification: Verification::default(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use migration::guest::{BLOCK_BYTES, SourceGuest};
+use migration::guest::{BLOCK_BYTES, GuestError, SourceGuest};
 use migration::policy::Limits;
 use migration::report::Outcome;
 use migration::testing::{FakeMachine, Owner, Pair, Workload, World, machines, settle};
@@ -33,6 +33,22 @@ fn an_idle_machine_moves() {
     let parts = &report.downtime_ms;
     let sum = parts.pause + parts.final_pages + parts.final_blocks + parts.state + parts.commit + parts.resume;
     assert!((sum - parts.total).abs() < 0.5 + parts.total / 10.0, "{parts:?}");
+}
+
+#[test]
+fn what_the_machine_warns_of_is_in_the_report() {
+    for fails in [false, true] {
+        let (world, source, destination) = machines(1000, &[]);
+        source.boot(Workload::default());
+        source.warnings.lock().expect("not poisoned").push("a ring was full".to_owned());
+        if fails {
+            source.faults.on("save_state", |_| Err(GuestError::new("injected")));
+        }
+        let (report, received) = Pair::new().run(&source, &destination);
+        let owner = settle(&world, &source, &destination, &report, &received);
+        assert_eq!(owner, Ok(if fails { Owner::Source } else { Owner::Destination }), "{}", report.reason);
+        assert_eq!(report.warnings, ["a ring was full"]);
+    }
 }
 
 #[test]

@@ -196,6 +196,7 @@ mod tests {
             postcopy: None,
             throttle_percent_max: 0,
             throttled: Vec::new(),
+            warnings: Vec::new(),
             streams: 2,
             tls: Default::default(),
             verification,

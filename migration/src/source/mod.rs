@@ -86,6 +86,7 @@ pub fn run(guest: Arc<dyn SourceGuest>, options: SourceOptions, control: &Contro
         };
     }
     context.release_guest();
+    context.report.warnings = context.guest.warnings();
     control.set_phase(Phase::Ended);
     tracing::info!(outcome = ?context.report.outcome, reason = %context.report.reason, total_ms = context.report.total_ms, "ended");
     std::mem::replace(&mut context.report, Report::new("", "", ""))

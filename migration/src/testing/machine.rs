@@ -90,6 +90,8 @@ pub struct FakeMachine {
     pub faults: Arc<Faults>,
     /// It can run before all of it is there.
     pub offers_postcopy: AtomicBool,
+    /// What it warns of.
+    pub warnings: Mutex<Vec<String>>,
     throttle: Arc<Throttle>,
     run: Arc<RwLock<Run>>,
     fenced: Mutex<bool>,
@@ -132,6 +134,7 @@ impl FakeMachine {
             registers: Arc::default(),
             faults,
             offers_postcopy: AtomicBool::new(false),
+            warnings: Mutex::default(),
             throttle: Arc::default(),
             run: Arc::new(RwLock::new(Run::Empty)),
             fenced: Mutex::new(false),
@@ -318,6 +321,10 @@ impl SourceGuest for FakeMachine {
         self.throttle.most.fetch_max(percent, Ordering::SeqCst);
         self.faults.hit("throttle")?;
         Ok(true)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn throttled(&self) -> Vec<Duration> {

@@ -12,8 +12,8 @@ use migration::report::Report;
 use vmm::api::client::Client;
 use vmm::api::{MachineInfo, MachineState, Metrics};
 use vmm::config::{
-    DiskConfig, DiskSource, MachineConfig, MigrationLimits, NetworkConfig, ReceiveConfig, SendConfig, SerialConfig,
-    TapSource, TlsIdentity,
+    DirtyTracking, DiskConfig, DiskSource, MachineConfig, MigrationLimits, NetworkConfig, ReceiveConfig, SendConfig,
+    SerialConfig, TapSource, TlsIdentity,
 };
 
 use crate::measure::Setting;
@@ -108,6 +108,7 @@ fn config(host: &LabHost, scenario: Scenario, kernel: Option<PathBuf>) -> Machin
         networks: vec![NetworkConfig { id: "net0".into(), source: TapSource::Tap(TAP.into()), mac: GUEST_MAC.into() }],
         balloon: None,
         serial: SerialConfig::File(host.directory().join("serial.log")),
+        dirty_tracking: DirtyTracking::default(),
     }
 }
 

@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vmm::config::MigrationLimits;
+use vmm::config::{DirtyTracking, MigrationLimits};
 
 use crate::api::types::OnFailedProbe;
 use crate::security::access::AccessRule;
@@ -104,6 +104,8 @@ pub struct MigrationConfig {
     /// What has arrived of the disks of a machine that did not come is kept so long in seconds, so that another attempt sends only the
     /// rest; 0 to 604,800.
     pub keep_disks_s: u64,
+    /// How the pages are recorded that machines started on this host write while they migrate from it.
+    pub dirty_tracking: DirtyTracking,
     /// How often a migration that failed for a reason that may be gone soon is tried again, unless its request says so.
     pub retries: u32,
     /// What a failed probe means, unless the request says so.
@@ -116,6 +118,7 @@ impl Default for MigrationConfig {
             bandwidth_bytes_per_second: None,
             recover_s: vmm::config::ReceiveConfig::RECOVER_S,
             keep_disks_s: 3600,
+            dirty_tracking: DirtyTracking::default(),
             retries: 0,
             on_failed_probe: OnFailedProbe::default(),
         }

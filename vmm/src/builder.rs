@@ -29,9 +29,10 @@ use crate::device::{BusDevice, DeviceError};
 use crate::disk::{DiskError, Purpose, RawDisk};
 use crate::kvm::capability::ioctl_error;
 use crate::kvm::{Host, KvmError, irq};
-use crate::memory::{DirtyTracker, GuestRam, Memory, MemoryError, Slots};
+use crate::memory::{DirtyRings, DirtyTracker, GuestRam, Memory, MemoryError, Slots};
 use crate::vcpu::compat::{self, Incompatible};
 use crate::vcpu::exit::Exits;
+use crate::vcpu::ring_choice::{self, RingRule};
 use crate::vcpu::{StopReason, VcpuError, Vcpus, cpuid, msr};
 use crate::vm::{Devices, Machine, Parts};
 
@@ -91,10 +92,15 @@ impl Machine {
     ///
     /// [`BuildError`] with cause and remedy.
     pub fn boot(config: MachineConfig) -> Result<Self, BuildError> {
+        Self::boot_by(config, RingRule::default())
+    }
+
+    /// The same, where something else says whether it can have rings.
+    pub(crate) fn boot_by(config: MachineConfig, rule: RingRule) -> Result<Self, BuildError> {
         config.validate()?;
         let kernel = config.kernel.clone().ok_or(BootError::NoKernel)?;
         let cmdline = config.cmdline.clone() + &boot::virtio_words(config.virtio_devices());
-        let (parts, sockets) = build(config, None)?;
+        let (parts, sockets) = build(config, None, rule)?;
         let blocks =
             sockets.disks.into_iter().map(|(disk, wiring)| Block::new(disk, wiring)).collect::<Result<_, _>>()?;
         let nets = sockets.taps.into_iter().map(|(tap, wiring)| Net::new(tap, wiring)).collect::<Result<_, _>>()?;
@@ -115,39 +121,61 @@ impl Machine {
     /// [`BuildError`] with cause and remedy; [`BuildError::Incompatible`] names the CPU feature that is missing here.
     pub fn incoming(config: MachineConfig, profile: &CpuProfile) -> Result<Self, BuildError> {
         config.validate()?;
-        let (parts, sockets) = build(config, Some(profile))?;
+        let (parts, sockets) = build(config, Some(profile), RingRule::default())?;
         Ok(Self::waiting(parts, sockets))
     }
 }
 
-fn build(config: MachineConfig, profile: Option<&CpuProfile>) -> Result<(Parts, Sockets), BuildError> {
+fn build(config: MachineConfig, profile: Option<&CpuProfile>, rule: RingRule) -> Result<(Parts, Sockets), BuildError> {
     let host = Host::open()?;
     let capabilities = *host.capabilities();
     if usize::from(config.vcpus) > capabilities.max_vcpus {
         return Err(ConfigError::TooManyVcpus { wanted: config.vcpus, most: capabilities.max_vcpus }.into());
     }
-    let vm = Arc::new(host.create_vm()?);
-    irq::create(&vm)?;
     let memory = Memory::new(config.memory_mib)?;
-    let slots = Slots::new(Arc::clone(&vm), memory.clone())?;
-    let tracker = DirtyTracker::new(Arc::clone(&vm), memory.clone(), slots, capabilities.manual_dirty_log);
+    let (ring_entries, tracking) = ring_choice::choose(&config, &host, memory.pages(), rule)?;
+    let vm = Arc::new(host.create_vm(ring_entries)?);
+    irq::create(&vm)?;
+    let slots = Arc::new(Slots::new(Arc::clone(&vm), memory.clone())?);
 
     let fds = (0..config.vcpus)
         .map(|id| vm.create_vcpu(id.into()).map_err(ioctl_error("KVM_CREATE_VCPU")))
         .collect::<Result<Vec<_>, _>>()?;
     let purpose = if profile.is_some() { Purpose::Arrival } else { Purpose::Use };
+    let rings = match ring_entries {
+        Some(entries) => Some(Arc::new(DirtyRings::new(Arc::clone(&vm), Arc::clone(&slots), &fds, entries)?)),
+        None => None,
+    };
+    let tracker = match &rings {
+        Some(rings) => DirtyTracker::with_rings(memory.clone(), slots, Arc::clone(rings)),
+        None => DirtyTracker::with_log(Arc::clone(&vm), memory.clone(), slots, capabilities.manual_dirty_log),
+    };
     let profile = set_cpuid(&host, &fds, profile)?;
     let msrs = msr::list(&host, &fds[0])?;
 
     let bus = Bus::default();
     let stopped = event()?;
     let console = legacy_devices(&config, &vm, &bus)?;
-    let exits = Arc::new(Exits::new(bus.clone(), memory.ram().clone()));
+    let exits = Arc::new(Exits::new(bus.clone(), memory.ram().clone(), rings));
     let vcpus = Vcpus::new(fds, &exits, stopped.try_clone().map_err(BuildError::Event)?)?;
     power_devices(&bus, &vcpus)?;
     let sockets = sockets(&config, purpose, &vm, memory.ram())?;
     let disks = sockets.disks.iter().map(|(disk, _)| Arc::clone(disk)).collect();
-    let parts = Parts { vcpus, config, vm, capabilities, memory, tracker, msrs, profile, bus, console, disks, stopped };
+    let parts = Parts {
+        vcpus,
+        config,
+        vm,
+        capabilities,
+        memory,
+        tracker,
+        tracking,
+        msrs,
+        profile,
+        bus,
+        console,
+        disks,
+        stopped,
+    };
     Ok((parts, sockets))
 }
 

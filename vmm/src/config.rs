@@ -38,6 +38,23 @@ pub struct MachineConfig {
     /// Where the serial console goes.
     #[serde(default)]
     pub serial: SerialConfig,
+    /// How written pages are recorded while it migrates.
+    #[serde(default)]
+    pub dirty_tracking: DirtyTracking,
+}
+
+/// How KVM records the pages that vCPUs write. Chosen when the machine is made; both ends of a migration need not agree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DirtyTracking {
+    /// By rings if the machine has more than one vCPU and they can be used on this host, else by the log.
+    Auto,
+    /// One bitmap for all vCPUs.
+    #[default]
+    Log,
+    /// A ring for each vCPU: it is known what each one dirties, and only those that dirty are throttled. Refused where this
+    /// host's KVM would lose entries.
+    Ring,
 }
 
 fn one() -> u16 {
@@ -69,6 +86,14 @@ pub enum ConfigError {
         /// What KVM says.
         most: usize,
     },
+    /// A ring was asked for.
+    #[error(
+        "dirty_tracking is \"ring\", and this host's KVM has no dirty rings (Linux 5.11 or newer): use \"auto\" or \"log\""
+    )]
+    NoDirtyRing,
+    /// A ring was asked for and cannot be trusted.
+    #[error("dirty_tracking is \"ring\", and {0}: use \"auto\" or \"log\"")]
+    UnfitDirtyRing(String),
     /// Size of memory.
     #[error("memory_mib is {0}: 16 to 1048576 MiB are possible")]
     Memory(u64),

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
-use vmm::config::{DiskConfig, DiskSource, MachineConfig, NetworkConfig, SerialConfig, TapSource};
+use vmm::config::{DirtyTracking, DiskConfig, DiskSource, MachineConfig, NetworkConfig, SerialConfig, TapSource};
 
 use super::Failure;
 use crate::digest::new_id;
@@ -134,6 +134,7 @@ fn machine(arguments: &Arguments, scratch: &Path) -> Result<MachineConfig, Failu
         networks: arguments.taps.iter().enumerate().map(network).collect(),
         balloon: None,
         serial: SerialConfig::Stdio,
+        dirty_tracking: DirtyTracking::default(),
     })
 }
 

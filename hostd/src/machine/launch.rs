@@ -91,6 +91,7 @@ fn prepare(
         networks,
         balloon: record.balloon.then(BalloonConfig::default),
         serial: SerialConfig::File(folder.join("console.log")),
+        dirty_tracking: config.migration.dirty_tracking,
     };
     let path = folder.join("machine.json");
     write_json(&path, &machine)?;

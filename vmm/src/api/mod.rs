@@ -34,6 +34,7 @@ use std::path::PathBuf;
 use migration::report::Report;
 use serde::{Deserialize, Serialize};
 
+pub use crate::config::DirtyTracking;
 pub use crate::device::virtio::balloon::Statistics;
 pub use dirty_rate::{DirtyLook, DirtyRate, DirtyRateRequest, DirtyRateSource};
 
@@ -72,6 +73,12 @@ pub struct MachineInfo {
     pub memory_bytes: u64,
     /// From the start of the process to the first entry of a vCPU.
     pub first_instruction_us: Option<u64>,
+    /// How its written pages are recorded: `log` or `ring`; `null` until a machine is here.
+    #[serde(default)]
+    pub dirty_tracking: Option<DirtyTracking>,
+    /// Why it has no dirty rings, if they were wanted.
+    #[serde(default)]
+    pub dirty_tracking_reason: Option<String>,
 }
 
 /// `GET /v1/metrics`: counters since the start; whoever samples takes differences.

@@ -5,6 +5,7 @@
 pub mod capability;
 pub mod clock;
 pub mod dirty_log;
+pub mod dirty_ring;
 pub mod irq;
 mod request;
 

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use migration::guest::{MemoryRegion, PAGE_BYTES};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-pub use dirty::{DirtyTracker, TrackError};
+pub use dirty::{DirtyRings, DirtyTracker, TrackError};
 pub use layout::{DEVICE_HOLE, regions};
 pub use mapping::WriteLog;
 pub use pages::Residence;

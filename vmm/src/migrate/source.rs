@@ -50,6 +50,10 @@ impl SourceGuest for Departure {
         self.0.balloon().map_or(Ok(()), |balloon| balloon.stop_hints(done).map_err(explain))
     }
 
+    fn vcpu_dirty_rates(&self) -> Vec<f64> {
+        self.0.tracker().vcpu_rates()
+    }
+
     fn throttle(&self, percent: &[u8]) -> GuestResult<bool> {
         self.0.throttle(percent).map_err(explain)?;
         Ok(true)
@@ -57,6 +61,10 @@ impl SourceGuest for Departure {
 
     fn throttled(&self) -> Vec<Duration> {
         self.0.held()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.0.tracker().warning().into_iter().map(str::to_owned).collect()
     }
 
     fn settle(&self) -> GuestResult<()> {

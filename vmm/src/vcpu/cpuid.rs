@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn kvm_accepts_what_this_host_offers() {
         let Some(host) = host_for_test("kvm_accepts_what_this_host_offers") else { return };
-        let vm = host.create_vm().unwrap();
+        let vm = host.create_vm(None).unwrap();
         crate::kvm::irq::create(&vm).unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();
         let profile = offer(&host, vcpu.get_tsc_khz().unwrap()).unwrap();

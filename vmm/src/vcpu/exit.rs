@@ -1,5 +1,8 @@
 //! What a vCPU's exits to the VMM mean (KVM API, 5).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
@@ -8,7 +11,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::run::StopReason;
 use crate::device::bus::Bus;
-use crate::memory::GuestRam;
+use crate::kvm::dirty_ring::EXIT_RING_FULL;
+use crate::memory::{DirtyRings, GuestRam};
 
 /// `int3`, one byte.
 const BREAKPOINT: u8 = 0xcc;
@@ -29,12 +33,19 @@ pub enum Next {
 pub struct Exits {
     bus: Bus,
     ram: GuestRam,
+    rings: Option<Arc<DirtyRings>>,
+    ring_full: AtomicU64,
 }
 
 impl Exits {
-    /// Serves registers on `bus`.
-    pub fn new(bus: Bus, ram: GuestRam) -> Self {
-        Self { bus, ram }
+    /// Serves registers on `bus`, and `rings` that are full.
+    pub fn new(bus: Bus, ram: GuestRam, rings: Option<Arc<DirtyRings>>) -> Self {
+        Self { bus, ram, rings, ring_full: AtomicU64::new(0) }
+    }
+
+    /// How often a vCPU had to wait for its full ring to be emptied.
+    pub fn ring_full(&self) -> u64 {
+        self.ring_full.load(Ordering::Relaxed)
     }
 
     /// Enters the guest until its next exit and serves it. `stop` is called if the machine cannot go on.
@@ -70,6 +81,12 @@ impl Exits {
                 stop(StopReason::Failure(format!(
                     "guest memory at {gpa:#x} cannot be used: the host is out of memory or its memory is broken, see its kernel log"
                 )));
+            }
+            Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => {
+                self.ring_full.fetch_add(1, Ordering::Relaxed);
+                if let Some(Err(error)) = self.rings.as_ref().map(|rings| rings.relieve()) {
+                    stop(StopReason::Failure(format!("the dirty rings are full and cannot be emptied: {error}")));
+                }
             }
             Ok(other) => {
                 let text = format!("KVM left the guest for a reason that was not asked for: {other:?}");

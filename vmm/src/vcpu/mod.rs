@@ -5,6 +5,8 @@ pub mod cpuid;
 pub mod exit;
 mod feature_names;
 pub mod msr;
+pub mod ring_choice;
+pub mod ring_probe;
 pub mod run;
 pub mod state;
 pub mod throttle;

@@ -101,12 +101,12 @@ impl Kick {
     }
 }
 
-fn kick_signal() -> libc::c_int {
+pub(super) fn kick_signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 
 /// The signal only has to interrupt: its handler does nothing.
-fn install_kick_handler() {
+pub(super) fn install_kick_handler() {
     static INSTALLED: Once = Once::new();
     extern "C" fn nothing(_: libc::c_int) {}
     INSTALLED.call_once(|| {
@@ -127,6 +127,7 @@ struct Vcpu {
 pub struct Vcpus {
     pub(super) shared: Arc<Shared>,
     vcpus: Vec<Vcpu>,
+    exits: Arc<Exits>,
     /// Throttles them.
     pub(super) clock: Mutex<Option<JoinHandle<()>>>,
 }
@@ -148,7 +149,8 @@ impl Vcpus {
             first_entry: OnceLock::new(),
             exits: AtomicU64::new(0),
         });
-        let mut vcpus = Self { shared, vcpus: Vec::with_capacity(fds.len()), clock: Mutex::default() };
+        let vcpus = Vec::with_capacity(fds.len());
+        let mut vcpus = Self { shared, vcpus, exits: Arc::clone(exits), clock: Mutex::default() };
         let mut kicks = Vec::with_capacity(fds.len());
         for (id, mut fd) in (0u8..=u8::MAX).zip(fds) {
             let immediate_exit = (&raw mut fd.get_kvm_run().immediate_exit).cast::<AtomicU8>().cast_const();
@@ -217,6 +219,11 @@ impl Vcpus {
     /// Exits to the VMM since the start.
     pub fn exits(&self) -> u64 {
         self.shared.exits.load(Ordering::Relaxed)
+    }
+
+    /// How often a vCPU had to wait for its full dirty ring to be emptied.
+    pub fn ring_full_exits(&self) -> u64 {
+        self.exits.ring_full()
     }
 
     /// Processor time of all vCPU threads.

@@ -40,6 +40,7 @@ use crate::device::{Device, DeviceError};
 use crate::disk::{DiskError, RawDisk};
 use crate::kvm::{Capabilities, KvmError};
 use crate::memory::{DirtyTracker, Memory, TrackError};
+use crate::vcpu::ring_choice::Tracking;
 use crate::vcpu::run::StopReason;
 use crate::vcpu::{VcpuError, Vcpus};
 
@@ -107,6 +108,7 @@ pub(crate) struct Parts {
     pub(crate) capabilities: Capabilities,
     pub(crate) memory: Memory,
     pub(crate) tracker: DirtyTracker,
+    pub(crate) tracking: Tracking,
     pub(crate) msrs: Vec<u32>,
     pub(crate) profile: CpuProfile,
     pub(crate) bus: Bus,
@@ -174,6 +176,11 @@ impl Machine {
     /// Its record of written pages.
     pub fn tracker(&self) -> &DirtyTracker {
         &self.parts.tracker
+    }
+
+    /// How its written pages are recorded, and why not otherwise.
+    pub fn tracking(&self) -> &Tracking {
+        &self.parts.tracking
     }
 
     /// Its disks.

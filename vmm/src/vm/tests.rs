@@ -1,5 +1,8 @@
 //! Machines of a few instructions: run, pause, save, restore, run on.
 
+mod dirty;
+mod dirty_cost;
+mod sweeper;
 mod throttle;
 
 use std::io::Write;
@@ -40,6 +43,12 @@ fn config(code: &[u8], more: &serde_json::Value) -> (tempfile::NamedTempFile, Ma
 fn counter() -> (tempfile::NamedTempFile, Machine) {
     let (file, config) = config(&COUNTER, &serde_json::json!({}));
     (file, Machine::boot(config).unwrap())
+}
+
+/// Tests that measure, or keep all processors busy, come one after the other.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    lock(&TURN)
 }
 
 fn count(machine: &Machine) -> u32 {
@@ -175,40 +184,6 @@ fn damaged_states_are_refused() {
     let mut more = saved.clone();
     more.push(StatePayload { slot: migration::guest::DeviceSlot { name: "gpu".into(), version: 1 }, bytes: vec![] });
     assert!(matches!(restore(&more), StateFailure::Surplus(name) if name == "gpu"));
-}
-
-#[test]
-fn written_pages_are_recorded_exactly() {
-    if host_for_test("written_pages_are_recorded_exactly").is_none() {
-        return;
-    }
-    let (_file, machine) = counter();
-    machine.resume().unwrap();
-    counts_on(&machine);
-    machine.tracker().start().unwrap();
-    let collect = || {
-        let mut pages = Bitmap::new(machine.memory().pages());
-        machine.tracker().collect(&mut pages, machine.is_parked()).unwrap();
-        pages
-    };
-    collect();
-    counts_on(&machine);
-    until("a dirty page", || collect().contains(COUNT / PAGE_BYTES));
-    machine.pause().unwrap();
-    collect();
-    assert!(collect().is_empty(), "nothing can be written while it is paused");
-    // A device writes: only vm-memory's bitmap sees it.
-    machine.memory().ram().write_obj(1u32, GuestAddress(0x50_0000)).unwrap();
-    assert_eq!(collect().next_run(0, 9), Some(0x500..0x501));
-    // What was reported while it was paused must be reported again once it is written again.
-    machine.resume().unwrap();
-    counts_on(&machine);
-    machine.pause().unwrap();
-    let pages = collect();
-    assert_eq!((pages.count(), pages.contains(COUNT / PAGE_BYTES)), (1, true));
-    machine.tracker().stop().unwrap();
-    let mut wrong = Bitmap::new(3);
-    assert!(machine.tracker().collect(&mut wrong, true).is_err());
 }
 
 #[test]

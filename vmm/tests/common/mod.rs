@@ -141,20 +141,33 @@ impl Lab {
 
     pub fn vmm(&self, name: &str, config: &serde_json::Value, arguments: &[&str]) -> Vmm {
         let socket = self.directory.path().join(format!("{name}.sock"));
-        let mut child = Command::new(env!("CARGO_BIN_EXE_headroom-vmm"))
-            .args(["--config", "-", "--api-socket"])
-            .arg(&socket)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("headroom-vmm starts");
-        let mut stdin = child.stdin.take().expect("a pipe");
-        stdin.write_all(config.to_string().as_bytes()).expect("the configuration is read");
-        drop(stdin);
+        let child = start(&socket, config, arguments, Stdio::inherit());
         let vmm = Vmm { child, client: Client::new(&socket), socket };
         until("the API socket", Duration::from_secs(20), || vmm.client.machine().ok());
         vmm
     }
+
+    /// What a VMM that refuses its configuration says.
+    pub fn refused(&self, config: &serde_json::Value) -> String {
+        let child = start(&self.directory.path().join("refused.sock"), config, &[], Stdio::piped());
+        let output = child.wait_with_output().expect("it ends");
+        assert!(!output.status.success(), "it was not refused");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+}
+
+fn start(socket: &Path, config: &serde_json::Value, arguments: &[&str], stderr: Stdio) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_headroom-vmm"))
+        .args(["--config", "-", "--api-socket"])
+        .arg(socket)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+        .expect("headroom-vmm starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(config.to_string().as_bytes()).expect("the configuration is read");
+    child
 }
 
 /// A VMM process; killed with the test.

@@ -18,6 +18,7 @@ fn a_throttled_vcpu_runs_that_much_less_and_then_as_before() {
     if host_for_test("a_throttled_vcpu_runs_that_much_less_and_then_as_before").is_none() {
         return;
     }
+    let _turn = turn();
     let (_file, machine) = counter();
     machine.resume().unwrap();
     counts_on(&machine);
@@ -44,6 +45,7 @@ fn a_held_vcpu_pauses_at_once() {
     if host_for_test("a_held_vcpu_pauses_at_once").is_none() {
         return;
     }
+    let _turn = turn();
     let (_file, machine) = counter();
     machine.resume().unwrap();
     machine.throttle(&[99]).unwrap();
@@ -81,6 +83,7 @@ fn a_held_machine_can_fail_and_end() {
     if host_for_test("a_held_machine_can_fail_and_end").is_none() {
         return;
     }
+    let _turn = turn();
     let (_file, machine) = counter();
     machine.resume().unwrap();
     machine.throttle(&[99]).unwrap();
@@ -104,6 +107,7 @@ fn only_the_named_vcpu_is_held_and_an_idle_one_as_well() {
     if host_for_test("only_the_named_vcpu_is_held_and_an_idle_one_as_well").is_none() {
         return;
     }
+    let _turn = turn();
     let (_file, config) = config(&COUNTER, &serde_json::json!({"vcpus": 2}));
     let machine = Machine::boot(config).unwrap();
     machine.resume().unwrap();
@@ -125,6 +129,7 @@ fn throttling_can_be_switched_all_the_time() {
     if host_for_test("throttling_can_be_switched_all_the_time").is_none() {
         return;
     }
+    let _turn = turn();
     let (_file, machine) = counter();
     machine.resume().unwrap();
     for number in 0..200u8 {

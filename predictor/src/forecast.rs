@@ -91,6 +91,11 @@ impl Distribution {
     /// The probability that the quantity is above `threshold`, 0 to 1, never growing with `threshold`.
     #[must_use]
     pub fn exceedance(&self, threshold: f64) -> f64 {
+        self.exceedance_with(threshold, self.values.partition_point(|value| *value <= threshold))
+    }
+
+    /// The same, where `above` is the place of the first value above `threshold`, or their number.
+    fn exceedance_with(&self, threshold: f64, above: usize) -> f64 {
         let count = self.values.len() as f64;
         let (first, last) = (self.values[0], self.values[self.values.len() - 1]);
         if threshold.is_nan() {
@@ -111,7 +116,6 @@ impl Distribution {
                 _ => 1.0,
             };
         }
-        let above = self.values.partition_point(|value| *value <= threshold);
         let (low, high) = (self.values[above - 1], self.values[above]);
         let share = if high > low { (threshold - low) / (high - low) } else { 0.0 };
         (1.0 - (above as f64 - 0.5 + share) / count).clamp(0.0, 1.0)
@@ -166,14 +170,25 @@ impl Distribution {
         if !(total > 0.0 && low.is_finite() && high.is_finite()) {
             return None;
         }
-        let exceedance = |x: f64| parts.iter().map(|(w, part)| w * part.exceedance(x)).sum::<f64>() / total;
+        // Between which places the first value above is looked for, of each part: ever fewer, as what is tried comes nearer.
+        let mut between: Vec<[usize; 2]> = Vec::with_capacity(parts.len());
+        let mut found = vec![0; parts.len()];
         let values = (0..POINTS)
             .map(|i| {
                 let target = 1.0 - (i as f64 + 0.5) / POINTS as f64;
                 let (mut a, mut b) = (low, high);
+                between.clear();
+                between.extend(parts.iter().map(|(_, part)| [0, part.values.len()]));
                 for _ in 0..40 {
                     let middle = 0.5 * (a + b);
-                    if exceedance(middle) > target { a = middle } else { b = middle }
+                    let mut exceedance = 0.0;
+                    for (((weight, part), found), [from, to]) in parts.iter().zip(&mut found).zip(&between) {
+                        *found = from + part.values[*from..*to].partition_point(|value| *value <= middle);
+                        exceedance += weight * part.exceedance_with(middle, *found);
+                    }
+                    let right = exceedance / total > target;
+                    *(if right { &mut a } else { &mut b }) = middle;
+                    between.iter_mut().zip(&found).for_each(|(between, found)| between[usize::from(!right)] = *found);
                 }
                 b
             })
@@ -242,7 +257,35 @@ mod tests {
         assert!((mixture.quantile(0.9) - 10.0).abs() < 1e-6);
     }
 
+    /// As [`Distribution::mixture`] before it remembered where it had looked.
+    fn looked_for_anew(parts: &[(f64, Distribution)]) -> Vec<f64> {
+        let total: f64 = parts.iter().map(|(weight, _)| weight).sum();
+        let exceedance = |x: f64| parts.iter().map(|(w, part)| w * part.exceedance(x)).sum::<f64>() / total;
+        let low = parts.iter().map(|(_, part)| part.values[0]).reduce(f64::min).unwrap();
+        let high = parts.iter().map(|(_, part)| part.quantile(1.0)).reduce(f64::max).unwrap();
+        let value = |i: usize| {
+            let target = 1.0 - (i as f64 + 0.5) / POINTS as f64;
+            let mut between = [low, high];
+            for _ in 0..40 {
+                let middle = 0.5 * (between[0] + between[1]);
+                between[usize::from(exceedance(middle) <= target)] = middle;
+            }
+            between[1]
+        };
+        (0..POINTS).map(value).collect()
+    }
+
     proptest! {
+        #[test]
+        fn a_mixture_does_not_depend_on_where_it_looks_first(
+            values in proptest::collection::vec(proptest::collection::vec(-10.0_f64..10.0, 1..60), 1..5),
+            weights in proptest::collection::vec(0.01_f64..1.0, 5),
+        ) {
+            let parts = values.into_iter().zip(weights);
+            let parts: Vec<_> = parts.map(|(values, w)| (w, Distribution::from_values(values).unwrap())).collect();
+            prop_assert_eq!(Distribution::mixture(&parts).unwrap().values, looked_for_anew(&parts));
+        }
+
         #[test]
         fn exceedance_never_grows_and_quantiles_never_fall(
             values in proptest::collection::vec(-1e12_f64..1e12, 1..200), a in -2e12_f64..2e12, b in -2e12_f64..2e12,

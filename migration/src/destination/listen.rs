@@ -381,14 +381,14 @@ impl Door {
                 return Err(error.into());
             }
         };
-        if let Err(error) = self.acceptor.check_name(stream.peer_certificate().as_ref()) {
+        if let Err(error) = self.acceptor.check_name(stream.peer_certificate()) {
             let mut channel = Channel::new(stream, Role::Control);
             channel.abort(&format!("this host expects another source: {error}"));
             channel.linger(LINGER);
             return Err(error.into());
         }
         stream.set_deadline(Some(deadline));
-        let session = stream.session_key()?;
+        let session = stream.session_key();
         let mut channel = Channel::new(stream, Role::Control);
         match self.hello(&mut channel, &session) {
             Ok((role, welcome)) => Ok(Newcomer { channel: channel.into_role(role), welcome }),

@@ -166,7 +166,7 @@ impl Channel {
         id: &str,
         role: Role,
     ) -> Result<(Self, Welcome), TransportError> {
-        let session = stream.session_key()?;
+        let session = stream.session_key();
         let hello = Hello {
             magic: MAGIC,
             versions: (OLDEST, NEWEST),

@@ -1,8 +1,12 @@
 //! Bytes between the two ends: TCP, TLS on top of it, frames on top of that, and the budget of all of them together.
 
 pub mod channels;
+mod handshake;
+mod keys;
 pub mod limiter;
+mod line;
 pub mod pack;
+mod record;
 pub mod stream;
 pub mod tcp;
 pub mod tls;

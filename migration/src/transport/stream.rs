@@ -1,22 +1,31 @@
 //! One TLS session over one TCP connection, driven by one thread with blocking calls.
 
-use std::io::{BufRead, Read, Write};
+use std::io::Write;
 use std::net::{Shutdown, TcpStream};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustls::Connection;
+use rustls::{AlertDescription, Error};
 
 use super::TransportError;
-use super::tcp::{self, is_tick};
-use super::tls::{TlsError, explain};
+use super::handshake::{self, Agreed};
+use super::line::Line;
+use super::record::{Content, MAX_PLAIN, MAX_RECORD, MAX_SENT, Opened, Opener, Refused, Sealer};
+use super::tcp;
+use super::tls::{Session, TlsError, explain};
 use crate::control::Control;
 use crate::report::TlsInfo;
-use crate::wire::handshake::EXPORTER_LABEL;
 
-/// Read from the socket at once: as much as fits into the second-level cache beside what is made of it.
+/// Read from the socket at once, and opened where it lies: as much as fits into the second-level cache.
 const READ_BYTES: usize = 256 << 10;
+
+/// What is kept of memory for records on their way out.
+const KEPT_BYTES: usize = 512 << 10;
+
+/// Records without data in a row, after which a peer is only keeping this end busy.
+const MAX_IDLE_RECORDS: u32 = 32;
 
 /// Raised to make every thread of one migration stop at its next [`TICK`](super::tcp::TICK); a cancelled [`Control`]
 /// raises it too.
@@ -45,18 +54,25 @@ impl Stop {
 
 /// A TLS session.
 pub struct TlsStream {
-    tls: Connection,
-    tcp: TcpStream,
+    sealer: Sealer,
+    opener: Opener,
+    line: Line,
     inbox: Box<[u8]>,
-    inbox_from: usize,
-    inbox_to: usize,
-    /// Decrypted bytes that can be taken.
-    ready: usize,
-    /// Plain bytes encrypted and not yet written out.
+    /// What arrived and is not opened yet.
+    sealed: Range<usize>,
+    /// What was opened and can be taken.
+    ready: Range<usize>,
+    /// Records in a row that brought no data.
+    idle_records: u32,
+    /// Room for records; see `unsent`.
+    outbox: Vec<u8>,
+    /// Records on their way out.
+    unsent: Range<usize>,
+    /// Plain bytes in those that have not left.
     queued: usize,
-    stop: Stop,
-    patience: Duration,
-    deadline: Option<Instant>,
+    info: TlsInfo,
+    session_key: [u8; 32],
+    peer_certificate: Option<rustls::pki_types::CertificateDer<'static>>,
 }
 
 impl TlsStream {
@@ -66,59 +82,46 @@ impl TlsStream {
     ///
     /// [`TransportError::Tls`] in words if the peer is refused or refuses us, [`TransportError::Silent`] if it takes
     /// longer than `deadline`.
-    pub fn handshake(
-        tls: impl Into<Connection>,
-        tcp: TcpStream,
-        stop: Stop,
-        deadline: Duration,
-    ) -> Result<Self, TransportError> {
-        let mut tls = tls.into();
-        // Flow is controlled by flushing batches, not by a cap inside rustls.
-        tls.set_buffer_limit(None);
-        let mut stream = Self {
-            tls,
-            tcp,
-            inbox: vec![0; READ_BYTES].into_boxed_slice(),
-            inbox_from: 0,
-            inbox_to: 0,
-            ready: 0,
+    pub fn handshake(session: Session, tcp: TcpStream, stop: Stop, deadline: Duration) -> Result<Self, TransportError> {
+        let mut line = Line { tcp, stop, patience: deadline, deadline: None };
+        let mut inbox = vec![0; READ_BYTES].into_boxed_slice();
+        let agreed = handshake::run(session, &mut line, &mut inbox, deadline)?;
+        let Agreed { sealer, opener, rest, info, session_key, peer_certificate } = agreed;
+        Ok(Self {
+            sealer,
+            opener,
+            line,
+            inbox,
+            sealed: rest,
+            ready: 0..0,
+            idle_records: 0,
+            outbox: Vec::new(),
+            unsent: 0..0,
             queued: 0,
-            stop,
-            patience: deadline,
-            deadline: None,
-        };
-        let end = Instant::now() + deadline;
-        while stream.tls.is_handshaking() {
-            if Instant::now() > end {
-                return Err(TransportError::Silent { doing: "agreeing on TLS", after: deadline });
-            }
-            stream.write_out("agreeing on TLS")?;
-            if stream.tls.is_handshaking() && stream.tls.wants_read() {
-                stream.read_in("agreeing on TLS")?;
-            }
-        }
-        stream.write_out("agreeing on TLS")?;
-        Ok(stream)
+            info,
+            session_key,
+            peer_certificate,
+        })
     }
 
     /// How long a call may wait without a single byte moving.
     pub fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
+        self.line.patience = patience;
     }
 
     /// When everything must be over, however much moves; `None` lifts it.
     pub fn set_deadline(&mut self, deadline: Option<Instant>) {
-        self.deadline = deadline;
+        self.line.deadline = deadline;
     }
 
     /// The flag that makes calls return [`TransportError::Stopped`].
     pub fn stop(&self) -> &Stop {
-        &self.stop
+        &self.line.stop
     }
 
     /// Replaces that flag, once it is known to which migration this session belongs.
     pub fn set_stop(&mut self, stop: Stop) {
-        self.stop = stop;
+        self.line.stop = stop;
     }
 
     /// A second handle on the socket, with which another thread can cut it off.
@@ -127,53 +130,70 @@ impl TlsStream {
     ///
     /// [`TransportError::Io`] if no descriptor is left.
     pub fn socket(&self) -> Result<TcpStream, TransportError> {
-        self.tcp.try_clone().map_err(|source| TransportError::Io { doing: "duplicating a socket", source })
+        self.line.tcp.try_clone().map_err(|source| TransportError::Io { doing: "duplicating a socket", source })
     }
 
     /// What was agreed on.
     pub fn info(&self) -> TlsInfo {
-        let name = |value: Option<String>| value.unwrap_or_default();
-        TlsInfo {
-            version: name(self.tls.protocol_version().map(|version| format!("{version:?}"))),
-            cipher: name(self.tls.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()))),
-        }
+        self.info.clone()
     }
 
     /// Key material that exists only in this session.
-    ///
-    /// # Errors
-    ///
-    /// [`TransportError::Tls`].
-    pub fn session_key(&self) -> Result<[u8; 32], TransportError> {
-        self.tls
-            .export_keying_material([0; 32], EXPORTER_LABEL, None)
-            .map_err(|error| TlsError::Session { detail: error.to_string() }.into())
+    pub fn session_key(&self) -> [u8; 32] {
+        self.session_key
     }
 
     /// The peer's leaf certificate in DER.
-    pub fn peer_certificate(&self) -> Option<rustls::pki_types::CertificateDer<'static>> {
-        self.tls.peer_certificates().and_then(|chain| chain.first()).cloned()
+    pub fn peer_certificate(&self) -> Option<&rustls::pki_types::CertificateDer<'static>> {
+        self.peer_certificate.as_ref()
     }
 
     /// Encrypts `data` into records of up to 16 KiB; nothing is written yet. Returns how much waits to be written.
     ///
     /// # Errors
     ///
-    /// [`TransportError::Io`] if the session has ended.
+    /// [`TransportError::Tls`] if the cipher fails, which it does not for what is handed to it here.
     pub fn queue(&mut self, data: &[u8]) -> Result<usize, TransportError> {
-        self.tls.writer().write_all(data).map_err(|source| TransportError::Io { doing: "encrypting", source })?;
+        for plain in data.chunks(MAX_PLAIN) {
+            if self.sealer.is_worn() {
+                self.put(|sealer, out| sealer.update(out))?;
+            }
+            self.put(|sealer, out| sealer.seal(Content::Data, plain, out))?;
+        }
         self.queued += data.len();
         Ok(self.queued)
+    }
+
+    /// Puts a record behind the others.
+    fn put<E>(&mut self, seal: impl FnOnce(&mut Sealer, &mut [u8]) -> Result<usize, E>) -> Result<(), TlsError> {
+        let start = self.unsent.end;
+        if self.outbox.len() < start + MAX_SENT {
+            self.outbox.resize(start + MAX_SENT, 0);
+        }
+        match seal(&mut self.sealer, &mut self.outbox[start..]) {
+            Ok(length) => self.unsent.end += length,
+            Err(_) => return Err(TlsError::Session { detail: "a record could not be encrypted".to_owned() }),
+        }
+        Ok(())
     }
 
     /// Writes out everything that was queued.
     ///
     /// # Errors
     ///
-    /// [`TransportError`] if the link is lost, silent for too long, or the stop flag was raised.
+    /// [`TransportError`] if the link is lost, silent for too long, or the stop flag was raised; what did not leave is the
+    /// first to leave with the next call.
     pub fn flush(&mut self) -> Result<(), TransportError> {
-        self.queued = 0;
         self.write_out("sending")
+    }
+
+    fn write_out(&mut self, doing: &'static str) -> Result<(), TransportError> {
+        self.queued = 0;
+        self.line.write(&self.outbox[..self.unsent.end], &mut self.unsent.start, doing)?;
+        self.unsent = 0..0;
+        self.outbox.truncate(KEPT_BYTES);
+        self.outbox.shrink_to(KEPT_BYTES);
+        Ok(())
     }
 
     /// Decrypted bytes, at least one, at most a record; waits for them.
@@ -182,24 +202,25 @@ impl TlsStream {
     ///
     /// As [`TlsStream::flush`], and [`TransportError::Closed`] at the end of the stream.
     pub fn fill(&mut self, doing: &'static str) -> Result<&[u8], TransportError> {
-        while self.ready == 0 {
-            self.read_in(doing)?;
-            if self.tls.wants_write() {
-                self.write_out(doing)?;
+        while self.ready.is_empty() {
+            match self.record() {
+                Ok(Some(length)) => self.open(length, doing)?,
+                Ok(None) => self.read_in(doing)?,
+                Err(refused) => return Err(self.refuse(refused)),
             }
         }
-        self.tls.reader().into_first_chunk().map_err(|source| TransportError::Io { doing, source })
+        Ok(&self.inbox[self.ready.clone()])
     }
 
     /// Takes bytes that [`TlsStream::fill`] has shown.
     pub fn consume(&mut self, bytes: usize) {
-        self.ready -= bytes;
-        self.tls.reader().consume(bytes);
+        self.ready.start += bytes;
     }
 
-    /// Whether bytes have arrived that the socket no longer shows: then it must not be polled for more.
+    /// Whether there is something to [`TlsStream::fill`] from that the socket no longer shows: then it must not be polled
+    /// for more.
     pub fn has_input(&self) -> bool {
-        self.ready > 0 || self.inbox_from < self.inbox_to
+        !self.ready.is_empty() || !matches!(self.record(), Ok(None))
     }
 
     /// Fills `buffer`.
@@ -219,82 +240,73 @@ impl TlsStream {
         Ok(())
     }
 
-    /// Says goodbye to the peer (close_notify), as far as it still listens.
-    pub fn close(&mut self) {
-        self.tls.send_close_notify();
-        let _ = self.tcp.set_write_timeout(Some(tcp::TICK));
-        let _ = self.tls.write_tls(&mut self.tcp);
-        let _ = self.tcp.shutdown(Shutdown::Write);
+    /// How long the next record is, if it has arrived as a whole.
+    fn record(&self) -> Result<Option<usize>, Refused> {
+        let length = Opener::length(&self.inbox[self.sealed.clone()])?;
+        Ok(length.filter(|&length| length <= self.sealed.len()))
     }
 
-    fn write_out(&mut self, doing: &'static str) -> Result<(), TransportError> {
-        let mut moved = Instant::now();
-        while self.tls.wants_write() {
-            match self.tls.write_tls(&mut self.tcp) {
-                Ok(0) => return Err(TransportError::Closed { doing }),
-                Ok(_) => moved = Instant::now(),
-                Err(error) if is_tick(&error) => self.tick(moved, doing)?,
-                Err(source) => return Err(TransportError::Io { doing, source }),
+    fn open(&mut self, length: usize, doing: &'static str) -> Result<(), TransportError> {
+        let start = self.sealed.start;
+        self.sealed.start += length;
+        match self.opener.open(&mut self.inbox[start..start + length]) {
+            Ok(Opened::Data(data)) => self.ready = start + data.start..start + data.end,
+            Ok(Opened::Nothing) => {}
+            Ok(Opened::UpdateAsked) => {
+                self.put(|sealer, out| sealer.update(out))?;
+                self.write_out(doing)?;
             }
+            Ok(Opened::Goodbye) => return Err(TransportError::Closed { doing }),
+            Ok(Opened::Alert(alert)) => return Err(explain(&Error::AlertReceived(alert), &[]).into()),
+            Err(refused) => return Err(self.refuse(refused)),
+        }
+        self.idle_records = if self.ready.is_empty() { self.idle_records + 1 } else { 0 };
+        if self.idle_records > MAX_IDLE_RECORDS {
+            let (alert, detail) = (AlertDescription::UnexpectedMessage, "too many records in a row carry nothing");
+            return Err(self.refuse(Refused { alert, detail }));
         }
         Ok(())
     }
 
-    /// Gets more from the socket, and decrypts as much of it as makes one step.
+    /// Gets more from the socket; what is there of a record moves to the front if there is little room behind it.
     fn read_in(&mut self, doing: &'static str) -> Result<(), TransportError> {
-        let moved = Instant::now();
-        self.check_deadline(doing)?;
-        while self.inbox_from == self.inbox_to {
-            match self.tcp.read(&mut self.inbox) {
-                Ok(0) => return Err(self.closed(doing)),
-                Ok(count) => (self.inbox_from, self.inbox_to) = (0, count),
-                Err(error) if is_tick(&error) => self.tick(moved, doing)?,
-                Err(source) => return Err(TransportError::Io { doing, source }),
-            }
+        if self.sealed.is_empty() || self.inbox.len() - self.sealed.end < MAX_RECORD {
+            self.inbox.copy_within(self.sealed.clone(), 0);
+            self.sealed = 0..self.sealed.len();
         }
-        let mut filled = &self.inbox[self.inbox_from..self.inbox_to];
-        self.tls.read_tls(&mut filled).map_err(|source| TransportError::Io { doing, source })?;
-        self.inbox_from = self.inbox_to - filled.len();
-        match self.tls.process_new_packets() {
-            Ok(state) => {
-                self.ready = state.plaintext_bytes_to_read();
-                if state.peer_has_closed() && self.ready == 0 {
-                    return Err(self.closed(doing));
-                }
+        match self.line.read(&mut self.inbox[self.sealed.end..], doing)? {
+            0 => Err(TransportError::Closed { doing }),
+            count => {
+                self.sealed.end += count;
                 Ok(())
             }
-            Err(error) => {
-                // Tell the peer which alert it is before the connection goes.
-                let _ = self.tls.write_tls(&mut self.tcp);
-                Err(explain(&error, self.inbox.get(..self.inbox_to).unwrap_or_default()).into())
-            }
         }
     }
 
-    fn closed(&self, doing: &'static str) -> TransportError {
-        if self.tls.is_handshaking() { TlsError::ClosedInHandshake.into() } else { TransportError::Closed { doing } }
+    /// Tells the peer what is wrong with what it sent, as far as it still listens.
+    fn refuse(&mut self, refused: Refused) -> TransportError {
+        const FATAL: u8 = 2;
+        self.last_words(FATAL, refused.alert);
+        TlsError::Session { detail: refused.detail.to_owned() }.into()
     }
 
-    fn check_deadline(&self, doing: &'static str) -> Result<(), TransportError> {
-        match self.deadline {
-            Some(deadline) if Instant::now() > deadline => Err(TransportError::TooSlow { doing }),
-            _ => Ok(()),
+    fn last_words(&mut self, level: u8, alert: AlertDescription) {
+        let _ = self.line.tcp.set_write_timeout(Some(tcp::TICK));
+        if self.put(|sealer, out| sealer.seal(Content::Alert, &[level, alert.into()], out)).is_ok() {
+            let _ = self.line.tcp.write(&self.outbox[self.unsent.clone()]);
         }
     }
 
-    fn tick(&self, moved: Instant, doing: &'static str) -> Result<(), TransportError> {
-        if self.stop.is_raised() {
-            return Err(TransportError::Stopped);
-        }
-        if moved.elapsed() > self.patience {
-            return Err(TransportError::Silent { doing, after: self.patience });
-        }
-        self.check_deadline(doing)
+    /// Says goodbye to the peer (close_notify), as far as it still listens.
+    pub fn close(&mut self) {
+        const WARNING: u8 = 1;
+        self.last_words(WARNING, AlertDescription::CloseNotify);
+        let _ = self.line.tcp.shutdown(Shutdown::Write);
     }
 
     /// Says goodbye, and lets what was sent last reach the peer; see [`tcp::linger`].
     pub fn linger(mut self, at_most: Duration) {
         self.close();
-        tcp::linger(&self.tcp, at_most);
+        tcp::linger(&self.line.tcp, at_most);
     }
 }

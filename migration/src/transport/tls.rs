@@ -12,9 +12,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, ClientConnection, Error, RootCertStore, ServerConfig,
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, Error, RootCertStore, ServerConfig,
     ServerConnection,
 };
+
+use super::keys::Handover;
 
 /// Who this end is, and which authority it trusts. PEM texts, not paths.
 #[derive(Clone, PartialEq, Eq)]
@@ -115,8 +117,26 @@ pub enum TlsError {
     },
 }
 
+/// Only with suites whose records can be protected here.
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
+    let cipher_suites =
+        vec![aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384, aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256];
+    Arc::new(CryptoProvider { cipher_suites, ..aws_lc_rs::default_provider() })
+}
+
+/// A session that is about to begin.
+pub struct Session {
+    pub(super) connection: Connection,
+    /// Gets its keys.
+    pub(super) handover: Arc<Handover>,
+}
+
+impl Session {
+    /// The same as rustls runs it by itself, to the end.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn into_connection(self) -> Connection {
+        self.connection
+    }
 }
 
 struct Parsed {
@@ -177,9 +197,13 @@ impl Connector {
     /// # Errors
     ///
     /// [`TlsError::Session`].
-    pub fn session(&self) -> Result<ClientConnection, TlsError> {
-        ClientConnection::new(Arc::clone(&self.config), self.name.clone())
-            .map_err(|error| TlsError::Session { detail: error.to_string() })
+    pub fn session(&self) -> Result<Session, TlsError> {
+        let handover = Arc::<Handover>::default();
+        let mut config = ClientConfig::clone(&self.config);
+        config.key_log = handover.clone();
+        let connection = ClientConnection::new(Arc::new(config), self.name.clone())
+            .map_err(|error| TlsError::Session { detail: error.to_string() })?;
+        Ok(Session { connection: connection.into(), handover })
     }
 }
 
@@ -220,8 +244,13 @@ impl Acceptor {
     /// # Errors
     ///
     /// [`TlsError::Session`].
-    pub fn session(&self) -> Result<ServerConnection, TlsError> {
-        ServerConnection::new(Arc::clone(&self.config)).map_err(|error| TlsError::Session { detail: error.to_string() })
+    pub fn session(&self) -> Result<Session, TlsError> {
+        let handover = Arc::<Handover>::default();
+        let mut config = ServerConfig::clone(&self.config);
+        config.key_log = handover.clone();
+        let connection =
+            ServerConnection::new(Arc::new(config)).map_err(|error| TlsError::Session { detail: error.to_string() })?;
+        Ok(Session { connection: connection.into(), handover })
     }
 
     /// Checks after the handshake that the client is the expected host. (rustls checks the name of servers only.)
@@ -299,6 +328,6 @@ fn explain_alert(alert: AlertDescription) -> TlsError {
 }
 
 /// Content types 20 to 23 and major version 3 (RFC 8446, section 5.1).
-fn looks_like_tls(received: &[u8]) -> bool {
+pub(super) fn looks_like_tls(received: &[u8]) -> bool {
     matches!(received, [] | [20..=23]) || matches!(received, [20..=23, 3, ..])
 }

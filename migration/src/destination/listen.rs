@@ -227,8 +227,15 @@ fn agree_on_machine(
     };
     layout::check(&layout, streams)?;
     link.streams = streams;
-    let channels = gather(context, newcomers, streams, !layout.disks.is_empty())?;
-    context.guest.prepare(&layout).doing("building the machine")?;
+    // The machine is built while channels come; each takes some milliseconds.
+    let (built, channels) = std::thread::scope(|scope| {
+        let guest = &context.guest;
+        let build = scope.spawn(|| guest.prepare(&layout).doing("building the machine"));
+        let channels = gather(context, newcomers, streams, !layout.disks.is_empty());
+        (build.join().unwrap_or(Err(MigrationError::Bug("building the machine"))), channels)
+    });
+    built?;
+    let channels = channels?;
     link.start(context, &layout, channels)?;
     link.control.send(&Message::Ready)?;
     tracing::info!(machine = %layout.machine, pages = layout.pages(), disks = layout.disks.len(), streams, "ready to receive");

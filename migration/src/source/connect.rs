@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::precopy::Precopy;
+use super::precopy::{self, Precopy};
 use super::workers::Workers;
 use super::{Context, Failed, Link, Sent};
 use crate::error::{Doing, MigrationError};
@@ -78,6 +78,8 @@ fn handshake(
     agree_on_mode(&mut context.options.limits, &welcome)?;
     let streams = context.options.limits.streams;
     channel.send(&Message::Layout { layout: layout.clone(), streams })?;
+    // Takes some milliseconds, and so does building the machine at the destination.
+    precopy::start_tracking(context)?;
 
     let has_disks = !layout.disks.is_empty();
     let mut data = told_by(channel, open_all(context, &connector, &data_roles(streams, has_disks)))?;
@@ -164,7 +166,9 @@ pub(super) fn open_all(
 /// If a data channel fails because the destination has given up, it says why on the control channel.
 pub(super) fn told_by<T>(control: &mut Channel, result: Result<T, MigrationError>) -> Result<T, MigrationError> {
     match result {
-        Err(MigrationError::Transport(error)) if error.is_link() => Err(reason_of(control, error.into())),
+        Err(MigrationError::Transport(error)) if error.is_link() || matches!(error, TransportError::Connect { .. }) => {
+            Err(reason_of(control, error.into()))
+        }
         other => other,
     }
 }

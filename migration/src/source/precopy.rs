@@ -93,7 +93,6 @@ impl Precopy {
     }
 
     fn rounds(&mut self, context: &mut Context) -> Result<Plan, MigrationError> {
-        start_tracking(context)?;
         let mut job = self.everything(context)?;
         let mut history = History::default();
         let mut collected = Instant::now();
@@ -234,13 +233,14 @@ fn wait_if_held(context: &mut Context, link: &mut Link, decision: &Decision) -> 
     Ok(true)
 }
 
-fn start_tracking(context: &mut Context) -> Result<(), MigrationError> {
+/// Has the guest's writes recorded from here on. Whatever was recorded before (by an earlier migration that failed) is part
+/// of round 0.
+pub(super) fn start_tracking(context: &mut Context) -> Result<(), MigrationError> {
     context.done.tracking = true;
     context.guest.start_dirty_tracking().doing("starting to track dirty pages")?;
     for disk in context.guest.disks() {
         disk.start_dirty_tracking().doing("starting to track dirty blocks")?;
     }
-    // Whatever was recorded before (by an earlier migration that failed) is part of round 0.
     Ok(())
 }
 

@@ -78,13 +78,14 @@ fn handshake(
     agree_on_mode(&mut context.options.limits, &welcome)?;
     let streams = context.options.limits.streams;
     channel.send(&Message::Layout { layout: layout.clone(), streams })?;
-    // Takes some milliseconds, and so does building the machine at the destination.
+    // What takes time here is done while the destination builds the machine.
     precopy::start_tracking(context)?;
 
     let has_disks = !layout.disks.is_empty();
     let mut data = told_by(channel, open_all(context, &connector, &data_roles(streams, has_disks)))?;
     let disk = if has_disks { data.pop() } else { None };
     let data = data.into_iter().map(|(channel, _)| channel).collect();
+    let first = precopy::everything(context, &layout)?;
     channel.set_patience(PREPARE_TIMEOUT);
     expect_ready(channel)?;
     channel.set_patience(PATIENCE);
@@ -96,7 +97,7 @@ fn handshake(
     let control = control.take().ok_or(MigrationError::Bug("control channel"))?;
     let heard = Instant::now();
     let link = Link { control, workers, round_trip, heard, features: welcome.features, postcopy: None };
-    Ok(Precopy::new(link, sent))
+    Ok(Precopy::new(link, sent, first))
 }
 
 /// Post-copy needs both ends; a comparison of both stopped machines needs all of it at both.

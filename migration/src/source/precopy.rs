@@ -14,7 +14,7 @@ use super::switchover::{Plan, Switchover};
 use super::workers::{Job, Share};
 use super::{Context, Failed, Link, Sent, postcopy};
 use crate::error::{Doing, MigrationError};
-use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
+use crate::guest::{BLOCK_BYTES, MachineLayout, PAGE_BYTES};
 use crate::page::Bitmap;
 use crate::policy::{Decision, FIXED_COST, History, RoundStats, converge};
 use crate::report::Round;
@@ -31,6 +31,8 @@ const HELD_ROUND: Duration = Duration::from_secs(1);
 pub(super) struct Precopy {
     link: Link,
     sent: Sent,
+    /// Round 0, until it begins.
+    first: Option<Job>,
 }
 
 /// What the guest has written and the destination does not have yet.
@@ -81,8 +83,8 @@ impl Dirty {
 }
 
 impl Precopy {
-    pub(super) fn new(link: Link, sent: Sent) -> Self {
-        Self { link, sent }
+    pub(super) fn new(link: Link, sent: Sent, first: Job) -> Self {
+        Self { link, sent, first: Some(first) }
     }
 
     pub(super) fn run(mut self, context: &mut Context) -> Result<Switchover, Box<Failed>> {
@@ -93,7 +95,7 @@ impl Precopy {
     }
 
     fn rounds(&mut self, context: &mut Context) -> Result<Plan, MigrationError> {
-        let mut job = self.everything(context)?;
+        let mut job = self.first.take().ok_or(MigrationError::Bug("round 0 begins once"))?;
         let mut history = History::default();
         let mut collected = Instant::now();
         loop {
@@ -187,22 +189,6 @@ impl Precopy {
         stats.rounds_without_progress = history.remained(stats.remaining_bytes());
         stats
     }
-
-    /// Round 0: all that was ever touched.
-    fn everything(&self, context: &mut Context) -> Result<Job, MigrationError> {
-        let pages = self.sent.layout.pages();
-        let (mut memory, mut from) = (Bitmap::new(pages), 0);
-        while let Some(run) = context.guest.next_populated(from).doing("looking for populated memory")? {
-            if run.end <= from || run.start >= pages {
-                break;
-            }
-            from = run.end;
-            memory.insert_range(run);
-        }
-        let disk = DiskWork::everything(&context.guest.disks(), &self.sent.layout.disks)?;
-        let (memory, disk) = (Arc::new(MemoryWork::new(memory)), Arc::new(disk));
-        Ok(Job { round: 0, last: false, memory, disk, mirror: None })
-    }
 }
 
 /// If the operator holds the switchover back and it has come so far: waits a moment, or until it is released. True if another
@@ -242,6 +228,23 @@ pub(super) fn start_tracking(context: &mut Context) -> Result<(), MigrationError
         disk.start_dirty_tracking().doing("starting to track dirty blocks")?;
     }
     Ok(())
+}
+
+/// Round 0: all of memory and of the disks that may hold anything. Called when writes are recorded already, so that what is
+/// populated later is not missed.
+pub(super) fn everything(context: &Context, layout: &MachineLayout) -> Result<Job, MigrationError> {
+    let pages = layout.pages();
+    let (mut memory, mut from) = (Bitmap::new(pages), 0);
+    while let Some(run) = context.guest.next_populated(from).doing("looking for populated memory")? {
+        if run.end <= from || run.start >= pages {
+            break;
+        }
+        from = run.end;
+        memory.insert_range(run);
+    }
+    let disk = DiskWork::everything(&context.guest.disks(), &layout.disks)?;
+    let (memory, disk) = (Arc::new(MemoryWork::new(memory)), Arc::new(disk));
+    Ok(Job { round: 0, last: false, memory, disk, mirror: None })
 }
 
 /// Hands a round to the channels and waits until all of it is acknowledged.

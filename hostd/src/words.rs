@@ -1,6 +1,6 @@
 //! What a migration report says, in words that the command line and the demo share.
 
-use migration::report::{Downtime, Verification};
+use migration::report::{Downtime, Rates, Verification};
 
 /// What the downtime is made of, part by part.
 pub(crate) fn downtime_parts(downtime: &Downtime) -> [String; 6] {
@@ -13,6 +13,21 @@ pub(crate) fn downtime_parts(downtime: &Downtime) -> [String; 6] {
         ("resume", downtime.resume),
     ]
     .map(|(part, ms)| format!("{part} {ms:.1}"))
+}
+
+/// What the guest did before and after, if both are known.
+pub(crate) fn rates(rates: &Rates) -> Option<String> {
+    let (before, after) = (rates.before?, rates.after?);
+    let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    Some(format!(
+        "processor {:.2} -> {:.2} cores, disk {:.1} -> {:.1} MiB/s, network {:.1} -> {:.1} MiB/s",
+        before.vcpu_cores,
+        after.vcpu_cores,
+        mib(before.disk_bytes_per_second),
+        mib(after.disk_bytes_per_second),
+        mib(before.network_bytes_per_second),
+        mib(after.network_bytes_per_second)
+    ))
 }
 
 /// What the comparison of memory and disk found.

@@ -285,6 +285,10 @@ fn migration() -> Value {
             "bytes_per_second": 1.0, "dirty_bytes_per_second": 1.0, "throttle_percent": 1, "waiting": true, "lost": true, "bandwidth_bytes_per_second": 1, "expected_remaining_ms": 1.0, "report": report(), "error": "x"}})
 }
 
+fn guest_rates() -> Value {
+    json!({"vcpu_cores": 1.0, "disk_bytes_per_second": 1.0, "network_bytes_per_second": 1.0})
+}
+
 fn report() -> Value {
     json!({"id": "mig-1", "machine": "vm1", "source": "a1", "destination": "b1", "mode": "precopy", "outcome": "completed",
         "reason": "x", "transient": true, "total_ms": 1.0, "paused_unix_ms": 1.0,
@@ -295,6 +299,7 @@ fn report() -> Value {
         "postcopy": {"faults": 1, "fault_us_p50": 1.0, "fault_us_p99": 1.0, "pushed_pages": 1, "recoveries": 1},
         "throttle_percent_max": 1, "throttled": [{"vcpu": 0, "percent_max": 1, "held_ms": 1.0}], "warnings": ["x"], "streams": 1, "tls": {"version": "x", "cipher": "x"},
         "verification": {"memory_digest_ok": true, "disk_digest_ok": true, "pages_checked": 1, "pages_overwritten": 1,
-            "blocks_checked": 1, "blocks_overwritten": 1, "probes": [{"name": "x", "ok": true, "detail": "x"}]},
+            "blocks_checked": 1, "blocks_overwritten": 1, "probes": [{"name": "x", "ok": true, "detail": "x"}],
+            "rates": {"before": guest_rates(), "after": guest_rates()}},
         "trigger": trigger()})
 }

@@ -180,6 +180,29 @@ pub struct Verification {
     pub blocks_overwritten: u64,
     /// Declared probes.
     pub probes: Vec<Probe>,
+    /// What the guest did before and after; filled in by the hosts.
+    #[serde(default)]
+    pub rates: Rates,
+}
+
+/// What a guest does, by the counters of its VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct GuestRates {
+    /// Processor time of its vCPUs in cores.
+    pub vcpu_cores: f64,
+    /// Read from and written to its disks.
+    pub disk_bytes_per_second: f64,
+    /// Received and sent.
+    pub network_bytes_per_second: f64,
+}
+
+/// The same at both hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct Rates {
+    /// At the source, when it was last measured before the migration; `null` if it never was.
+    pub before: Option<GuestRates>,
+    /// At the destination, over half a second after its arrival; `null` if it could not be measured.
+    pub after: Option<GuestRates>,
 }
 
 /// Why and with which expectation it was started.

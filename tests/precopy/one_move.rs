@@ -19,6 +19,10 @@ fn a_busy_machine_moves_with_its_memory_disk_and_connections() {
     assert!(rate.source == DirtyRateSource::Sampled && rate.bytes_per_second > Some(0.0), "{rate:?}");
     let observer = world.observe(&[&spec], 1000, 100);
     let start = observer.now();
+    world.wait("a measurement of the machine under this load", || {
+        let machine = world.ask("a1", async |client| client.machine("vm1").await).ok()?;
+        machine.usage.filter(|usage| usage.network_bytes_per_second > 10_000.0)
+    });
     let report = world.moves(&spec, "a1", "b1", None);
     println!("{}", serde_json::to_string_pretty(&report).unwrap());
     assert_eq!((report.outcome, report.mode), (Outcome::Completed, Mode::Precopy));
@@ -30,6 +34,15 @@ fn a_busy_machine_moves_with_its_memory_disk_and_connections() {
     assert!(verification.pages_checked > 0 && verification.blocks_checked > 0, "{verification:?}");
     assert!(verification.probes.len() == 2 && verification.probes.iter().all(|probe| probe.ok), "{verification:?}");
     assert_eq!(report.tls.version, "TLSv1_3");
+    // The guest does at the destination what it did before: it works, writes its disk and answers the observer.
+    let (before, after) = verification.rates.before.zip(verification.rates.after).expect("both were measured");
+    for (before, after) in [
+        (before.vcpu_cores, after.vcpu_cores),
+        (before.disk_bytes_per_second, after.disk_bytes_per_second),
+        (before.network_bytes_per_second, after.network_bytes_per_second),
+    ] {
+        assert!(before > 0.0 && after > before / 10.0, "{:?}", verification.rates);
+    }
 
     // What an outside client saw.
     let udp = last_echoes(&observer, "vm1", start);

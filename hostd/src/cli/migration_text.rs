@@ -3,7 +3,7 @@
 use super::output::{Table, bytes, duration, or_dash, word};
 use crate::api::types::{Migration, MigrationStage, MigrationStatus, Phase};
 use crate::clock::{unix_ms, utc};
-use crate::words::{digests, downtime_parts};
+use crate::words::{digests, downtime_parts, rates};
 use migration::report::Report;
 
 /// What was checked after the arrival and is not as it should be.
@@ -243,6 +243,9 @@ fn report_lines(report: &Report) -> String {
         report.tls.version,
         report.tls.cipher,
     ));
+    if let Some(rates) = rates(&report.verification.rates) {
+        text.push_str(&format!("guest     {rates}\n"));
+    }
     for probe in &report.verification.probes {
         text.push_str(&format!(
             "probe     {} {}: {}\n",

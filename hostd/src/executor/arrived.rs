@@ -1,15 +1,35 @@
 //! The destination after the machine has arrived: declared probes, alarms, and what is lost.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use migration::report::{Trigger, TriggerKind};
+use migration::report::{GuestRates, Trigger, TriggerKind};
 
 use super::{Active, Executor, ExecutorError, Result, probe};
 use crate::api::types::{MigrateRequest, Migration, MigrationSide, MigrationStage, OnFailedProbe};
 use crate::machine::chain;
 use crate::machine::entry::Entry;
+use crate::metrics::sampler::guest_rates;
 use crate::pool::wire::Verified;
 use crate::store::embedded::Kind;
+
+/// For a VMM to tell its counters.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// So long a guest is watched after its arrival: the source waits for it.
+const WATCHED: Duration = Duration::from_millis(500);
+
+/// What a guest does now. The processor time of its vCPUs, not of its VMM: this may still be comparing what arrived.
+async fn measure(entry: &Entry) -> Option<GuestRates> {
+    let read = || {
+        let client = entry.client().with_timeout(ANSWER);
+        async { Some((Instant::now(), tokio::task::spawn_blocking(move || client.metrics().ok()).await.ok()??)) }
+    };
+    let (since, before) = read().await?;
+    tokio::time::sleep(WATCHED).await;
+    let (until, now) = read().await?;
+    guest_rates(&before, &now, until.duration_since(since))
+}
 
 impl Executor {
     /// Asks the declared probes of a machine that has arrived. If one is not answered and the operator wanted the machine
@@ -24,10 +44,10 @@ impl Executor {
             return Err(ExecutorError::Unknown(id.to_owned()));
         }
         let entry = self.inner.machines.get(&migration.machine)?;
-        let probes = probe::ask_all(entry.record().probes).await;
+        let (probes, rates) = tokio::join!(probe::ask_all(entry.record().probes), measure(&entry));
         let failed: Vec<String> = probe::failed(&probes).collect();
         if failed.is_empty() {
-            return Ok(Verified { probes, returned_by: None });
+            return Ok(Verified { probes, returned_by: None, rates });
         }
         let mut alarm = format!("after its arrival from host `{source}`: {}", failed.join("; "));
         // Asked twice (the source's daemon was restarted), it is brought back once.
@@ -43,7 +63,7 @@ impl Executor {
         entry.state().reason = Some(alarm.clone());
         let back = returned_by.clone();
         self.amend(id, |migration| (migration.alarm, migration.returned_by) = (Some(alarm), back));
-        Ok(Verified { probes, returned_by })
+        Ok(Verified { probes, returned_by, rates })
     }
 
     /// Starts to move a machine back to where it came from: whatever its probes say there, it stays.

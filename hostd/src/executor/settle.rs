@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use migration::report::{Outcome, Report};
+use migration::report::{GuestRates, Outcome, Rates, Report};
 use vmm::api::Settle;
 
 use super::retry::Failure;
@@ -31,11 +31,12 @@ impl Executor {
         });
         // What is left here is not the machine any more: it counts, and is measured, where it runs.
         entry.state().record.status = MachineStatus::Deleting;
+        let rates = entry.state().rates;
         entry.state().usage = None;
         if let Err(error) = self.inner.machines.save(entry) {
             tracing::error!(error = chain(&error), "cannot store that a machine has left");
         }
-        self.ask_probes(active).await;
+        self.ask_probes(active, rates).await;
         if let Err(error) = self.inner.machines.discard(entry).await {
             tracing::error!(error = chain(&error), "the machine that left could not be forgotten");
         }
@@ -43,7 +44,7 @@ impl Executor {
     }
 
     /// Has the destination ask the declared probes; what does not answer raises an alarm.
-    async fn ask_probes(&self, active: &Active) {
+    async fn ask_probes(&self, active: &Active, before: Option<GuestRates>) {
         let migration = active.get();
         let verified = match self.peer(&migration) {
             Ok(peer) => peer.verify(&migration.attempt_id()).await.map_err(ExecutorError::from),
@@ -54,6 +55,7 @@ impl Executor {
                 migration.returned_by = verified.returned_by;
                 if let Some(report) = &mut migration.report {
                     report.verification.probes = verified.probes;
+                    report.verification.rates = Rates { before, after: verified.rates };
                 }
             }),
             Err(error) => {

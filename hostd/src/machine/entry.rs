@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use migration::report::GuestRates;
 use serde::{Deserialize, Serialize};
 use vmm::api::client::Client;
 
@@ -76,6 +77,8 @@ pub struct State {
     pub process: Option<Arc<Process>>,
     /// Last measurement.
     pub usage: Option<Usage>,
+    /// What its guest did, as measured with `usage`.
+    pub rates: Option<GuestRates>,
     /// It has arrived and its VMM still verifies: what that costs is no load of the machine.
     pub verifying: bool,
     /// What of its disks was allocated at the last measurement, in bytes.
@@ -113,6 +116,7 @@ impl Entry {
             record,
             process: None,
             usage: None,
+            rates: None,
             verifying: false,
             disk_allocated_bytes: None,
             first_instruction_us: None,

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use migration::report::GuestRates;
 use vmm::api::Metrics;
 
 use super::capacity::Groups;
@@ -118,6 +119,8 @@ impl Sampler {
         };
         let before = self.readings.get(&record.name).filter(|before| before.pid == reading.pid);
         let usage = before.and_then(|before| rates(before, &reading, throttled_s, f64::from(record.vcpus)));
+        let guest = before
+            .and_then(|before| guest_rates(&before.metrics, &reading.metrics, reading.at.duration_since(before.at)));
         self.readings.insert(record.name.clone(), reading);
         let mut state = entry.state();
         let age_ms = unix_ms().saturating_sub(record.created_unix_ms);
@@ -126,6 +129,7 @@ impl Sampler {
         }
         // The first reading after a migration is no rate yet: the last measurement stands in once more.
         state.usage = usage.or(state.usage);
+        state.rates = guest.or(state.rates);
         state.usage.map(|usage| (record.name, usage))
     }
 
@@ -157,14 +161,25 @@ async fn read(machines: &Machines, entry: &Arc<Entry>) -> Option<Reading> {
     Some(reading)
 }
 
+/// What a guest did between two readings of its VMM's counters. `None` if they are those of different processes.
+pub fn guest_rates(before: &Metrics, now: &Metrics, time: Duration) -> Option<GuestRates> {
+    let seconds = Some(time.as_secs_f64()).filter(|&seconds| seconds > 0.0)?;
+    let rate = |counter: fn(&Metrics) -> u64| Some(counter(now).checked_sub(counter(before))? as f64 / seconds);
+    Some(GuestRates {
+        vcpu_cores: rate(|metrics| metrics.vcpu_us)? / 1e6,
+        disk_bytes_per_second: rate(|metrics| metrics.disk_read_bytes + metrics.disk_write_bytes)?,
+        network_bytes_per_second: rate(|metrics| metrics.net_receive_bytes + metrics.net_transmit_bytes)?,
+    })
+}
+
 fn rates(before: &Reading, now: &Reading, throttled_s: Option<f64>, vcpus: f64) -> Option<Usage> {
     let seconds = now.at.duration_since(before.at).as_secs_f64();
     if seconds <= 0.0 {
         return None;
     }
     let (run_s, wait_s) = thread_seconds(&before.threads, &now.threads);
-    let rate = |now: u64, before: u64| now.checked_sub(before).map(|bytes| bytes as f64 / seconds);
-    let (new, old) = (&now.metrics, &before.metrics);
+    let guest = guest_rates(&before.metrics, &now.metrics, now.at.duration_since(before.at))?;
+    let new = &now.metrics;
     let cpu_cores = run_s / seconds;
     // Where a quota is in force, only the waiting that it caused is demand of these machines; other waiting is the
     // computer's other work. A machine cannot want more processors than it has, beside the VMM's own threads.
@@ -174,14 +189,8 @@ fn rates(before: &Reading, now: &Reading, throttled_s: Option<f64>, vcpus: f64) 
         cpu_cores,
         cpu_demand_cores,
         memory_mib: (new.memory_resident_bytes + new.overhead_bytes) as f64 / f64::from(1 << 20),
-        disk_bytes_per_second: rate(
-            new.disk_read_bytes + new.disk_write_bytes,
-            old.disk_read_bytes + old.disk_write_bytes,
-        )?,
-        network_bytes_per_second: rate(
-            new.net_receive_bytes + new.net_transmit_bytes,
-            old.net_receive_bytes + old.net_transmit_bytes,
-        )?,
+        disk_bytes_per_second: guest.disk_bytes_per_second,
+        network_bytes_per_second: guest.network_bytes_per_second,
     })
 }
 

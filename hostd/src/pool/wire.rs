@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use migration::report::{Probe, Trigger};
+use migration::report::{GuestRates, Probe, Trigger};
 use serde::{Deserialize, Serialize};
 
 use crate::api::types::{Event, HostSummary, MigrationLimits, OnFailedProbe, PoolView, Usage};
@@ -94,6 +94,9 @@ pub struct Verified {
     /// The migration that brings the machine back because one failed.
     #[serde(default)]
     pub returned_by: Option<String>,
+    /// What the guest does there.
+    #[serde(default)]
+    pub rates: Option<GuestRates>,
 }
 
 /// The planner of a pool to the host of a machine: "move it".

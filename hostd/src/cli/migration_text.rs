@@ -243,6 +243,9 @@ fn report_lines(report: &Report) -> String {
         report.tls.version,
         report.tls.cipher,
     ));
+    for warning in &report.warnings {
+        text.push_str(&format!("warning   {warning}\n"));
+    }
     if let Some(rates) = rates(&report.verification.rates) {
         text.push_str(&format!("guest     {rates}\n"));
     }

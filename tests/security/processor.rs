@@ -32,8 +32,9 @@ impl SourceGuest for Boaster {
         Ok(self.0.clone())
     }
 
+    /// Begins while the destination builds the machine, or refuses to.
     fn start_dirty_tracking(&self) -> GuestResult<()> {
-        nothing()
+        Ok(())
     }
 
     fn stop_dirty_tracking(&self) -> GuestResult<()> {
@@ -44,8 +45,8 @@ impl SourceGuest for Boaster {
         nothing()
     }
 
-    fn next_populated(&self, _: u64) -> GuestResult<Option<Range<u64>>> {
-        nothing()
+    fn next_populated(&self, from: u64) -> GuestResult<Option<Range<u64>>> {
+        Ok((from == 0).then_some(0..1))
     }
 
     fn read_pages(&self, _: u64, _: &mut [u8]) -> GuestResult<()> {

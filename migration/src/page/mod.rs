@@ -3,6 +3,7 @@
 mod bitmap;
 pub mod delta;
 mod digest;
+mod lz4;
 pub mod pack;
 mod zero;
 

@@ -9,6 +9,8 @@
 
 use std::time::Duration;
 
+use super::lz4;
+
 /// Compression must promise to save a tenth: below that the measurements are noise, and the other end has to unpack.
 const GAIN: f64 = 0.9;
 
@@ -166,7 +168,7 @@ pub fn pack(plain: &[u8], packed: &mut Vec<u8>) -> Option<usize> {
 ///
 /// In words, if it is no LZ4 block or becomes longer or shorter.
 pub fn unpack(packed: &[u8], plain: &mut [u8]) -> Result<(), String> {
-    match lz4_flex::block::decompress_into(packed, plain) {
+    match lz4::unpack(packed, plain) {
         Ok(length) if length == plain.len() => Ok(()),
         Ok(length) => Err(format!("it unpacks to {length} bytes instead of {}", plain.len())),
         Err(error) => Err(format!("it is no LZ4 block of {} bytes: {error}", plain.len())),

@@ -10,6 +10,7 @@
 //! memory unless somebody has told them to (`shmem_enabled`), and to anonymous memory they do as they come
 //! (docs/design/0005).
 
+mod collapse;
 mod dirty;
 mod filling;
 mod give_back;

@@ -55,6 +55,15 @@ impl PageMap {
         })
     }
 
+    /// Whether all of `pages` pages from `address` on are in memory. False where the kernel does not say.
+    pub(super) fn is_present(&self, address: usize, pages: usize) -> bool {
+        let Some(file) = &self.0 else { return false };
+        let mut entries = vec![0; pages * Self::ENTRY];
+        let offset = address / PAGE_BYTES as usize * Self::ENTRY;
+        let present = |entry: &[u8; Self::ENTRY]| u64::from_ne_bytes(*entry) & Self::PRESENT != 0;
+        file.read_exact_at(&mut entries, offset as u64).is_ok() && entries.as_chunks().0.iter().all(present)
+    }
+
     /// The first of `pages` pages from `address` on that may hold something.
     fn first(&self, address: usize, pages: usize) -> Option<usize> {
         let Some(file) = &self.0 else { return (pages > 0).then_some(0) };

@@ -217,6 +217,7 @@ impl Missing for LatePages {
                 source,
             })?;
         }
+        self.memory.collapse(&self.announced);
         Ok(())
     }
 }

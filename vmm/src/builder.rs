@@ -114,7 +114,8 @@ impl Machine {
         Ok(Self::new(parts, devices))
     }
 
-    /// An empty machine with the processor that the guest knows, which waits for memory and state.
+    /// An empty machine with the processor that the guest knows, which waits for memory and state. KVM knows its memory when its
+    /// writes begin to be recorded, or else when its state is restored.
     ///
     /// # Errors
     ///
@@ -136,7 +137,10 @@ fn build(config: MachineConfig, profile: Option<&CpuProfile>, rule: RingRule) ->
     let (ring_entries, tracking) = ring_choice::choose(&config, &host, memory.pages(), rule)?;
     let vm = Arc::new(host.create_vm(ring_entries)?);
     irq::create(&vm)?;
-    let slots = Arc::new(Slots::new(Arc::clone(&vm), memory.clone())?);
+    let slots = Arc::new(Slots::new(Arc::clone(&vm), memory.clone()));
+    if profile.is_none() {
+        slots.provide()?;
+    }
 
     let fds = (0..config.vcpus)
         .map(|id| vm.create_vcpu(id.into()).map_err(ioctl_error("KVM_CREATE_VCPU")))
@@ -147,8 +151,10 @@ fn build(config: MachineConfig, profile: Option<&CpuProfile>, rule: RingRule) ->
         None => None,
     };
     let tracker = match &rings {
-        Some(rings) => DirtyTracker::with_rings(memory.clone(), slots, Arc::clone(rings)),
-        None => DirtyTracker::with_log(Arc::clone(&vm), memory.clone(), slots, capabilities.manual_dirty_log),
+        Some(rings) => DirtyTracker::with_rings(memory.clone(), Arc::clone(&slots), Arc::clone(rings)),
+        None => {
+            DirtyTracker::with_log(Arc::clone(&vm), memory.clone(), Arc::clone(&slots), capabilities.manual_dirty_log)
+        }
     };
     let profile = set_cpuid(&host, &fds, profile)?;
     let msrs = msr::list(&host, &fds[0])?;
@@ -167,6 +173,7 @@ fn build(config: MachineConfig, profile: Option<&CpuProfile>, rule: RingRule) ->
         vm,
         capabilities,
         memory,
+        slots,
         tracker,
         tracking,
         msrs,

@@ -138,10 +138,9 @@ impl DestinationGuest for Arrival {
         let build = || -> Result<Machine, BuildError> { Machine::incoming(self.config.clone(), &layout.cpu) };
         let machine = build().map_err(explain)?;
         check_parts(&machine, layout).map_err(explain)?;
-        // Logging begins before the state is restored: KVM itself writes to guest memory when some MSRs are set, and
-        // the verification must not take that for an error of the transfer.
-        machine.tracker().start().map_err(explain)?;
-        *self.lock() = Some(Arc::new(machine));
+        let machine = Arc::new(machine);
+        begin_tracking(&machine);
+        *self.lock() = Some(machine);
         Ok(())
     }
 
@@ -160,7 +159,11 @@ impl DestinationGuest for Arrival {
     }
 
     fn restore_state(&self, payloads: &[StatePayload]) -> GuestResult<()> {
-        self.machine()?.restore_state(payloads, true).map_err(explain)
+        let machine = self.machine()?;
+        // Logging begins before the state is restored: KVM itself writes to guest memory when some MSRs are set, and
+        // the verification must not take that for an error of the transfer.
+        machine.tracker().start().map_err(explain)?;
+        machine.restore_state(payloads, true).map_err(explain)
     }
 
     fn resume(&self) -> GuestResult<()> {
@@ -229,6 +232,16 @@ impl DestinationGuest for Arrival {
         if let Ok(machine) = self.machine() {
             machine.fail(reason);
         }
+    }
+}
+
+/// KVM takes milliseconds to give the guest its memory. Who needs it waits for the rest of them, begins anew if this came to
+/// nothing, and says why.
+fn begin_tracking(machine: &Arc<Machine>) {
+    let machine = Arc::clone(machine);
+    let begin = move || drop(machine.tracker().start());
+    if let Err(error) = std::thread::Builder::new().name("slots".to_owned()).spawn(begin) {
+        tracing::debug!(%error, "the guest gets its memory later");
     }
 }
 

@@ -123,7 +123,7 @@ impl Attempt {
         let vm = Arc::new(vm);
         irq::create(&vm).map_err(failed)?;
         let memory = Memory::new(MEMORY_MIB).map_err(failed)?;
-        let slots = Slots::new(Arc::clone(&vm), memory.clone()).map_err(failed)?;
+        let slots = Slots::new(Arc::clone(&vm), memory.clone());
         let vcpu = vm.create_vcpu(0).map_err(failed)?;
         let ring = Ring::new(&vcpu, ENTRIES).map_err(failed)?;
         memory.ram().write_slice(&code(), GuestAddress(CODE)).map_err(failed)?;

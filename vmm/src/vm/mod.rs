@@ -39,7 +39,7 @@ use crate::device::virtio::net::Net;
 use crate::device::{Device, DeviceError};
 use crate::disk::{DiskError, RawDisk};
 use crate::kvm::{Capabilities, KvmError};
-use crate::memory::{DirtyTracker, Memory, TrackError};
+use crate::memory::{DirtyTracker, Memory, Slots, TrackError};
 use crate::vcpu::ring_choice::Tracking;
 use crate::vcpu::run::StopReason;
 use crate::vcpu::{VcpuError, Vcpus};
@@ -107,6 +107,7 @@ pub(crate) struct Parts {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) capabilities: Capabilities,
     pub(crate) memory: Memory,
+    pub(crate) slots: Arc<Slots>,
     pub(crate) tracker: DirtyTracker,
     pub(crate) tracking: Tracking,
     pub(crate) msrs: Vec<u32>,

@@ -19,6 +19,7 @@ use crate::device::virtio::net::Net;
 use crate::kvm::KvmError;
 use crate::kvm::clock::{ClockStateV1, PendingClock, start_tsc};
 use crate::kvm::irq::IrqchipStateV1;
+use crate::memory::TrackError;
 use crate::vcpu::VcpuError;
 use crate::vcpu::state::VcpuStateV1;
 
@@ -133,6 +134,7 @@ impl Machine {
             remedy: ", only a new incoming machine can",
         })?;
         let parts = &self.parts;
+        parts.slots.provide().map_err(TrackError::from).map_err(MachineError::from)?;
         let expected = self.slots();
         if let Some(surplus) =
             payloads.iter().find(|payload| !expected.iter().any(|slot| slot.name == payload.slot.name))

@@ -208,25 +208,27 @@ fn rings_tell_which_vcpu_writes_and_how_fast() {
         return;
     }
     let _turn = turn();
-    const RATE: f64 = 100e6;
+    const SWEEPS: u32 = 10;
     let (_file, machine) = tracked("ring", &KERNEL, 2, 64, u32::MAX);
-    put_to_work(&machine, &[Work::Spin, Work::Sweep(SWEPT, RATE)]);
-    let last = SWEPT.end - 1;
+    put_to_work(&machine, &[Work::Spin, Work::Sweep(SWEPT, 100e6)]);
+    let (last, swept_bytes) = (SWEPT.end - 1, ((SWEPT.end - SWEPT.start) * PAGE_BYTES) as f64);
     machine.resume().unwrap();
     machine.tracker().start().unwrap();
     written_again(&machine, last, 1);
     collect(&machine);
-    // Where others have the processors it stands for a while and makes up for it: not every round tells.
+    // Where others have the processors it is held up by its first writes, and makes up for it when it writes the same pages again:
+    // the rings say what those first writes were like. What the log knows is a tenth of what it wrote.
     until("a round in which the rings know the rate, and the log would not", || {
         let start = Instant::now();
-        written_again(&machine, last, 10);
+        written_again(&machine, last, SWEEPS);
         let different = collect(&machine).count() as f64 * PAGE_BYTES as f64 / start.elapsed().as_secs_f64();
+        let written = (f64::from(SWEEPS) * swept_bytes) / start.elapsed().as_secs_f64();
         let rates = machine.tracker().vcpu_rates();
-        eprintln!("different pages {different:.2e} B/s; its rings say {rates:.0?}");
+        eprintln!("different pages {different:.2e} of {written:.2e} B/s; its rings say {rates:.0?}");
         assert_eq!(rates.len(), 2);
         // KVM itself may write a page now and then for a vCPU.
         assert!(rates[0] < rates[1] / 100.0 && rates[1] >= different * 0.9, "{rates:?}");
-        rates[1] > different * 2.0 && rates[1] > RATE / 2.0 && rates[1] < RATE * 2.0
+        rates[1] > different * 2.0 && rates[1] < written * 2.0
     });
 }
 

@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep};
 use vmm::api::{BalloonInfo, BalloonTarget};
 
 use crate::api::types::{
-    AuditRecord, ChangedLimits, CreateMachine, DirtyRate, DirtyRateRequest, Drain, DrainRequest, Event, HostBandwidth,
-    HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolCapacity, PoolView, Problem,
+    AuditRecord, ChangedLimits, CreateMachine, DetachDisk, DirtyRate, DirtyRateRequest, Disk, DiskSize, Drain,
+    DrainRequest, Event, HostBandwidth, HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan,
+    PoolCapacity, PoolView, Problem,
 };
 
 /// Largest answer that is read, in bytes.
@@ -145,6 +146,17 @@ impl Client {
     pub async fn inflate(&self, name: &str, target_mib: u64) -> Result<BalloonInfo> {
         let target = BalloonTarget { target_mib };
         self.call(Method::PUT, &format!("/v1/machines/{}/balloon", escape(name)), Some(&target)).await
+    }
+
+    /// Makes a disk of a machine larger.
+    pub async fn resize_disk(&self, name: &str, size: &DiskSize) -> Result<Machine> {
+        self.call(Method::PUT, &format!("/v1/machines/{}/disk", escape(name)), Some(size)).await
+    }
+
+    /// Takes a disk from a stopped machine; its image stays.
+    pub async fn detach_disk(&self, name: &str, id: &str) -> Result<Disk> {
+        let which = DetachDisk { id: id.to_owned() };
+        self.call(Method::POST, &format!("/v1/machines/{}/detach", escape(name)), Some(&which)).await
     }
 
     /// Estimates how fast a machine dirties its memory; takes the interval that is asked for.

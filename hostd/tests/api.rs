@@ -69,6 +69,7 @@ async fn what_is_not_there_is_a_problem_document() {
         (Method::DELETE, "/v1/machines/vm1", 404),
         (Method::GET, "/v1/machines/vm1/balloon", 404),
         (Method::GET, "/v1/machines/vm1/dirty-rate", 405),
+        (Method::GET, "/v1/machines/vm1/disk", 405),
         (Method::GET, "/v1/machines/..%2F..%2Fetc", 404),
         (Method::GET, "/v1/machines/%ff", 400),
         (Method::GET, "/v1/migrations/mig-1", 404),
@@ -91,7 +92,7 @@ async fn what_is_not_there_is_a_problem_document() {
 #[tokio::test]
 async fn malformed_bodies_say_what_is_wrong_with_them() {
     let (_folder, host) = host("[]").await;
-    let cases: [(&str, Option<Vec<u8>>, u16, &str); 15] = [
+    let cases: [(&str, Option<Vec<u8>>, u16, &str); 17] = [
         ("/v1/machines", None, 400, "EOF"),
         ("/v1/machines", Some(b"{\"name\": ".to_vec()), 400, "EOF"),
         ("/v1/machines", Some(b"\xff\xfe".to_vec()), 400, "expected value"),
@@ -109,6 +110,8 @@ async fn malformed_bodies_say_what_is_wrong_with_them() {
             "/nonexistent/x",
         ),
         ("/v1/machines/vm1/migrate", Some(b"{}".to_vec()), 400, "destination"),
+        ("/v1/machines/vm1/detach", Some(b"{}".to_vec()), 400, "id"),
+        ("/v1/machines/vm1/detach", Some(b"{\"id\": \"disk0\"}".to_vec()), 404, "machine list"),
         ("/v1/events", Some(b"{\"name\":\"x\"}".to_vec()), 400, "target"),
         ("/v1/events", event("FREQ=YEARLY"), 400, "repeats: FREQ=YEARLY is not supported: use FREQ"),
         ("/v1/events", event("FREQ=MINUTELY"), 400, "comes again after 60 s and lasts 90 s"),

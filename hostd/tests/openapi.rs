@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 
 use hostd::api::control;
 use hostd::api::types::{
-    AuditRecord, ChangedLimits, CreateMachine, DirtyRate, DirtyRateRequest, Drain, DrainRequest, Event, HostBandwidth,
-    HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan, PoolCapacity, PoolView, Problem,
+    AuditRecord, ChangedLimits, CreateMachine, DetachDisk, DirtyRate, DirtyRateRequest, Disk, DiskSize, Drain,
+    DrainRequest, Event, HostBandwidth, HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan,
+    PoolCapacity, PoolView, Problem,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -138,8 +139,16 @@ fn schemas() -> BTreeMap<&'static str, Value> {
             ),
         ),
         ("CreateMachine", schema::<CreateMachine>(create_machine())),
+        ("DetachDisk", schema::<DetachDisk>(json!({"id": "disk0"}))),
         ("DirtyRate", schema::<DirtyRate>(dirty_rate())),
         ("DirtyRateRequest", schema::<DirtyRateRequest>(json!({"interval_ms": 1000}))),
+        (
+            "Disk",
+            schema::<Disk>(
+                json!({"id": "disk0", "path": "/x", "bytes": 1, "owned": true, "read_only": false, "shared": false}),
+            ),
+        ),
+        ("DiskSize", schema::<DiskSize>(json!({"id": "disk0", "bytes": 1_048_576}))),
         (
             "Drain",
             schema::<Drain>(

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hostd::api::types::{KernelChoice, MigrationStage, ProbeSpec};
+use hostd::api::types::{DiskSize, KernelChoice, MigrationStage, ProbeSpec};
 use hostd::lab::interrupt;
 use tests::world::{Spec, World};
 use tests::{Need, ping, ready};
@@ -105,6 +105,11 @@ fn linux_boots_finds_its_disk_answers_ping_gives_memory_back_and_moves() {
     };
     filled("a1", 64);
     world.wait("less free memory", || (balloon("a1").statistics.free_bytes? < figures.1).then_some(()));
+
+    // It hears of a larger disk by itself.
+    let size = DiskSize { id: "disk0".into(), bytes: 96 << 20 };
+    world.ask("a1", async |client| client.resize_disk("linux", &size).await).expect("a larger disk");
+    world.wait("Linux to see its larger disk", || console().contains("new size: 196608 512-byte").then_some(()));
 
     let migration = world.migrate("linux", "a1", "b1", None);
     assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());

@@ -5,5 +5,6 @@
 mod back_and_forth;
 mod mirror;
 mod one_move;
+mod resize;
 mod shared;
 mod sweep;

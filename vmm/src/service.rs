@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::api::{
-    BalloonInfo, BalloonTarget, ChangedLimits, DirtyRate, DirtyRateRequest, DirtyRateSource, MachineDigest,
+    BalloonInfo, BalloonTarget, ChangedLimits, DirtyRate, DirtyRateRequest, DirtyRateSource, DiskSize, MachineDigest,
     MachineInfo, MachineState, Metrics, MigrationStatus, Receiving, Settle,
 };
 use crate::config::{BalloonConfig, ConfigError, MachineConfig, ReceiveConfig, SendConfig};
@@ -251,6 +251,18 @@ impl Service {
         BalloonConfig { target_mib, ..BalloonConfig::default() }.check(self.config.memory_mib)?;
         balloon.set_target(target_mib).map_err(MachineError::from)?;
         self.balloon()
+    }
+
+    /// Makes a disk larger. A migration that is asked for meanwhile begins after it.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if there is no machine or no such disk, a migration is under way, or the disk cannot have that size.
+    pub fn resize_disk(&self, size: &DiskSize) -> Result<DiskSize, ServiceError> {
+        let job = lock(&self.job);
+        refuse_active(job.as_ref())?;
+        self.machine()?.grow_disk(&size.id, size.bytes)?;
+        Ok(size.clone())
     }
 
     /// Listens for a machine.

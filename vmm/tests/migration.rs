@@ -8,7 +8,7 @@ use common::{Lab, Vmm, guest, listen, ready, sending, until};
 use headroom_guest::Status;
 use migration::report::{Outcome, Report};
 use migration::testing::Authority;
-use vmm::api::{ChangedLimits, MachineState, Phase};
+use vmm::api::{ChangedLimits, DiskSize, MachineState, Phase};
 use vmm::config::{MigrationLimits, SendConfig};
 
 const WORKLOAD: &str = "ip=10.0.0.2/24 sweep=16:100 disk=8:8 cpu=5 fill=64 hb=100";
@@ -60,6 +60,10 @@ fn it_waits_before_the_switchover_and_takes_other_limits_meanwhile() {
         assert_eq!(here.client.change_limits(&wrong).unwrap_err().status(), Some(422));
     }
     assert_eq!(status().bandwidth_bytes_per_second, Some(64 << 20), "all or nothing");
+    let larger = |bytes| here.client.resize_disk(&DiskSize { id: "disk0".into(), bytes });
+    let refused = larger(32 << 20).unwrap_err();
+    assert_eq!(refused.status(), Some(409), "{refused}");
+    assert!(refused.to_string().contains("cancel it"), "{refused}");
     until("more rounds", Duration::from_secs(20), || Some(status()).filter(|now| now.round >= ready.round + 2));
     until("the guest, which runs meanwhile", Duration::from_secs(20), || {
         guest.status().ok().filter(|now| now.sweep_step > before.sweep_step)

@@ -5,8 +5,8 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Lab, ready, until};
-use headroom_guest::Client as Guest;
-use vmm::api::MachineState;
+use headroom_guest::{Client as Guest, Settings};
+use vmm::api::{DiskSize, MachineState};
 
 const WORKLOAD: &str = "ip=10.0.0.2/24 sweep=16:100 disk=8:8 cpu=5 fill=32 hb=100";
 
@@ -25,6 +25,12 @@ fn a_busy_guest_goes_on_from_a_directory() {
     until("work", Duration::from_secs(60), || {
         guest.status().ok().filter(|status| status.sweep_step > 2 && status.disk_sequence > 2)
     });
+    let larger = |bytes| first.client.resize_disk(&DiskSize { id: "disk0".into(), bytes });
+    assert_eq!(larger(32 << 20).expect("a larger disk").bytes, 32 << 20);
+    assert_eq!(larger(16 << 20).expect_err("it shrinks").status(), Some(422));
+    let unknown = DiskSize { id: "disk1".into(), bytes: 32 << 20 };
+    assert_eq!(first.client.resize_disk(&unknown).expect_err("there is none").status(), Some(404));
+    guest.set(Settings { disk_mib: Some(32), ..Settings::default() }).expect("an answer");
     let path = lab.directory.path().join("snapshot");
     assert_eq!(first.client.save(&path).expect_err("it runs").status(), Some(409));
     let before = guest.status().expect("an answer");
@@ -41,6 +47,7 @@ fn a_busy_guest_goes_on_from_a_directory() {
     let status = until("the guest's answer", Duration::from_secs(30), || guest.status().ok());
     let passed = start.elapsed().as_millis() as u64;
     assert_eq!((status.sweep_errors, status.disk_errors), (0, 0), "{status:?}");
+    assert_eq!(status.workload.disk_mib, 32, "the guest uses all of the disk that it was told of");
     assert!(status.uptime_ms >= before.uptime_ms, "guest time went back");
     // It ran for a moment between the answer and the pause.
     assert!(status.uptime_ms <= before.uptime_ms + passed + 500, "{} to {}", before.uptime_ms, status.uptime_ms);

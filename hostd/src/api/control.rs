@@ -13,8 +13,8 @@ use vmm::api::{BalloonInfo, BalloonTarget};
 use super::body::{Answer, Body, Limit, Risk, Segment};
 use super::problem::Failure;
 use super::types::{
-    AuditRecord, CreateMachine, DirtyRate, DirtyRateRequest, Event, Machine, MachineForecast, NewEvent, Plan,
-    PoolCapacity, PoolView,
+    AuditRecord, CreateMachine, DetachDisk, DirtyRate, DirtyRateRequest, Disk, DiskSize, Event, Machine,
+    MachineForecast, NewEvent, Plan, PoolCapacity, PoolView,
 };
 use super::{Route, Shared, host, migration, route};
 use crate::executor::ExecutorError;
@@ -93,6 +93,24 @@ pub fn routes() -> Vec<Route> {
             Some("DirtyRate"),
             200,
             post(dirty_rate),
+        ),
+        route(
+            "PUT",
+            "/v1/machines/{name}/disk",
+            "Make a disk of a machine larger, while it runs or is stopped; refused while it moves",
+            Some("DiskSize"),
+            Some("Machine"),
+            200,
+            put(resize_disk),
+        ),
+        route(
+            "POST",
+            "/v1/machines/{name}/detach",
+            "Take a disk from a stopped machine; its image stays",
+            Some("DetachDisk"),
+            Some("Disk"),
+            200,
+            post(detach_disk),
         ),
         route("GET", "/v1/events", "Scheduled events", None, Some("[Event]"), 200, get(events)),
         route("POST", "/v1/events", "Declare an event", Some("NewEvent"), Some("Event"), 201, post(add_event)),
@@ -219,6 +237,35 @@ async fn dirty_rate(
     daemon.permit(&actor, Action::View, &object("machine", &name), about(&name))?;
     let entry = daemon.machines.get(&name)?;
     Ok(Json(crate::machine::dirty_rate::estimate(&entry, request).await?))
+}
+
+async fn resize_disk(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(name): Segment,
+    Body(size): Body<DiskSize>,
+) -> Answer<Machine> {
+    let object = object("machine", &name);
+    daemon.permit(&actor, Action::Adjust, &object, about(&name))?;
+    let detail = format!("disk {} has {} bytes", size.id.escape_debug(), size.bytes);
+    let shared = Shared::clone(&daemon);
+    let machine = spawned(async move { shared.machines.resize_disk(&name, &size).await }).await??;
+    daemon.audit.noted("disk resized", &object, &detail);
+    Ok(Json(machine))
+}
+
+async fn detach_disk(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(name): Segment,
+    Body(which): Body<DetachDisk>,
+) -> Answer<Disk> {
+    let object = object("machine", &name);
+    daemon.permit(&actor, Action::Adjust, &object, about(&name))?;
+    let shared = Shared::clone(&daemon);
+    let disk = spawned(async move { shared.machines.detach_disk(&name, &which.id).await }).await??;
+    daemon.audit.noted("disk detached", &object, &format!("disk {}: {} stays", disk.id, disk.path.display()));
+    Ok(Json(disk))
 }
 
 async fn events(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<Event>> {

@@ -45,14 +45,18 @@ impl From<MachineError> for Failure {
             MachineError::Unknown(_) => (404, "no-such-machine"),
             MachineError::Exists(_) => (409, "machine-exists"),
             MachineError::State { .. } => (409, "wrong-state"),
+            MachineError::NoDisk { .. } => (404, "no-such-disk"),
             MachineError::NoRoom { .. } => (507, "no-room"),
-            MachineError::Disk { .. } => (422, "disk-unusable"),
+            MachineError::Disk { .. } | MachineError::Image(_) => (422, "disk-unusable"),
             MachineError::NotShared { .. } => (422, "disk-not-shared"),
             MachineError::Tap(_) => (500, "tap-failed"),
             MachineError::File { .. } => (500, "file-failed"),
             MachineError::NoVmm { .. } | MachineError::Spawn { .. } => (500, "vmm-missing"),
             MachineError::Vmm { .. } => (500, "vmm-failed"),
-            MachineError::Api { .. } => (502, "vmm-refused"),
+            // What the VMM says of a request, and not that it failed.
+            MachineError::Api { source, .. } => {
+                (source.status().filter(|status| *status < 500).unwrap_or(502), "vmm-refused")
+            }
             MachineError::Store(_) => (500, "store-failed"),
         };
         Self::of(status, kind, &error)

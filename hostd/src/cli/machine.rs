@@ -10,8 +10,8 @@ use vmm::api::BalloonInfo;
 use super::Failure;
 use super::output::{Output, Table, bytes, duration, or_dash, word};
 use crate::api::types::{
-    CreateMachine, DirtyRate, DirtyRateRequest, DirtyRateSource, KernelChoice, Machine, MigrationLimits, NewDisk,
-    NewNetwork, ProbeSpec, Usage,
+    CreateMachine, DirtyRate, DirtyRateRequest, DirtyRateSource, DiskSize, KernelChoice, Machine, MigrationLimits,
+    NewDisk, NewNetwork, ProbeSpec, Usage,
 };
 use crate::client::Client;
 use crate::clock::utc;
@@ -45,6 +45,32 @@ pub(super) enum Command {
         /// Ask for so much in MiB; 0 returns all of it to the guest.
         #[arg(long, value_name = "MIB")]
         target: Option<u64>,
+    },
+    /// Make a disk of a machine larger.
+    #[command(
+        after_help = "The guest sees the new size at once, and its file system has to be enlarged in it. A disk cannot shrink. An image \
+        that is a file grows here, and takes room only as it is written; a block device, or an image that the guest may only read, is \
+        enlarged first. Refused while the machine moves."
+    )]
+    Resize {
+        /// Machine.
+        name: String,
+        /// Disk.
+        disk: String,
+        /// Its size in MiB.
+        #[arg(value_name = "MIB")]
+        size: u64,
+    },
+    /// Take a disk from a stopped machine. Its image stays where it is.
+    #[command(
+        after_help = "A guest cannot be told that a disk goes, so it has to be turned off first. The disks behind it move up by one in the \
+        order in which the guest sees them. Refused while the machine moves."
+    )]
+    Detach {
+        /// Machine.
+        name: String,
+        /// Disk.
+        disk: String,
     },
     /// Estimate how fast a machine dirties its memory, without a migration.
     #[command(
@@ -183,6 +209,16 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
                 None => client.balloon(&name).await?,
             };
             output.print(&info, balloon)?;
+        }
+        Command::Resize { name, disk, size } => {
+            // Too much to count is too much, which is refused in words.
+            let size = DiskSize { id: disk, bytes: size.saturating_mul(1 << 20) };
+            output.print(&client.resize_disk(&name, &size).await?, details)?;
+        }
+        Command::Detach { name, disk } => {
+            output.print(&client.detach_disk(&name, &disk).await?, |disk| {
+                format!("{} is detached from {name}; its image stays: {}", disk.id, disk.path.display())
+            })?;
         }
         Command::DirtyRate { name, seconds } => {
             // What makes no sense becomes 0 or the largest number, and is refused in words.

@@ -81,6 +81,8 @@ pub struct State {
     pub rates: Option<GuestRates>,
     /// It has arrived and its VMM still verifies: what that costs is no load of the machine.
     pub verifying: bool,
+    /// A disk of it is being resized or detached: it must stay where it is.
+    pub changing: bool,
     /// What of its disks was allocated at the last measurement, in bytes.
     pub disk_allocated_bytes: Option<u64>,
     /// From the VMM.
@@ -118,6 +120,7 @@ impl Entry {
             usage: None,
             rates: None,
             verifying: false,
+            changing: false,
             disk_allocated_bytes: None,
             first_instruction_us: None,
             dirty: None,

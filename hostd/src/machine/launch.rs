@@ -102,7 +102,7 @@ fn prepare(
     Ok(Program { path: vmm, arguments, log: log.to_owned(), descriptors })
 }
 
-fn disk_config(disk: &crate::api::types::Disk) -> DiskConfig {
+pub(super) fn disk_config(disk: &crate::api::types::Disk) -> DiskConfig {
     let source = DiskSource::Path(disk.path.clone());
     DiskConfig { id: disk.id.clone(), source, read_only: disk.read_only, shared: disk.shared }
 }

@@ -44,6 +44,19 @@ pub enum MachineError {
     /// The name is taken.
     #[error("a machine `{0}` is on this host already: choose another name, or delete that one")]
     Exists(String),
+    /// It has no such disk.
+    #[error("the machine `{name}` has no disk `{id}`; it has {there}")]
+    NoDisk {
+        /// Machine.
+        name: String,
+        /// What was asked for.
+        id: String,
+        /// Those that it has.
+        there: String,
+    },
+    /// The image of a stopped machine's disk cannot be changed.
+    #[error(transparent)]
+    Image(#[from] vmm::disk::DiskError),
     /// It is not in a state for this.
     #[error("the machine `{name}` is {status:?}: {remedy}")]
     State {

@@ -1,5 +1,6 @@
 //! All machines of this host, and everything that is done with them.
 
+mod disks;
 mod life;
 
 use std::collections::BTreeMap;
@@ -284,8 +285,9 @@ impl Machines {
         {
             let mut state = entry.state();
             let status = state.record.status;
-            if status != MachineStatus::Running {
+            if status != MachineStatus::Running || state.changing {
                 let remedy = match status {
+                    MachineStatus::Running => "a disk of it is being changed: try again in a moment",
                     MachineStatus::Migrating => {
                         "wait for its migration to end, or cancel it (`headroom migration list`)"
                     }

@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 
 use migration::throttle::PERCENT_MAX;
+use vmm::disk::SECTOR_BYTES;
 
 use super::name::{derive_mac, device_ok, machine_ok, parse_mac};
 use super::{MachineError, MachineRecord};
-use crate::api::types::{CreateMachine, Disk, MigrationLimits, Network, NewDisk, NewNetwork};
+use crate::api::types::{CreateMachine, Disk, DiskSize, MigrationLimits, Network, NewDisk, NewNetwork};
 
 /// Longest kernel command line, in bytes (x86 Linux: `COMMAND_LINE_SIZE` 2048), less what the VMM appends.
 const CMDLINE_MAX: usize = 1536;
@@ -80,6 +81,22 @@ pub fn check_arrival(record: &MachineRecord) -> Result<(), MachineError> {
         balloon: record.balloon,
         probes: record.probes.clone(),
         limits: record.limits.clone(),
+    })
+}
+
+/// Checks the size that a disk is to have.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn disk_size(size: &DiskSize) -> Result<(), MachineError> {
+    let sectors = size.bytes.is_multiple_of(SECTOR_BYTES);
+    ensure(sectors && (1..=DISK_MIB_MAX << 20).contains(&size.bytes), || {
+        format!(
+            "disk `{}`: bytes {}: use a multiple of {SECTOR_BYTES}, at most {DISK_MIB_MAX} MiB",
+            size.id.escape_debug(),
+            size.bytes
+        )
     })
 }
 

@@ -59,24 +59,27 @@ impl Room {
                 capacity: format!("{:.0} MiB", self.capacity.memory_mib),
             });
         }
-        self.check_disk(host, new, present, kept)
+        self.check_disk(host, owned_mib(new) - mib(kept.reusable), present, kept.bytes)
     }
 
-    fn check_disk(
+    /// Whether images of `present`, machines of this host, may have `more` bytes; `kept` bytes are kept of machines that did not come.
+    ///
+    /// # Errors
+    ///
+    /// As [`Room::check`].
+    pub fn check_growth(
         &self,
         host: &str,
-        new: &MachineRecord,
+        more: u64,
         present: &[MachineRecord],
-        kept: Kept,
+        kept: u64,
     ) -> Result<(), MachineError> {
-        let owned = |record: &MachineRecord| {
-            record.disks.iter().filter(|disk| disk.owned).map(|disk| disk.bytes).sum::<u64>() as f64
-                / f64::from(1 << 20)
-        };
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let needed = owned(new) - mib(kept.reusable);
+        self.check_disk(host, mib(more), present, kept)
+    }
+
+    fn check_disk(&self, host: &str, needed: f64, present: &[MachineRecord], kept: u64) -> Result<(), MachineError> {
         let (free, capacity) = match self.disk_space_mib {
-            Some(limit) => (limit - present.iter().map(owned).sum::<f64>() - mib(kept.bytes), limit),
+            Some(limit) => (limit - present.iter().map(owned_mib).sum::<f64>() - mib(kept), limit),
             None => match file_system_mib(&self.images) {
                 Some((free, capacity)) => (free - present.iter().map(promised_mib).sum::<f64>(), capacity),
                 None => return Ok(()),
@@ -93,6 +96,15 @@ impl Room {
             capacity: format!("{capacity:.0} MiB"),
         })
     }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// What the images that this host made for a machine have together.
+fn owned_mib(record: &MachineRecord) -> f64 {
+    mib(record.disks.iter().filter(|disk| disk.owned).map(|disk| disk.bytes).sum())
 }
 
 /// What a machine that is arriving, or being made, will still fill of its images: they are sparse, and the file system counts what
@@ -162,6 +174,15 @@ pub(crate) mod tests {
         assert_eq!(memory, "no room on host `a1`: memory needs 401 MiB, and 400 of 1000 MiB are free");
         let disk = room.check("a1", &record(1, 41), &present, Kept::default()).unwrap_err().to_string();
         assert_eq!(disk, "no room on host `a1`: disk space needs 41 MiB, and 40 of 100 MiB are free");
+    }
+
+    #[test]
+    fn a_disk_grows_as_far_as_there_is_room() {
+        let room = Room::new(Capacity { memory_mib: 1000.0, ..Capacity::default() }, Some(100.0), "/".into());
+        let present = [record(1, 60)];
+        room.check_growth("a1", 30 << 20, &present, 10 << 20).unwrap();
+        let refused = room.check_growth("a1", 31 << 20, &present, 10 << 20).unwrap_err().to_string();
+        assert_eq!(refused, "no room on host `a1`: disk space needs 31 MiB, and 30 of 100 MiB are free");
     }
 
     #[test]

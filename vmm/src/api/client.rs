@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    BalloonInfo, BalloonTarget, ChangedLimits, DirtyRate, DirtyRateRequest, MachineDigest, MachineInfo, Metrics,
-    MigrationStatus, Problem, Receiving, Save, Settle,
+    BalloonInfo, BalloonTarget, ChangedLimits, DirtyRate, DirtyRateRequest, DiskSize, MachineDigest, MachineInfo,
+    Metrics, MigrationStatus, Problem, Receiving, Save, Settle,
 };
 use crate::config::{ReceiveConfig, SendConfig};
 
@@ -141,6 +141,11 @@ impl Client {
         let mut call = self.call("PUT", "/v1/machine/dirty-rate");
         call.timeout = call.timeout.saturating_add(Duration::from_millis(request.interval_ms));
         call.json(request)
+    }
+
+    /// Makes a disk larger; refused with 409 while a migration is under way.
+    pub fn resize_disk(&self, size: &DiskSize) -> Result<DiskSize, ClientError> {
+        self.call("PUT", "/v1/machine/disk").json(size)
     }
 
     /// Ends the VMM.

@@ -9,6 +9,7 @@
 //! | `GET /v1/machine/digest` | | [`MachineDigest`]; the machine must be paused or fenced |
 //! | `PUT /v1/machine/dirty-rate` | [`DirtyRateRequest`] | [`DirtyRate`], once the interval is over; one at a time |
 //! | `PUT /v1/machine/quit` | | 204, then the process ends |
+//! | `PUT /v1/machine/disk` | [`DiskSize`] | [`DiskSize`]; 409 while a migration is under way |
 //! | `GET /v1/metrics` | | [`Metrics`] |
 //! | `GET /v1/balloon` | | [`BalloonInfo`]; 404 if the machine has none |
 //! | `PUT /v1/balloon` | [`BalloonTarget`] | [`BalloonInfo`] |
@@ -130,6 +131,16 @@ pub struct BalloonInfo {
 pub struct BalloonTarget {
     /// MiB that the guest is asked to give back; 0 returns all of them to it.
     pub target_mib: u64,
+}
+
+/// Body and answer of `PUT /v1/machine/disk`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskSize {
+    /// Which disk.
+    pub id: String,
+    /// Its size in bytes: a multiple of 512, no fewer than it has.
+    pub bytes: u64,
 }
 
 /// `GET /v1/machine/digest`: BLAKE3 in hexadecimal over all RAM and over each disk.

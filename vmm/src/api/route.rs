@@ -4,8 +4,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Save;
+use crate::disk::DiskError;
 use crate::migrate::{JobError, chain};
 use crate::service::{Service, ServiceError};
+use crate::vm::MachineError;
 
 /// What is left to do once an answer is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +27,7 @@ pub(super) struct Answer {
 type Handler = fn(&Service, &[u8]) -> Result<Answer, Answer>;
 
 /// The table of the [module](super).
-const ROUTES: [(&str, &str, Handler); 18] = [
+const ROUTES: [(&str, &str, Handler); 19] = [
     ("GET", "/v1/machine", |service, _| json(200, &service.info())),
     ("PUT", "/v1/machine/pause", |service, _| json(200, &service.pause().map_err(problem)?)),
     ("PUT", "/v1/machine/resume", |service, _| json(200, &service.resume().map_err(problem)?)),
@@ -35,6 +37,7 @@ const ROUTES: [(&str, &str, Handler); 18] = [
     }),
     ("GET", "/v1/machine/digest", |service, _| json(200, &service.digest().map_err(problem)?)),
     ("PUT", "/v1/machine/dirty-rate", |service, body| json(200, &service.dirty_rate(parse(body)?).map_err(problem)?)),
+    ("PUT", "/v1/machine/disk", |service, body| json(200, &service.resize_disk(&parse(body)?).map_err(problem)?)),
     ("PUT", "/v1/machine/quit", |_, _| Ok(Answer { status: 204, body: Vec::new(), after: After::Quit })),
     ("GET", "/v1/metrics", |service, _| json(200, &service.metrics())),
     ("GET", "/v1/balloon", |service, _| json(200, &service.balloon().map_err(problem)?)),
@@ -80,6 +83,10 @@ fn problem(error: impl Into<ServiceError>) -> Answer {
     let status = match &error {
         ServiceError::NoMigration | ServiceError::NoBalloon => 404,
         ServiceError::Target(_) | ServiceError::Interval(_) => 422,
+        ServiceError::Machine(MachineError::NoDisk { .. }) => 404,
+        ServiceError::Machine(MachineError::Disk(
+            DiskError::Size { .. } | DiskError::Shrink { .. } | DiskError::Unlike { .. },
+        )) => 422,
         ServiceError::Memory(_) => 500,
         ServiceError::Job(JobError::Token | JobError::Name { .. } | JobError::Limit { .. }) => 422,
         ServiceError::Job(JobError::Thread(_)) | ServiceError::Digest(_) | ServiceError::Snapshot(_) => {

@@ -5,6 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use migration::guest::DiskLayout;
@@ -35,7 +36,9 @@ pub enum Purpose {
 #[derive(Debug)]
 pub struct Image {
     file: File,
-    layout: DiskLayout,
+    id: String,
+    bytes: AtomicU64,
+    read_only: bool,
     name: String,
     shared: bool,
     writable: bool,
@@ -78,8 +81,8 @@ impl Image {
             return Err(DiskError::Size { disk, image: name, bytes });
         }
         let direct = if direct { enable_direct(&file).map_err(|source| failed("probe", source))? } else { None };
-        let layout = DiskLayout { id: disk, bytes, read_only: config.read_only };
-        Ok(Self { file, layout, name, shared: config.shared, writable, direct })
+        let (bytes, read_only) = (AtomicU64::new(bytes), config.read_only);
+        Ok(Self { file, id: disk, bytes, read_only, name, shared: config.shared, writable, direct })
     }
 
     /// Whether it is on storage that both hosts of a migration have.
@@ -121,7 +124,7 @@ impl Image {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(HAND_OVER_LOOK),
                 Err(TryLockError::WouldBlock) => {
-                    return Err(DiskError::Locked { disk: self.layout.id.clone(), image: self.name.clone() });
+                    return Err(DiskError::Locked { disk: self.id.clone(), image: self.name.clone() });
                 }
                 Err(TryLockError::Error(source)) => return Err(self.failed("lock", source)),
             }
@@ -132,7 +135,7 @@ impl Image {
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> DiskError {
-        DiskError::Io { disk: self.layout.id.clone(), image: self.name.clone(), action, source }
+        DiskError::Io { disk: self.id.clone(), image: self.name.clone(), action, source }
     }
 
     /// The file. Its position means nothing.
@@ -140,14 +143,58 @@ impl Image {
         &self.file
     }
 
-    /// Its shape.
-    pub fn layout(&self) -> &DiskLayout {
-        &self.layout
+    /// Name of the disk.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its size as the guest was told, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::SeqCst)
+    }
+
+    /// Whether the guest cannot write.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Its shape now.
+    pub fn layout(&self) -> DiskLayout {
+        DiskLayout { id: self.id.clone(), bytes: self.bytes(), read_only: self.read_only }
+    }
+
+    /// Gives it `bytes` bytes, which are no fewer than now. A file that may be written gets a hole at its end; a block device, and
+    /// what is only read, must have that size already.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Size`], [`DiskError::Shrink`] or [`DiskError::Unlike`] for a size that cannot be, [`DiskError::Io`]; the disk
+    /// is as it was then.
+    pub fn grow(&self, bytes: u64) -> Result<(), DiskError> {
+        let (disk, image) = (self.id.clone(), self.name.clone());
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(DiskError::Size { disk, image, bytes });
+        }
+        let now = self.bytes();
+        if bytes < now {
+            return Err(DiskError::Shrink { disk, image, now, bytes });
+        }
+        let found = (&self.file).seek(SeekFrom::End(0)).map_err(|source| self.failed("measure", source))?;
+        let is_file = self.file.metadata().map_err(|source| self.failed("inspect", source))?.is_file();
+        match found {
+            _ if found == bytes => {}
+            _ if found < bytes && is_file && self.writable => {
+                self.file.set_len(bytes).map_err(|source| self.failed("enlarge", source))?;
+            }
+            _ => return Err(DiskError::Unlike { disk, image, found, bytes }),
+        }
+        self.bytes.store(bytes, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Disk and image, for messages: `disk0 (/var/lib/vm/a.raw)`.
     pub fn describe(&self) -> String {
-        format!("disk {} ({})", self.layout.id, self.name)
+        format!("disk {} ({})", self.id, self.name)
     }
 
     /// Alignment in bytes that buffers need: 1 unless the page cache is bypassed.
@@ -166,7 +213,7 @@ impl Image {
     ///
     /// What the kernel says.
     pub fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
-        let end = self.layout.bytes;
+        let end = self.bytes();
         if from >= end {
             return Ok(None);
         }

@@ -75,7 +75,7 @@ pub enum DiskError {
     },
     /// A size that no disk can have.
     #[error(
-        "disk {disk}: {image} has {bytes} bytes; an image must have a positive multiple of 512: resize it with truncate -s"
+        "disk {disk}: {image} with {bytes} bytes: a disk must have a positive multiple of 512; give the image such a size (truncate -s)"
     )]
     Size {
         /// The disk's name.
@@ -85,6 +85,37 @@ pub enum DiskError {
         /// Its size.
         bytes: u64,
     },
+    /// Smaller than it is.
+    #[error(
+        "disk {disk}: {image} has {now} bytes and cannot shrink to {bytes}: what lies at its end would be lost; make a smaller disk and copy to it inside the guest"
+    )]
+    Shrink {
+        /// The disk's name.
+        disk: String,
+        /// Path or descriptor.
+        image: String,
+        /// Its size now.
+        now: u64,
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// The image has another size and cannot be given this one.
+    #[error(
+        "disk {disk}: {image} has {found} bytes, and {bytes} were asked for: ask for the size that it has; a block device or an image that is only read must be enlarged first"
+    )]
+    Unlike {
+        /// The disk's name.
+        disk: String,
+        /// Path or descriptor.
+        image: String,
+        /// Its size.
+        found: u64,
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// A migration copies it.
+    #[error("disk {0}: a migration copies it: wait for its end, or cancel it, and then change its size")]
+    Moving(String),
     /// Another process has it.
     #[error(
         "disk {disk}: {image} is locked by another process: a machine that uses it is still running; stop that one, or give this machine an image of its own"

@@ -44,18 +44,30 @@ impl RawDisk {
 
     fn over(image: Image) -> Result<Self, DiskError> {
         let mirrored = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| DiskError::Io {
-            disk: image.layout().id.clone(),
+            disk: image.id().to_owned(),
             image: image.describe().to_owned(),
             action: "make an event for",
             source,
         })?;
-        let tracker = Tracker::new(image.layout().bytes);
-        Ok(Self { image: Arc::new(image), tracker, gate: Gate::default(), mirrored, late: OnceLock::new() })
+        let (tracker, gate) = (Tracker::default(), Gate::default());
+        Ok(Self { image: Arc::new(image), tracker, gate, mirrored, late: OnceLock::new() })
     }
 
-    /// Its shape.
-    pub fn layout(&self) -> &DiskLayout {
+    /// Its shape now.
+    pub fn layout(&self) -> DiskLayout {
         self.image.layout()
+    }
+
+    /// As [`Image::grow`], and not while a migration copies it: that knows its blocks by their number in a disk of one size.
+    ///
+    /// # Errors
+    ///
+    /// As [`Image::grow`], or [`DiskError::Moving`].
+    pub fn grow(&self, bytes: u64) -> Result<(), DiskError> {
+        if self.tracker.enabled() || self.late.get().is_some_and(|late| late.is_open()) {
+            return Err(DiskError::Moving(self.image.id().to_owned()));
+        }
+        self.image.grow(bytes)
     }
 
     /// The file.
@@ -92,13 +104,13 @@ impl RawDisk {
 
     /// Starts to record what the guest writes. A destination calls this before its machine resumes.
     pub fn start_dirty_tracking(&self) {
-        self.tracker.start();
+        self.tracker.start(self.image.bytes());
     }
 }
 
 impl SourceDisk for RawDisk {
     fn start_dirty_tracking(&self) -> GuestResult<()> {
-        self.tracker.start();
+        self.tracker.start(self.image.bytes());
         Ok(())
     }
 

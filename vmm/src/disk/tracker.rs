@@ -16,35 +16,34 @@
 //! Marks made before [`Tracker::start`] do not count: a request that was submitted earlier and completes later is caught by
 //! its second mark.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use migration::guest::BLOCK_BYTES;
 use migration::page::Bitmap;
 
 /// A map of dirty blocks of [`BLOCK_BYTES`], shared by the device (marks) and a migration (collects).
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Tracker {
-    /// Made by the first `start`: a machine that never migrates does not pay for it.
-    words: OnceLock<Box<[AtomicU64]>>,
-    blocks: u64,
+    /// Made by `start`, for the size that the disk has then: a machine that never migrates does not pay for it.
+    map: RwLock<Map>,
     enabled: AtomicBool,
 }
 
+#[derive(Debug, Default)]
+struct Map {
+    words: Box<[AtomicU64]>,
+    blocks: u64,
+}
+
 impl Tracker {
-    /// For a disk of `bytes` bytes; not recording.
-    pub fn new(bytes: u64) -> Self {
-        Self { words: OnceLock::new(), blocks: bytes.div_ceil(BLOCK_BYTES), enabled: AtomicBool::new(false) }
-    }
-
-    fn words(&self) -> &[AtomicU64] {
-        self.words.get_or_init(|| (0..self.blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    /// Starts to record; what was recorded earlier is forgotten, unless it is recording already.
-    pub fn start(&self) {
+    /// Starts to record for a disk of `bytes` bytes, which keeps that size until `stop`. What was recorded earlier is forgotten,
+    /// unless it is recording already.
+    pub fn start(&self, bytes: u64) {
+        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
         if !self.enabled.load(Ordering::SeqCst) {
-            self.words().iter().for_each(|word| word.store(0, Ordering::SeqCst));
+            let blocks = bytes.div_ceil(BLOCK_BYTES);
+            *map = Map { words: (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(), blocks };
             self.enabled.store(true, Ordering::SeqCst);
         }
     }
@@ -64,20 +63,21 @@ impl Tracker {
         if length == 0 || !self.enabled() {
             return;
         }
-        let words = self.words();
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
         let last = offset.saturating_add(length - 1) / BLOCK_BYTES;
         let mut block = offset / BLOCK_BYTES;
-        while block <= last && block < self.blocks {
-            let word_last = last.min(block | 63).min(self.blocks - 1);
+        while block <= last && block < map.blocks {
+            let word_last = last.min(block | 63).min(map.blocks - 1);
             let mask = (u64::MAX >> (63 - (word_last - block))) << (block % 64);
-            words[(block / 64) as usize].fetch_or(mask, Ordering::SeqCst);
+            map.words[(block / 64) as usize].fetch_or(mask, Ordering::SeqCst);
             block = word_last + 1;
         }
     }
 
     /// Sets in `into` every block marked since the last call, and forgets them.
     pub fn collect(&self, into: &mut Bitmap) {
-        for (index, word) in self.words().iter().enumerate() {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        for (index, word) in map.words.iter().enumerate() {
             if word.load(Ordering::SeqCst) != 0 {
                 into.insert_word(index as u64, word.swap(0, Ordering::SeqCst));
             }
@@ -95,11 +95,11 @@ mod tests {
 
     #[test]
     fn records_only_while_started() {
-        let tracker = Tracker::new(10 * BLOCK_BYTES);
+        let tracker = Tracker::default();
         tracker.mark(0, 1);
-        tracker.start();
+        tracker.start(10 * BLOCK_BYTES);
         tracker.mark(BLOCK_BYTES, 1);
-        tracker.start();
+        tracker.start(10 * BLOCK_BYTES);
         let mut seen = Bitmap::new(10);
         tracker.collect(&mut seen);
         assert_eq!((seen.contains(0), seen.contains(1), seen.count()), (false, true, 1));
@@ -111,9 +111,23 @@ mod tests {
     }
 
     #[test]
+    fn each_start_is_for_the_size_of_then() {
+        let tracker = Tracker::default();
+        for blocks in [3, 200, 7] {
+            tracker.start(blocks * BLOCK_BYTES);
+            tracker.mark(0, u64::MAX);
+            let mut seen = Bitmap::new(blocks);
+            tracker.collect(&mut seen);
+            assert_eq!(seen.count(), blocks);
+            tracker.mark(0, 1);
+            tracker.stop();
+        }
+    }
+
+    #[test]
     fn a_mark_survives_every_race_with_collectors() {
-        let tracker = Arc::new(Tracker::new(1000 * BLOCK_BYTES));
-        tracker.start();
+        let tracker = Arc::new(Tracker::default());
+        tracker.start(1000 * BLOCK_BYTES);
         let marker = {
             let tracker = Arc::clone(&tracker);
             std::thread::spawn(move || {
@@ -134,8 +148,8 @@ mod tests {
     proptest! {
         #[test]
         fn marks_exactly_the_touched_blocks(blocks in 1u64..300, offset in 0u64..400 * BLOCK_BYTES, length in 0u64..300 * BLOCK_BYTES) {
-            let tracker = Tracker::new(blocks * BLOCK_BYTES - 512);
-            tracker.start();
+            let tracker = Tracker::default();
+            tracker.start(blocks * BLOCK_BYTES - 512);
             tracker.mark(offset, length);
             let mut seen = Bitmap::new(blocks);
             tracker.collect(&mut seen);

@@ -75,13 +75,12 @@ impl Transfer {
 
     /// Bytes of `block`.
     fn length(&self, block: u64) -> GuestResult<usize> {
-        let layout = self.image.layout();
-        match layout.bytes.checked_sub(block.saturating_mul(BLOCK_BYTES)) {
+        match self.image.bytes().checked_sub(block.saturating_mul(BLOCK_BYTES)) {
             Some(left) if left > 0 => Ok(left.min(BLOCK_BYTES) as usize),
             _ => Err(GuestError::new(format!(
                 "{}: there is no block {block}, the disk has {}",
                 self.image.describe(),
-                layout.blocks()
+                self.image.layout().blocks()
             ))),
         }
     }

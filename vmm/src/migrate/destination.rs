@@ -266,7 +266,7 @@ fn check_shape(config: &MachineConfig, layout: &MachineLayout) -> Result<(), Mis
 
 fn check_parts(machine: &Machine, layout: &MachineLayout) -> Result<(), Mismatch> {
     check_slots(&machine.slots(), &layout.devices)?;
-    let disks: Vec<&DiskLayout> = machine.moving_disks().map(|disk| disk.layout()).collect();
+    let disks: Vec<DiskLayout> = machine.moving_disks().map(|disk| disk.layout()).collect();
     if disks.len() != layout.disks.len() {
         return Err(differs("the number of disks", layout.disks.len(), disks.len()));
     }

@@ -15,6 +15,7 @@
 //! vCPU and device locks are inside of all three.
 
 mod digest;
+mod disks;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -75,9 +76,17 @@ pub enum MachineError {
     /// Dirty tracking.
     #[error(transparent)]
     Track(#[from] TrackError),
-    /// A disk on shared storage.
+    /// One of its disks.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// It has no such disk.
+    #[error("the machine has no disk {id}; it has {there}")]
+    NoDisk {
+        /// What was asked for.
+        id: String,
+        /// Those that it has.
+        there: String,
+    },
     /// Throttling.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -163,7 +172,7 @@ impl Machine {
             machine: self.config().name.clone(),
             vcpus: self.config().vcpus,
             memory: self.memory().regions().to_vec(),
-            disks: self.moving_disks().map(|disk| disk.layout().clone()).collect(),
+            disks: self.moving_disks().map(|disk| disk.layout()).collect(),
             devices: self.slots(),
             cpu: self.profile().clone(),
         }
@@ -182,35 +191,6 @@ impl Machine {
     /// How its written pages are recorded, and why not otherwise.
     pub fn tracking(&self) -> &Tracking {
         &self.parts.tracking
-    }
-
-    /// Its disks.
-    pub fn disks(&self) -> &[Arc<RawDisk>] {
-        &self.parts.disks
-    }
-
-    /// Those that a migration copies.
-    pub fn moving_disks(&self) -> impl Iterator<Item = &Arc<RawDisk>> {
-        self.disks().iter().filter(|disk| !disk.image().is_shared())
-    }
-
-    /// Takes over its disks on shared storage, all of them or none; waits up to `patience` for whoever has one.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::Disk`] if one is in use.
-    pub fn take_over_disks(&self, patience: Duration) -> Result<(), MachineError> {
-        let taken = self.disks().iter().try_for_each(|disk| disk.image().take_over(patience));
-        taken.inspect_err(|_| drop(self.hand_over_disks())).map_err(MachineError::from)
-    }
-
-    /// Leaves its disks on shared storage to another host; it is paused.
-    ///
-    /// # Errors
-    ///
-    /// [`MachineError::Disk`] if one cannot be flushed or unlocked.
-    pub fn hand_over_disks(&self) -> Result<(), MachineError> {
-        Ok(self.disks().iter().try_for_each(|disk| disk.image().hand_over())?)
     }
 
     /// The processor that the guest knows.

@@ -58,6 +58,15 @@ impl Request {
     }
 }
 
+/// Bytes of the disk, both halves of the same moment.
+fn capacity(device: &Device) -> Result<u64, Unusable> {
+    let halves = || -> virtio_drivers::Result<(u32, u32)> {
+        Ok((device.transport.read_config_space(0)?, device.transport.read_config_space(4)?))
+    };
+    let (low, high) = device.transport.read_consistent(halves)?;
+    Ok((u64::from(low) | u64::from(high) << 32).saturating_mul(SECTOR_BYTES))
+}
+
 /// The driver.
 pub struct Block {
     device: Device,
@@ -68,7 +77,6 @@ pub struct Block {
     owners: [usize; DESCRIPTORS],
     free: Vec<usize>,
     unsent: bool,
-    bytes: u64,
     read_only: bool,
     can_flush: bool,
 }
@@ -77,8 +85,7 @@ impl Block {
     /// Sets the device up with buffers of `buffer_bytes`.
     pub fn new(mut device: Device, buffer_bytes: usize) -> Result<Self, Unusable> {
         let features = device.negotiate(FEATURE_READ_ONLY | FEATURE_FLUSH)?;
-        let low: u32 = device.transport.read_config_space(0)?;
-        let high: u32 = device.transport.read_config_space(4)?;
+        capacity(&device)?;
         let queue = VirtQueue::new(&mut device.transport, QUEUE, false, false)?;
         device.transport.finish_init();
         let request = || {
@@ -92,7 +99,6 @@ impl Block {
             owners: [0; DESCRIPTORS],
             free: (0..REQUESTS).collect(),
             unsent: false,
-            bytes: (u64::from(low) | u64::from(high) << 32).saturating_mul(SECTOR_BYTES),
             read_only: features & FEATURE_READ_ONLY != 0,
             can_flush: features & FEATURE_FLUSH != 0,
         };
@@ -100,9 +106,10 @@ impl Block {
         Ok(block)
     }
 
-    /// Bytes of the disk.
+    /// Bytes of the disk, as the device says now: it may have been enlarged.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        // It could be read when the device was set up.
+        capacity(&self.device).unwrap_or(0)
     }
 
     /// Whether it refuses writes.

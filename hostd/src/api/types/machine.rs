@@ -182,6 +182,14 @@ pub struct Disk {
     pub shared: bool,
 }
 
+/// `POST /v1/machines/{name}/detach`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetachDisk {
+    /// Which disk.
+    pub id: String,
+}
+
 /// One network card of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {

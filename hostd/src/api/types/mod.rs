@@ -19,7 +19,8 @@ pub use capacity::{CapacityAdvice, HostsNeeded, PoolCapacity};
 pub use drain::{Drain, DrainRequest, DrainState, DrainStep, Drained};
 pub use host::{HostBandwidth, HostView, PeerView, Pressure};
 pub use machine::{
-    CreateMachine, Disk, KernelChoice, Machine, MachineStatus, Network, NewDisk, NewNetwork, ProbeSpec, Usage,
+    CreateMachine, DetachDisk, Disk, KernelChoice, Machine, MachineStatus, Network, NewDisk, NewNetwork, ProbeSpec,
+    Usage,
 };
 pub use plan::{Candidate, Event, EventTarget, NewEvent, Plan, PlanOutcome};
 pub use pool::{
@@ -28,5 +29,7 @@ pub use pool::{
 };
 
 pub use ::migration::report::Report;
-pub use vmm::api::{ChangedLimits, DirtyRate, DirtyRateRequest, DirtyRateSource, MigrationStatus, Phase, Problem};
+pub use vmm::api::{
+    ChangedLimits, DirtyRate, DirtyRateRequest, DirtyRateSource, DiskSize, MigrationStatus, Phase, Problem,
+};
 pub use vmm::config::MigrationLimits;

@@ -32,6 +32,7 @@ impl Machines {
                 MachineStatus::Stopped if elsewhere => {
                     "it came from another host, and its kernel is a file of that host; delete it and create it anew with its disks"
                 }
+                MachineStatus::Stopped if state.changing => "a disk of it is being changed: try again in a moment",
                 MachineStatus::Stopped => "",
                 _ => "only a stopped machine can be started",
             };
@@ -76,6 +77,7 @@ impl Machines {
                 MachineStatus::Migrating => "cancel its migration first, or delete it where it arrives",
                 MachineStatus::InDoubt => "wait until both hosts have settled where it runs",
                 MachineStatus::Deleting => "it is being deleted already",
+                _ if state.changing => "a disk of it is being changed: try again in a moment",
                 MachineStatus::Running | MachineStatus::Paused | MachineStatus::Stopped => "",
             };
             if !remedy.is_empty() {
@@ -173,6 +175,9 @@ impl Machines {
                 self.attach(&entry, process, None);
             }
             self.entries().insert(record.name.clone(), Arc::clone(&entry));
+            if matches!(record.status, MachineStatus::Running | MachineStatus::Paused | MachineStatus::Stopped) {
+                self.measure_disks(&entry);
+            }
             tracing::info!(machine = record.name, status = ?record.status, alive, "found again");
             match record.status {
                 MachineStatus::Creating | MachineStatus::Deleting => self.discard(&entry).await?,
@@ -189,7 +194,7 @@ impl Machines {
 }
 
 /// Asks a VMM to end, and ends it if it does not.
-async fn stop(entry: &Entry, process: &Arc<Process>) {
+pub(super) async fn stop(entry: &Entry, process: &Arc<Process>) {
     let client = entry.client().with_timeout(QUIT_PATIENCE);
     let asked = tokio::task::spawn_blocking(move || client.quit()).await;
     let patience = if matches!(asked, Ok(Ok(()))) { QUIT_PATIENCE } else { Duration::ZERO };

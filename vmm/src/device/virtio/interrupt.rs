@@ -42,8 +42,14 @@ impl Interrupt {
 
     /// Tells the driver that the configuration space has changed.
     pub fn config_changed(&self) {
+        self.note_config_change();
+        self.pulse();
+    }
+
+    /// The configuration space has changed, and the driver hears of it with the next interrupt.
+    pub fn note_config_change(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
-        self.raise(CONFIG_CHANGE);
+        self.status.fetch_or(CONFIG_CHANGE, Ordering::SeqCst);
     }
 
     /// Tells the driver that the device has given up (virtio 1.2, section 2.1.2).

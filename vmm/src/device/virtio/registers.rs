@@ -287,6 +287,11 @@ impl Registers {
         }
     }
 
+    /// The device changes its configuration space.
+    pub fn change_config(&self, change: impl FnOnce(&mut [u8])) {
+        change(&mut self.config.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// The state to travel; `progress` is what the paused worker says of its queues.
     pub fn save(&self, progress: &[Option<(u16, u16)>]) -> TransportStateV1 {
         let mut queues = self.queues.clone();

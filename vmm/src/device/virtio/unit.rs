@@ -159,6 +159,17 @@ impl<B: Backend> Unit<B> {
         self.worker.post(B::run)
     }
 
+    /// Changes the configuration space, and tells the driver: at once, or when the device goes on.
+    pub fn change_config(&self, change: impl FnOnce(&mut [u8])) {
+        // Whoever reads the space or its generation holds the registers: he sees both as before, or both changed.
+        let registers = self.registers();
+        registers.change_config(change);
+        self.interrupt.note_config_change();
+        if !self.paused.load(Ordering::SeqCst) {
+            self.interrupt.reassert();
+        }
+    }
+
     /// State of the registers and queues.
     pub fn save(&self) -> Result<TransportStateV1, DeviceError> {
         if !self.paused.load(Ordering::SeqCst) {

@@ -1,5 +1,6 @@
 //! The disk device as the machine sees it.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -11,10 +12,13 @@ use super::{QUEUE_SIZE, QUEUES, RANGE_SECTORS_MAX, RANGES_MAX, SEGMENTS_MAX, fea
 use crate::device::virtio::mmio::MmioTransport;
 use crate::device::virtio::{Interrupt, Model, Unit, Wiring, feature as common};
 use crate::device::{Device, DeviceError, StateError, state};
-use crate::disk::{RawDisk, SECTOR_BYTES};
+use crate::disk::{DiskError, RawDisk, SECTOR_BYTES};
 
 /// Virtio device type (virtio 1.2, section 5).
 const DEVICE_ID: u32 = 2;
+
+/// Where the capacity stands in the configuration space, in sectors.
+const CAPACITY: Range<usize> = 0..8;
 
 /// What the guest did to a disk since the process started.
 #[derive(Debug, Default)]
@@ -83,12 +87,12 @@ impl Block {
         let backend = kick
             .and_then(|kick| BlockWorker::new(Arc::clone(&disk), wiring.ram.clone(), kick, Arc::clone(&counters)))
             .map_err(|source| DeviceError::Setup { device: name.clone(), action: "set up io_uring", source })?;
-        let config = Arc::new(Mutex::new(config_space(disk.layout().bytes)));
+        let config = Arc::new(Mutex::new(config_space(disk.image().bytes())));
         let features = common::COMMON
             | feature::SEG_MAX
             | feature::BLK_SIZE
             | feature::FLUSH
-            | if disk.layout().read_only { feature::RO } else { feature::DISCARD | feature::WRITE_ZEROES };
+            | if disk.image().is_read_only() { feature::RO } else { feature::DISCARD | feature::WRITE_ZEROES };
         let queue_sizes = vec![QUEUE_SIZE];
         let model = Model { name, device_id: DEVICE_ID, features, queue_sizes, state_version: version, writable: &[] };
         let transport = saved.map(|saved| &saved.transport);
@@ -104,6 +108,22 @@ impl Block {
     /// The disk behind it.
     pub fn disk(&self) -> &Arc<RawDisk> {
         &self.disk
+    }
+
+    /// Makes the disk larger and tells the driver, which finds the new capacity in the configuration space (virtio 1.2, sections
+    /// 2.5.1 and 5.2.4). The driver hears of a paused device's new size once it runs. Returns when requests for the new sectors are
+    /// served.
+    ///
+    /// # Errors
+    ///
+    /// As [`RawDisk::grow`].
+    pub fn grow(&self, bytes: u64) -> Result<(), DiskError> {
+        if bytes != self.disk.image().bytes() {
+            self.disk.grow(bytes)?;
+            let sectors = (bytes / SECTOR_BYTES).to_le_bytes();
+            self.unit.change_config(|space| space[CAPACITY].copy_from_slice(&sectors));
+        }
+        Ok(())
     }
 
     /// What the guest did.
@@ -139,14 +159,14 @@ impl Device for Block {
 
 /// The slot of the device over `disk`, for a layout that is told before the device is built.
 pub fn slot(disk: &RawDisk) -> DeviceSlot {
-    DeviceSlot { name: format!("virtio-block/{}", disk.layout().id), version: VERSION }
+    DeviceSlot { name: format!("virtio-block/{}", disk.image().id()), version: VERSION }
 }
 
 /// Configuration space (virtio 1.2, section 5.2.4).
 fn config_space(bytes: u64) -> Vec<u8> {
     let mut space = vec![0; 60];
     let mut put = |offset: usize, value: &[u8]| space[offset..offset + value.len()].copy_from_slice(value);
-    put(0, &(bytes / SECTOR_BYTES).to_le_bytes());
+    put(CAPACITY.start, &(bytes / SECTOR_BYTES).to_le_bytes());
     put(12, &SEGMENTS_MAX.to_le_bytes());
     put(20, &(SECTOR_BYTES as u32).to_le_bytes());
     put(34, &(QUEUES as u16).to_le_bytes());

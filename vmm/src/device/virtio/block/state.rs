@@ -12,7 +12,7 @@ pub const VERSION: u16 = 1;
 pub struct BlockStateV1 {
     /// Registers and queues.
     pub transport: TransportStateV1,
-    /// Capacity in bytes, which must not change under a running guest.
+    /// Capacity in bytes that the guest was told last.
     pub bytes: u64,
     /// Whether the guest was told that it cannot write.
     pub read_only: bool,

@@ -2,6 +2,7 @@
 
 mod late;
 mod mirrored;
+mod resized;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

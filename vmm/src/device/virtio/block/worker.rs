@@ -138,8 +138,8 @@ impl BlockWorker {
         if !queue.pop(&mut self.chain) {
             return false;
         }
-        let layout = self.disk.layout();
-        let limits = Limits { bytes: layout.bytes, read_only: layout.read_only };
+        let image = self.disk.image();
+        let limits = Limits { bytes: image.bytes(), read_only: image.is_read_only() };
         let (verdict, status) = parse(&self.chain, limits, &mut self.data);
         let (verdict, status) = match (verdict, status) {
             (Verdict::Malformed, _) | (_, None) => {
@@ -154,7 +154,7 @@ impl BlockWorker {
                 let mut written = 1;
                 if wanted {
                     let room = Chain::bytes(&self.chain.writable) - 1;
-                    let identity = identity(&layout.id);
+                    let identity = identity(image.id());
                     let length = room.min(identity.len());
                     written += Chain::copy_in(&self.ram, &self.chain.writable, 0, &identity[..length]) as u32;
                 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use hostd::api::types::{ChangedLimits, HostBandwidth, MigrateRequest, Migration, MigrationStage, MigrationStatus};
 use hostd::lab::HostSpec;
 use tests::world::{Spec, World};
-use tests::{Need, ready};
+use tests::{Need, mounts, ready};
 
 const MIB: u64 = 1 << 20;
 
@@ -63,6 +63,14 @@ fn the_budget_is_kept_and_shared_anew() {
     let changed = world.ask("a1", async |client| client.change_limits(&first.id, &own).await).unwrap();
     assert_eq!((changed.limits.bandwidth_bytes_per_second, changed.limits.downtime_ms), (Some(4 * MIB), 70));
     shares(&world, "what one may not use goes to the other", &[(&first, Some(4 * MIB)), (&second, Some(60 * MIB))]);
+    // A daemon that is started anew knows both, and not what the configuration said before.
+    mounts::restart_plain(&world, "a1");
+    let host = world.ask("a1", async |client| client.host().await).unwrap();
+    assert_eq!(host.migration_bandwidth_bytes_per_second, Some(64 * MIB));
+    let again = ChangedLimits { downtime_ms: Some(71), ..ChangedLimits::default() };
+    let told = world.ask("a1", async |client| client.change_limits(&first.id, &again).await).unwrap();
+    assert_eq!(told.limits.bandwidth_bytes_per_second, Some(4 * MIB));
+    shares(&world, "the same shares after a restart", &[(&first, Some(4 * MIB)), (&second, Some(60 * MIB))]);
     let wrong = ChangedLimits { bandwidth_bytes_per_second: Some(Some(1)), ..ChangedLimits::default() };
     assert!(world.ask("a1", async |client| client.change_limits(&first.id, &wrong).await).is_err());
     world.ask("a1", async |client| client.cancel_migration(&first.id).await).unwrap();

@@ -22,7 +22,7 @@ pub(super) fn routes() -> Vec<Route> {
         route(
             "PUT",
             "/v1/host/bandwidth",
-            "Change the bandwidth that all migrations from this host share, until hostd is restarted",
+            "Change the bandwidth that all migrations from this host share, until the configuration says something else",
             Some("HostBandwidth"),
             Some("HostBandwidth"),
             200,
@@ -67,7 +67,7 @@ async fn set_bandwidth(
 ) -> Answer<HostBandwidth> {
     permit(&daemon, &actor, Action::Host)?;
     spec::bandwidth(wanted.bandwidth_bytes_per_second).map_err(|text| MachineError::Invalid(text.to_owned()))?;
-    daemon.executor.set_bandwidth(wanted.bandwidth_bytes_per_second).await;
+    daemon.executor.set_bandwidth(wanted.bandwidth_bytes_per_second).await?;
     Ok(Json(HostBandwidth { bandwidth_bytes_per_second: daemon.executor.bandwidth().await }))
 }
 

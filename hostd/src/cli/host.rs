@@ -21,7 +21,7 @@ pub(super) enum Command {
     Drain(DrainArguments),
     /// Open this host again. Moves that are under way are finished.
     Undrain,
-    /// Change what this host may spend on migrations, until hostd is restarted.
+    /// Change what this host may spend on migrations, until the configuration says something else.
     Limit {
         /// MiB per second over all migrations that leave this host, shared among them; `none` lifts the limit.
         #[arg(long, value_name = "MIB/S", value_parser = rate)]

@@ -117,7 +117,7 @@ impl Daemon {
             audit: audit.clone(),
             planner: Arc::clone(&planner),
             gate: gate.clone(),
-        });
+        })?;
         Ok(Self {
             access: Access::new(config.access.clone()),
             planner,

@@ -32,6 +32,7 @@
 //! runs.
 
 mod arrived;
+mod bandwidth;
 pub mod budget;
 pub mod destination;
 pub mod probe;
@@ -231,15 +232,19 @@ pub struct Parts {
 
 impl Executor {
     /// An executor without migrations; [`Executor::recover`] finds those of an earlier hostd.
-    pub fn new(parts: Parts) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// If the store fails.
+    pub fn new(parts: Parts) -> std::result::Result<Self, StoreError> {
         let Parts { config, store, machines, peers, identity, audit, planner, gate } = parts;
         let slots = Arc::new(Semaphore::new(config.concurrent_migrations));
         let cpu = CpuFeatures::of_this_host();
-        let budget = budget::Budget::new(config.migration.bandwidth_bytes_per_second);
+        let budget = budget::Budget::new(bandwidth::load(&store, config.migration.bandwidth_bytes_per_second)?);
         let active = Mutex::default();
         let inner =
             Inner { config, store, machines, peers, identity, audit, planner, cpu, slots, budget, gate, active };
-        Self { inner: Arc::new(inner) }
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     fn active(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Active>>> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vmm::api::{ChangedLimits, Phase};
 
-use super::{Active, Executor, ExecutorError, Result};
+use super::{Active, Executor, ExecutorError, Result, bandwidth};
 use crate::api::types::{Migration, MigrationSide, MigrationStage};
 use crate::machine::registry::call;
 use crate::machine::spec;
@@ -152,9 +152,15 @@ impl Executor {
         self.inner.budget.total().await
     }
 
-    /// Changes it, for those under way as well.
-    pub async fn set_bandwidth(&self, total: Option<u64>) {
+    /// Changes it, for those under way as well, and keeps it over restarts.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be stored; nothing is changed then.
+    pub async fn set_bandwidth(&self, total: Option<u64>) -> Result<()> {
+        bandwidth::keep(&self.inner.store, self.inner.config.migration.bandwidth_bytes_per_second, total)?;
         self.inner.budget.set_total(total).await;
+        Ok(())
     }
 
     fn sends(&self, migration: &Migration) -> bool {

@@ -32,7 +32,7 @@ pub struct PeerView {
     pub error: Option<String>,
 }
 
-/// `PUT /v1/host/bandwidth`, until the daemon is restarted.
+/// `PUT /v1/host/bandwidth`: kept over restarts, until the configuration says something else than it says now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostBandwidth {

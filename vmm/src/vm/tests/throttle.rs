@@ -3,14 +3,15 @@
 use super::*;
 use crate::vcpu::throttle::PERIOD;
 
-/// Processor time of the vCPUs and time held per second, over some periods.
-fn shares(machine: &Machine) -> (f64, f64) {
+/// Of the time for which the vCPUs had a processor or were held, the share for which they were held, over some periods. What a
+/// busy computer gives to others in between is no affair of the throttle.
+fn held_share(machine: &Machine) -> f64 {
     let held = |machine: &Machine| machine.held().iter().sum::<Duration>();
     let (start, ran, waited) = (Instant::now(), machine.parts.vcpus.processor_time(), held(machine));
-    until("some periods", || start.elapsed() > PERIOD * 40);
-    let time = start.elapsed().as_secs_f64();
-    let ran = (machine.parts.vcpus.processor_time() - ran).as_secs_f64() / time;
-    (ran, (held(machine) - waited).as_secs_f64() / time)
+    until("some periods", || start.elapsed() > PERIOD * 100);
+    let ran = (machine.parts.vcpus.processor_time() - ran).as_secs_f64();
+    let held = (held(machine) - waited).as_secs_f64();
+    held / (held + ran)
 }
 
 #[test]
@@ -23,17 +24,16 @@ fn a_throttled_vcpu_runs_that_much_less_and_then_as_before() {
     machine.resume().unwrap();
     counts_on(&machine);
     machine.throttle(&[90]).unwrap();
-    let (ran, held) = shares(&machine);
-    // It may get less than its share of a busy computer, never much more.
-    assert!(ran < 0.25 && held > 0.6 && held <= 0.95, "ran {ran}, was held {held}");
+    let held = held_share(&machine);
+    // It may be woken late and run less, never much more.
+    assert!(held > 0.85, "was held {held}");
     counts_on(&machine);
 
     machine.throttle(&[]).unwrap();
     counts_on(&machine);
     let held = machine.held();
     counts_on(&machine);
-    let (_, now) = shares(&machine);
-    assert_eq!((now, machine.held()), (0.0, held), "it is let go at once, and for good");
+    assert_eq!((held_share(&machine), machine.held()), (0.0, held), "it is let go at once, and for good");
     machine.throttle(&[200]).unwrap();
     counts_on(&machine);
     assert!(machine.held()[0] > Duration::ZERO, "even then it runs a little");
@@ -137,6 +137,6 @@ fn throttling_can_be_switched_all_the_time() {
         counts_on(&machine);
     }
     machine.throttle(&[80]).unwrap();
-    let (_, held) = shares(&machine);
-    assert!((0.4..=0.9).contains(&held), "{held}");
+    let held = held_share(&machine);
+    assert!((0.7..0.99).contains(&held), "{held}");
 }

@@ -47,6 +47,18 @@ fn config(name: &str) -> NetworkConfig {
     NetworkConfig { id: "net0".into(), source: TapSource::Tap(name.into()), mac: "02:00:00:00:00:05".into() }
 }
 
+/// Opens a tap that was just closed. Other tests of this process start programs, and a child has a copy of every descriptor from its
+/// fork until its exec: for so long the interface stays busy.
+fn open_again(config: &NetworkConfig) -> Tap {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Tap::open(config) {
+            Err(TapError::Busy { .. }) if Instant::now() < end => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 /// A packet socket on an interface: the network's side of the tap.
 struct Wire(OwnedFd);
 
@@ -323,10 +335,10 @@ fn a_saved_card_goes_on_and_announces_its_guest() {
         drop((net, transport));
         let board = Board::with_ram(board.ram, 2);
         let other = NetworkConfig { mac: "02:00:00:00:00:06".into(), ..config("tap0") };
-        let refused = Net::restore(Tap::open(&other).unwrap(), board.wiring(), &state);
+        let refused = Net::restore(open_again(&other), board.wiring(), &state);
         assert!(matches!(refused, Err(DeviceError::State(StateError::Unfit { .. }))));
         drop(refused);
-        let net = Net::restore(Tap::open(&config("tap0")).unwrap(), board.wiring(), &state).unwrap();
+        let net = Net::restore(open_again(&config("tap0")), board.wiring(), &state).unwrap();
         let driver = Driver { transport: net.transport(), board, queues };
         let mut rig = Rig { net, driver, wire };
         wire_is_quiet(&rig.wire);
@@ -360,7 +372,7 @@ fn each_bad_tap_has_its_error() {
         let by_fd = NetworkConfig { source: TapSource::Fd(first.as_raw_fd()), ..config("tap0") };
         Tap::open(&by_fd).unwrap();
         drop(first);
-        Tap::open(&config("tap0")).unwrap();
+        open_again(&config("tap0"));
         ip("link add veth0 type veth peer name veth1");
         let kind = Tap::open(&config("veth0")).unwrap_err();
         assert!(matches!(kind, TapError::Kind { .. }), "{kind}");

@@ -46,6 +46,25 @@ pub fn routes() -> Vec<Route> {
             200,
             get(capacity),
         ),
+        route("GET", "/v1/events", "Scheduled events", None, Some("[Event]"), 200, get(events)),
+        route("POST", "/v1/events", "Declare an event", Some("NewEvent"), Some("Event"), 201, post(add_event)),
+        route("DELETE", "/v1/events/{id}", "Remove an event", None, None, 204, delete(remove_event)),
+        route("GET", "/v1/plans", "Decisions of the planner, the newest first", None, Some("[Plan]"), 200, get(plans)),
+        route(
+            "GET",
+            "/v1/audit",
+            "The last records of the audit log (?limit=N), the oldest first",
+            None,
+            Some("[AuditRecord]"),
+            200,
+            get(audit),
+        ),
+    ];
+    host::routes().into_iter().chain(machine_routes()).chain(own).chain(migration::routes()).collect()
+}
+
+fn machine_routes() -> Vec<Route> {
+    vec![
         route("GET", "/v1/machines", "Machines of this host", None, Some("[Machine]"), 200, get(machines)),
         route(
             "POST",
@@ -112,21 +131,7 @@ pub fn routes() -> Vec<Route> {
             200,
             post(detach_disk),
         ),
-        route("GET", "/v1/events", "Scheduled events", None, Some("[Event]"), 200, get(events)),
-        route("POST", "/v1/events", "Declare an event", Some("NewEvent"), Some("Event"), 201, post(add_event)),
-        route("DELETE", "/v1/events/{id}", "Remove an event", None, None, 204, delete(remove_event)),
-        route("GET", "/v1/plans", "Decisions of the planner, the newest first", None, Some("[Plan]"), 200, get(plans)),
-        route(
-            "GET",
-            "/v1/audit",
-            "The last records of the audit log (?limit=N), the oldest first",
-            None,
-            Some("[AuditRecord]"),
-            200,
-            get(audit),
-        ),
-    ];
-    host::routes().into_iter().chain(own).chain(migration::routes()).collect()
+    ]
 }
 
 async fn pools(State(daemon): State<Shared>, Extension(actor): From) -> Answer<Vec<PoolView>> {

@@ -71,14 +71,19 @@ impl View {
             return;
         }
         self.sampled_unix_ms = sampled;
-        let began = scenario::machines().into_iter().filter(|machine| machine.pool == scenario::BUSY_POOL);
-        // A machine on its way is on no list for a moment: its last known load stands for it.
-        let cores = began.filter_map(|machine| self.usage.get(machine.name)).sum();
-        self.demand.push(Demand { at_s, cores });
+        self.demand.push(Demand { at_s, cores: demand(&self.usage, at_s) });
         if let Some(cores) = self.pool(scenario::BUSY_POOL).map(|pool| pool.usage.cpu_cores) {
             self.load.push(Demand { at_s, cores });
         }
     }
+}
+
+/// What the machines that began in the busy pool want together: what was measured last, and no less than their guests are told to
+/// use. A machine on its way is not measured, and where the computer has other work one does not get what it wants.
+fn demand(usage: &BTreeMap<String, f64>, at_s: f64) -> f64 {
+    let began = scenario::machines().into_iter().filter(|machine| machine.pool == scenario::BUSY_POOL);
+    let told = |machine: &scenario::MachinePlan| f64::from(machine.cpu_percent(at_s)) / 100.0;
+    began.map(|machine| usage.get(machine.name).copied().unwrap_or(0.0).max(told(&machine))).sum()
 }
 
 /// The thread that asks.
@@ -171,4 +176,24 @@ impl<F: FnMut(&Migration)> Asker<F> {
 
 fn lock(view: &Mutex<View>) -> MutexGuard<'_, View> {
     view.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_not_measured_wants_what_its_guest_is_told() {
+        let event = scenario::EVENT_S + 1.0;
+        let told = demand(&BTreeMap::new(), event);
+        let capacity: f64 = scenario::hosts()
+            .iter()
+            .filter(|host| host.pool == scenario::BUSY_POOL)
+            .filter_map(|host| host.cpu_cores)
+            .sum();
+        assert!(told > capacity, "the event is contention, whatever was measured: {told} of {capacity}");
+        let measured = |cores| BTreeMap::from([("vm1".to_owned(), cores)]);
+        assert_eq!(demand(&measured(0.01), event), told, "it was measured before the event, and then moved");
+        assert!(demand(&measured(2.0), event) > told + 1.0);
+    }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // What must not fail here fails the test.
 
 mod back_and_forth;
+mod device;
 mod mirror;
 mod one_move;
 mod resize;

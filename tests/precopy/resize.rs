@@ -57,7 +57,7 @@ fn a_disk_grows_here_is_known_after_a_restart_moves_and_grows_there() {
     let size = vmm::api::DiskSize { id: "disk0".into(), bytes: 28 << 20 };
     vmm::api::client::Client::new(&machine.api_socket).resize_disk(&size).unwrap();
     mounts::restart_plain(&world, "a1");
-    assert_eq!(bytes("a1"), 28 << 20);
+    world.wait("the daemon to see it", || (bytes("a1") == 28 << 20).then_some(()));
 
     // Held back before its switchover it is on its way for as long as we look at it.
     let request =

@@ -131,6 +131,7 @@ impl Service {
             version: env!("CARGO_PKG_VERSION").into(),
             vcpus: self.config.vcpus,
             memory_bytes: self.config.memory_mib << 20,
+            disks: machine.as_ref().map(|machine| machine.disk_sizes()).unwrap_or_default(),
             dirty_tracking: machine.as_ref().map(|machine| machine.tracking().kind),
             dirty_tracking_reason: machine.as_ref().and_then(|machine| machine.tracking().reason.clone()),
             first_instruction_us: first_entry.map(|entry| self.started.until(entry).as_micros() as u64),

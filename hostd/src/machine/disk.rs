@@ -45,16 +45,6 @@ fn existing_bytes(id: &str, path: &Path, read_only: bool) -> Result<u64, Machine
     file.seek(SeekFrom::End(0)).map_err(failed("measure"))
 }
 
-/// Size of an image in bytes: a file's length, a block device's capacity.
-///
-/// # Errors
-///
-/// If it cannot be opened.
-pub fn bytes_of(path: &Path) -> std::io::Result<u64> {
-    use std::io::{Seek, SeekFrom};
-    std::fs::File::open(path)?.seek(SeekFrom::End(0))
-}
-
 /// What is allocated of images that a migration copies, in bytes: holes of files count nothing, a block device counts in full.
 pub fn allocated_bytes(disks: &[Disk]) -> u64 {
     use std::os::unix::fs::MetadataExt;

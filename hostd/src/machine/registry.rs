@@ -268,7 +268,7 @@ impl Machines {
             if changed && next == MachineStatus::Stopped {
                 state.stopped(info.reason.clone().unwrap_or_else(|| "its guest has ended".to_owned()));
             }
-            changed
+            disks::observe_sizes(&mut state.record.disks, &info.disks) || changed
         };
         if changed && let Err(error) = self.save(entry) {
             tracing::error!(error = &error as &dyn std::error::Error, "cannot store a machine's state");

@@ -74,6 +74,9 @@ pub struct MachineInfo {
     pub memory_bytes: u64,
     /// From the start of the process to the first entry of a vCPU.
     pub first_instruction_us: Option<u64>,
+    /// Its disks as the guest knows them; none until a machine is here.
+    #[serde(default)]
+    pub disks: Vec<DiskSize>,
     /// How its written pages are recorded: `log` or `ring`; `null` until a machine is here.
     #[serde(default)]
     pub dirty_tracking: Option<DirtyTracking>,
@@ -133,7 +136,7 @@ pub struct BalloonTarget {
     pub target_mib: u64,
 }
 
-/// Body and answer of `PUT /v1/machine/disk`.
+/// Body and answer of `PUT /v1/machine/disk`, and a part of [`MachineInfo`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskSize {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Machine, MachineError, lock};
-use crate::api::MachineState;
+use crate::api::{DiskSize, MachineState};
 use crate::disk::RawDisk;
 
 impl Machine {
@@ -35,6 +35,12 @@ impl Machine {
     /// [`MachineError::Disk`] if one cannot be flushed or unlocked.
     pub fn hand_over_disks(&self) -> Result<(), MachineError> {
         Ok(self.disks().iter().try_for_each(|disk| disk.image().hand_over())?)
+    }
+
+    /// How large its disks are.
+    pub fn disk_sizes(&self) -> Vec<DiskSize> {
+        let size = |disk: &Arc<RawDisk>| DiskSize { id: disk.image().id().to_owned(), bytes: disk.image().bytes() };
+        self.disks().iter().map(size).collect()
     }
 
     /// Makes one of its disks larger; its guest is told.

@@ -8,7 +8,7 @@ use super::life::stop;
 use super::{Entry, Machines, Result, call};
 use crate::api::types::{Disk, DiskSize, Machine, MachineStatus};
 use crate::machine::launch::disk_config;
-use crate::machine::{MachineError, chain, disk, spec};
+use crate::machine::{MachineError, spec};
 
 /// What is done to a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,15 +70,12 @@ impl Machines {
         let (turn, status) = Turn::take(self.get(name)?, Change::Grow)?;
         let entry = &turn.0;
         let before = self.promise(entry, size)?;
-        let resized = enlarge(entry, status, &before, size).await;
-        let bytes = match &resized {
-            Ok(()) => size.bytes,
-            // A VMM that did not answer has perhaps done it.
-            Err(_) => disk::bytes_of(&before.path).unwrap_or(before.bytes).max(before.bytes),
-        };
-        set_bytes(entry, &size.id, bytes);
+        if let Err(error) = enlarge(entry, status, &before, size).await {
+            // A VMM that has done it and not answered is observed once more.
+            set_bytes(entry, &size.id, before.bytes);
+            return Err(error);
+        }
         self.save(entry)?;
-        resized?;
         Ok(entry.view(&self.inner.config))
     }
 
@@ -116,20 +113,18 @@ impl Machines {
         }
         Ok(Disk { owned: false, ..taken })
     }
+}
 
-    /// A daemon that was killed between the growth of an image and its record has lost the size.
-    pub(super) fn measure_disks(&self, entry: &Entry) {
-        let mut changed = false;
-        for disk in &mut entry.state().record.disks {
-            let found = disk::bytes_of(&disk.path).unwrap_or(0);
-            if found > disk.bytes {
-                (disk.bytes, changed) = (found, true);
-            }
-        }
-        if changed && let Err(error) = self.save(entry) {
-            tracing::error!(error = chain(&error), "cannot store the size of a disk");
+/// Takes over sizes that a VMM tells: a daemon that was killed between the growth of a disk and its record did not know them. True if
+/// one was news. What was read before the disk grew is older than the record.
+pub(super) fn observe_sizes(disks: &mut [Disk], told: &[DiskSize]) -> bool {
+    let mut changed = false;
+    for disk in disks {
+        if let Some(size) = told.iter().find(|size| size.id == disk.id && size.bytes > disk.bytes) {
+            (disk.bytes, changed) = (size.bytes, true);
         }
     }
+    changed
 }
 
 async fn enlarge(entry: &Arc<Entry>, status: MachineStatus, disk: &Disk, size: &DiskSize) -> Result<()> {
@@ -187,5 +182,16 @@ mod tests {
         }
         assert!(obstacle(Change::Grow, Migrating, false).is_some_and(|words| words.contains("cancel it")));
         assert!(obstacle(Change::Detach, Running, false).is_some_and(|words| words.contains("turn itself off")));
+    }
+
+    #[test]
+    fn a_size_that_was_told_is_taken_over_and_none_that_is_older() {
+        let disk =
+            Disk { id: "a".into(), path: "/x".into(), bytes: 4096, owned: true, read_only: false, shared: false };
+        let mut disks = [disk.clone(), Disk { id: "b".into(), ..disk }];
+        let told = |id: &str, bytes| DiskSize { id: id.into(), bytes };
+        assert!(!observe_sizes(&mut disks, &[told("a", 4096), told("b", 512), told("c", 8192)]));
+        assert!(observe_sizes(&mut disks, &[told("b", 8192)]));
+        assert_eq!(disks.map(|disk| disk.bytes), [4096, 8192]);
     }
 }

@@ -175,9 +175,6 @@ impl Machines {
                 self.attach(&entry, process, None);
             }
             self.entries().insert(record.name.clone(), Arc::clone(&entry));
-            if matches!(record.status, MachineStatus::Running | MachineStatus::Paused | MachineStatus::Stopped) {
-                self.measure_disks(&entry);
-            }
             tracing::info!(machine = record.name, status = ?record.status, alive, "found again");
             match record.status {
                 MachineStatus::Creating | MachineStatus::Deleting => self.discard(&entry).await?,

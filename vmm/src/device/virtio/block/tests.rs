@@ -1,5 +1,6 @@
 //! A driver against the real device: real image files, a real io_uring, a guest memory of the test's own.
 
+mod device;
 mod late;
 mod mirrored;
 mod resized;

@@ -240,9 +240,9 @@ impl Transfer {
                 self.bounce_wanted = true;
                 None
             }
-            // A hint that cannot be followed.
-            (Work::Discard(_), libc::EOPNOTSUPP) => Some(Status::Ok),
-            (Work::WriteZeroes(ranges), libc::EOPNOTSUPP) => {
+            // A hint that cannot be followed. EINVAL: a block device does it to its own, larger blocks only.
+            (Work::Discard(_), libc::EOPNOTSUPP | libc::EINVAL) => Some(Status::Ok),
+            (Work::WriteZeroes(ranges), libc::EOPNOTSUPP | libc::EINVAL) => {
                 let unmap = ranges.get(self.range).is_some_and(|(_, unmap)| *unmap);
                 if self.second_way || unmap {
                     return Some(Status::Unsupported);

@@ -288,9 +288,7 @@ impl Machine {
         if let Some(restored) = transition.restored.take() {
             restored.start_clocks(&self.parts)?;
         }
-        self.run()?;
-        *lock(&self.state) = MachineState::Running;
-        Ok(())
+        self.run()
     }
 
     fn run(&self) -> Result<(), MachineError> {
@@ -302,6 +300,8 @@ impl Machine {
                 crate::vcpu::state::notify_stopped(vcpu, &parts.capabilities);
             }
         });
+        // Before they do: nobody may take the machine for parked while it runs.
+        *lock(&self.state) = MachineState::Running;
         parts.vcpus.run();
         Ok(())
     }

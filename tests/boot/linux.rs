@@ -120,6 +120,9 @@ fn linux_boots_finds_its_disk_answers_ping_gives_memory_back_and_moves() {
     let there = world.ask("b1", async |client| client.machine("linux").await).expect("it is there");
     let told = std::fs::read_to_string(&there.console).unwrap_or_default();
     assert!(!told.contains("stall") && !told.contains("lockup"), "a processor stands still:\n{told}");
+    // It announces its addresses itself, as it is asked.
+    let vmm = vmm::api::client::Client::new(&there.api_socket);
+    world.wait("Linux to announce itself", || (vmm.metrics().ok()?.net_announcements == 1).then_some(()));
     // The driver goes on where it was.
     assert_eq!(balloon("b1").actual_bytes, 64 << 20);
     filled("b1", 16);

@@ -104,6 +104,9 @@ pub struct Metrics {
     pub net_receive_bytes: u64,
     /// Sent by the guest.
     pub net_transmit_bytes: u64,
+    /// How often the guest said that it has announced itself on a network, as it is asked to when it has arrived.
+    #[serde(default)]
+    pub net_announcements: u64,
     /// Exits from guest mode.
     pub exits: u64,
     /// Time in microseconds for which vCPUs were held by migrations, over all vCPUs.

@@ -394,6 +394,7 @@ impl Machine {
         for counters in devices.nets.iter().map(Net::counters) {
             metrics.net_receive_bytes += counters.receive_bytes.load(Ordering::Relaxed);
             metrics.net_transmit_bytes += counters.transmit_bytes.load(Ordering::Relaxed);
+            metrics.net_announcements += counters.announced.load(Ordering::Relaxed);
         }
         metrics
     }

@@ -11,7 +11,7 @@ use super::tap::Tap;
 use super::worker::{NetWorker, Parts};
 use super::{QUEUE_SIZE, QUEUES, feature};
 use crate::device::virtio::mmio::MmioTransport;
-use crate::device::virtio::{Interrupt, Model, Unit, Wiring, feature as common};
+use crate::device::virtio::{Interrupt, Model, QueueStateV1, Unit, Wiring, feature as common};
 use crate::device::{Device, DeviceError, StateError, state};
 
 /// Virtio device type (virtio 1.2, section 5).
@@ -19,6 +19,8 @@ const DEVICE_ID: u32 = 1;
 /// Offset of the link status in the configuration space (section 5.1.4).
 pub const CONFIG_STATUS: usize = 6;
 const LINK_UP: u8 = 1;
+/// In the same place: the guest is asked to announce itself.
+pub const ANNOUNCE: u8 = 2;
 
 /// What passed through a card since the process started.
 #[derive(Debug, Default)]
@@ -33,6 +35,8 @@ pub struct NetCounters {
     pub transmit_frames: AtomicU64,
     /// Frames of either direction that could not be delivered.
     pub dropped_frames: AtomicU64,
+    /// How often the guest said that it has announced itself.
+    pub announced: AtomicU64,
 }
 
 /// A network card. It also implements [`crate::device::Device`].
@@ -61,7 +65,10 @@ impl Net {
     /// As [`Net::new`], or if the state does not fit.
     pub fn restore(tap: Tap, wiring: Wiring, state: &StatePayload) -> Result<Self, DeviceError> {
         let slot = slot(tap.id());
-        let saved: NetStateV1 = state::decode(&slot, state)?;
+        let mut saved: NetStateV1 = state::decode(&slot, state)?;
+        if state.slot.version == 1 {
+            saved.transport.queues.push(QueueStateV1 { size: QUEUE_SIZE, ..QueueStateV1::default() });
+        }
         if saved.mac != tap.mac() {
             let what = format!(
                 "the guest knows MAC address {:02x?}, the configuration says {:02x?}: configure the same on both hosts",
@@ -118,7 +125,8 @@ impl Net {
     }
 
     /// Tells the network where this card now is: RARP and gratuitous ARP frames. They are sent by the caller, for whom no
-    /// other thread must wake up first, and repeated a few times by the card's own thread.
+    /// other thread must wake up first, and repeated a few times by the card's own thread, which also asks the guest to do what it
+    /// can.
     pub fn announce(&self) {
         self.announcer.announce(&self.tap);
         if let Err(error) = self.unit.worker().post(NetWorker::repeat_announcement) {

@@ -4,9 +4,11 @@
 //! tap ──readv──> receive queue ──> guest          one frame a call, straight into the guest's buffers
 //! guest ──> transmit queue ──writev──> tap ──> bridge
 //! announce ──RARP, gratuitous ARP──> tap ──> bridge
+//! control queue <── the guest has announced itself as well, as it was asked
 //! ```
 //!
 //! * `tap.rs`: the tap. `receive.rs`, `transmit.rs`: the two directions. `announce.rs`: frames that tell where a guest is.
+//!   `control.rs`: the guest's answer when it was asked to do the same.
 //! * `worker.rs`: the thread. `device.rs`: the card as the machine sees it; `state.rs`: its saved state.
 //!
 //! Checksums and segmentation are left to the kernel where the guest's driver agrees: the header of each frame
@@ -15,6 +17,7 @@
 //! A paused card leaves frames in the tap's queue; they are delivered after the resume.
 
 mod announce;
+mod control;
 mod device;
 mod receive;
 mod state;
@@ -27,8 +30,8 @@ mod worker;
 pub use device::{Net, NetCounters, slot};
 pub use tap::{Tap, TapError};
 
-/// Number of queues: receive, transmit.
-pub const QUEUES: usize = 2;
+/// Number of queues: receive, transmit, control.
+pub const QUEUES: usize = 3;
 
 /// Descriptors in each queue.
 const QUEUE_SIZE: u16 = 256;
@@ -52,6 +55,8 @@ mod feature {
     pub const HOST_ECN: u64 = 1 << 13;
     pub const MRG_RXBUF: u64 = 1 << 15;
     pub const STATUS: u64 = 1 << 16;
+    pub const CTRL_VQ: u64 = 1 << 17;
+    pub const GUEST_ANNOUNCE: u64 = 1 << 21;
     pub const OFFERED: u64 = CSUM
         | GUEST_CSUM
         | MAC
@@ -62,5 +67,7 @@ mod feature {
         | HOST_TSO6
         | HOST_ECN
         | MRG_RXBUF
-        | STATUS;
+        | STATUS
+        | CTRL_VQ
+        | GUEST_ANNOUNCE;
 }

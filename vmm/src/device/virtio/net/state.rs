@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::virtio::TransportStateV1;
 
-/// Version of [`NetStateV1`].
-pub const VERSION: u16 = 1;
+/// Version of [`NetStateV1`]; the first had no control queue.
+pub const VERSION: u16 = 2;
 
 /// A paused card has no frame in flight.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

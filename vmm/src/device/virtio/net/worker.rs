@@ -3,17 +3,18 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::announce::{Announcer, TIMES};
+use super::control::{self, ControlQueue};
 use super::device::{CONFIG_STATUS, NetCounters};
 use super::receive::{Batch, Passed, Receive};
 use super::transmit::Transmit;
-use super::{QUEUES, Tap};
+use super::{QUEUES, Tap, feature};
 use crate::device::virtio::{Backend, Interrupt, VirtQueue};
 use crate::memory::GuestRam;
 
@@ -21,9 +22,11 @@ const RECEIVE_KICK: u64 = 0;
 const TRANSMIT_KICK: u64 = 1;
 const TAP: u64 = 2;
 const TIMER: u64 = 3;
+const CONTROL_KICK: u64 = 4;
 
 /// Index of the queues (virtio 1.2, section 5.1.2).
 const RECEIVE: usize = 0;
+const CONTROL: usize = 2;
 
 /// State of the thread.
 pub struct NetWorker {
@@ -34,6 +37,9 @@ pub struct NetWorker {
     timer: TimerFd,
     receive: Receive,
     transmit: Transmit,
+    control: ControlQueue,
+    /// What the driver has accepted.
+    features: u64,
     /// The tap is watched: there is a driver with buffers.
     watching: bool,
     paused: bool,
@@ -71,6 +77,7 @@ impl NetWorker {
         let edge = |token| EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
         epoll.ctl(ControlOperation::Add, kicks[0].as_raw_fd(), edge(RECEIVE_KICK))?;
         epoll.ctl(ControlOperation::Add, kicks[1].as_raw_fd(), edge(TRANSMIT_KICK))?;
+        epoll.ctl(ControlOperation::Add, kicks[CONTROL].as_raw_fd(), edge(CONTROL_KICK))?;
         epoll.ctl(ControlOperation::Add, timer.as_raw_fd(), EpollEvent::new(EventSet::IN, TIMER))?;
         let Parts { ram, interrupt, config, counters, link_up, announcer } = parts;
         Ok(Self {
@@ -80,6 +87,8 @@ impl NetWorker {
             timer,
             receive: Receive::default(),
             transmit: Transmit::default(),
+            control: ControlQueue::default(),
+            features: 0,
             watching: false,
             paused: false,
             link_up,
@@ -145,18 +154,37 @@ impl NetWorker {
         }
     }
 
+    fn control(&mut self) {
+        if self.paused {
+            return;
+        }
+        let mut announced = 0;
+        let ended = self.control.batch(&self.ram, &mut announced);
+        if announced > 0 {
+            control::ask(&mut lock(&self.config), false);
+            add(&self.counters.announced, announced);
+        }
+        if ended == Batch::Full
+            && let Err(error) = self.kicks[CONTROL].write(1)
+        {
+            tracing::error!(network = self.tap.id(), %error, "cannot come back to the control queue");
+        }
+    }
+
     /// The tap is gone: tells the guest. What it still sends is dropped.
     fn link_down(&mut self) {
         self.watch(false);
         self.link_up.store(false, Ordering::SeqCst);
-        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
-        config[CONFIG_STATUS] = 0;
-        drop(config);
+        lock(&self.config)[CONFIG_STATUS] = 0;
         self.interrupt.config_changed();
     }
 
-    /// Repeats an announcement that has just been made.
+    /// Repeats an announcement that has just been made, and asks the guest to make its own.
     pub fn repeat_announcement(&mut self) {
+        if self.features & feature::GUEST_ANNOUNCE != 0 && !self.paused && self.link_up.load(Ordering::SeqCst) {
+            control::ask(&mut lock(&self.config), true);
+            self.interrupt.config_changed();
+        }
         self.announced = 1;
         self.arm_timer();
     }
@@ -169,6 +197,10 @@ impl NetWorker {
             }
         }
     }
+}
+
+fn lock(config: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    config.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn add(counter: &AtomicU64, amount: u64) {
@@ -186,6 +218,7 @@ impl Backend for NetWorker {
         match token {
             TRANSMIT_KICK => self.transmit(),
             RECEIVE_KICK | TAP => self.receive(),
+            CONTROL_KICK => self.control(),
             _ => {
                 if self.timer.wait().is_ok() && self.announced < TIMES.len() {
                     self.announcer.announce(&self.tap);
@@ -206,8 +239,11 @@ impl Backend for NetWorker {
         let mut queues = queues.into_iter();
         self.receive.start(queues.next().flatten(), features);
         self.transmit.start(queues.next().flatten());
+        self.control.start(queues.next().flatten());
+        self.features = features;
         self.receive();
         self.transmit();
+        self.control();
     }
 
     fn pause(&mut self) {
@@ -220,6 +256,7 @@ impl Backend for NetWorker {
         self.paused = false;
         self.receive();
         self.transmit();
+        self.control();
     }
 
     fn stop_queue(&mut self, index: usize) {
@@ -229,10 +266,13 @@ impl Backend for NetWorker {
             if let Err(error) = self.tap.close() {
                 tracing::debug!(network = self.tap.id(), %error, "cannot keep frames out");
             }
+        } else if index == CONTROL {
+            self.control.stop();
         } else {
             self.transmit.stop();
         }
         if self.receive.queue().is_none() && self.transmit.queue().is_none() {
+            self.features = 0;
             // The next driver may not know of offloads.
             if let Err(error) = self.tap.set_offloads(0) {
                 tracing::debug!(network = self.tap.id(), %error, "cannot switch off the offloads");
@@ -241,6 +281,7 @@ impl Backend for NetWorker {
     }
 
     fn progress(&self) -> Vec<Option<(u16, u16)>> {
-        vec![self.receive.queue().map(VirtQueue::progress), self.transmit.queue().map(VirtQueue::progress)]
+        let queues = [self.receive.queue(), self.transmit.queue(), self.control.queue()];
+        queues.iter().map(|queue| queue.map(VirtQueue::progress)).collect()
     }
 }

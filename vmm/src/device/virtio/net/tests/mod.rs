@@ -1,6 +1,7 @@
 //! A driver against the real card: a real tap in a network namespace of the test's own, with a packet socket at the
 //! network's side.
 
+mod control;
 mod offload;
 
 use std::io;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
-use super::{BATCH, Net, QUEUE_SIZE, Tap, TapError, feature};
+use super::{BATCH, Net, QUEUE_SIZE, QUEUES, Tap, TapError, feature};
 use crate::config::{NetworkConfig, TapSource};
 use crate::device::virtio::feature as common;
 use crate::device::virtio::testing::{Board, DATA, Driver};
@@ -127,7 +128,7 @@ impl Rig {
         let tap = Tap::open(&config("tap0")).unwrap();
         ip("link set tap0 up mtu 9000");
         let wire = Wire::new("tap0");
-        let board = Board::new(2);
+        let board = Board::new(QUEUES);
         let net = Net::new(tap, board.wiring()).unwrap();
         let mut driver = Driver::new(board, net.transport(), QUEUE_SIZE);
         driver.start(features);
@@ -333,7 +334,7 @@ fn a_saved_card_goes_on_and_announces_its_guest() {
         let state = rig.net.save().unwrap();
         let Rig { net, driver: Driver { board, queues, transport }, wire } = rig;
         drop((net, transport));
-        let board = Board::with_ram(board.ram, 2);
+        let board = Board::with_ram(board.ram, QUEUES);
         let other = NetworkConfig { mac: "02:00:00:00:00:06".into(), ..config("tap0") };
         let refused = Net::restore(open_again(&other), board.wiring(), &state);
         assert!(matches!(refused, Err(DeviceError::State(StateError::Unfit { .. }))));

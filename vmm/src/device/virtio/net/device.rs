@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 use migration::guest::{DeviceSlot, StatePayload};
 
 use super::announce::{Addresses, Announcer};
-use super::state::{NetStateV1, VERSION};
+use super::state::{NetStateV2, VERSION};
 use super::tap::Tap;
 use super::worker::{NetWorker, Parts};
 use super::{QUEUE_SIZE, QUEUES, feature};
 use crate::device::virtio::mmio::MmioTransport;
-use crate::device::virtio::{Interrupt, Model, QueueStateV1, Unit, Wiring, feature as common};
+use crate::device::virtio::{Interrupt, Model, Unit, Wiring, feature as common};
 use crate::device::{Device, DeviceError, StateError, state};
 
 /// Virtio device type (virtio 1.2, section 5).
@@ -65,10 +65,7 @@ impl Net {
     /// As [`Net::new`], or if the state does not fit.
     pub fn restore(tap: Tap, wiring: Wiring, state: &StatePayload) -> Result<Self, DeviceError> {
         let slot = slot(tap.id());
-        let mut saved: NetStateV1 = state::decode(&slot, state)?;
-        if state.slot.version == 1 {
-            saved.transport.queues.push(QueueStateV1 { size: QUEUE_SIZE, ..QueueStateV1::default() });
-        }
+        let saved = NetStateV2::read(&slot, state)?;
         if saved.mac != tap.mac() {
             let what = format!(
                 "the guest knows MAC address {:02x?}, the configuration says {:02x?}: configure the same on both hosts",
@@ -80,7 +77,7 @@ impl Net {
         Self::build(tap, wiring, Some(&saved))
     }
 
-    fn build(tap: Tap, wiring: Wiring, saved: Option<&NetStateV1>) -> Result<Self, DeviceError> {
+    fn build(tap: Tap, wiring: Wiring, saved: Option<&NetStateV2>) -> Result<Self, DeviceError> {
         let DeviceSlot { name, version } = slot(tap.id());
         let notify = wiring.notify.len();
         let failed = |action| {
@@ -124,7 +121,7 @@ impl Net {
         self.unit.transport()
     }
 
-    /// Tells the network where this card now is: RARP and gratuitous ARP frames. They are sent by the caller, for whom no
+    /// Tells the network where this card now is: RARP, gratuitous ARP and neighbour advertisements. They are sent by the caller, for whom no
     /// other thread must wake up first, and repeated a few times by the card's own thread, which also asks the guest to do what it
     /// can.
     pub fn announce(&self) {
@@ -157,7 +154,7 @@ impl Device for Net {
         let transport = self.unit.save()?;
         let link_up = self.link_up.load(Ordering::SeqCst);
         let (mac, addresses) = (self.tap.mac(), self.announcer.saved());
-        Ok(state::encode(self.slot(), &NetStateV1 { transport, mac, addresses, link_up })?)
+        Ok(state::encode(self.slot(), &NetStateV2 { transport, mac, addresses, link_up })?)
     }
 }
 

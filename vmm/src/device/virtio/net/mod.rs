@@ -3,7 +3,7 @@
 //! ```text
 //! tap ──readv──> receive queue ──> guest          one frame a call, straight into the guest's buffers
 //! guest ──> transmit queue ──writev──> tap ──> bridge
-//! announce ──RARP, gratuitous ARP──> tap ──> bridge
+//! announce ──RARP, gratuitous ARP, neighbour advertisements──> tap ──> bridge
 //! control queue <── the guest has announced itself as well, as it was asked
 //! ```
 //!

@@ -1,12 +1,12 @@
 //! From the guest into the tap.
 
-use super::announce::{ARP_BYTES, Announcer};
+use super::announce::{Announcer, LEARNED_BYTES};
 use super::receive::{Batch, Passed};
 use super::{BATCH, FRAME_BYTES_MAX, HEADER_BYTES, Tap};
 use crate::device::virtio::{Chain, Segment, VirtQueue};
 
-/// An ARP frame with its header and padding is no longer than this.
-const ARP_LIKELY_BYTES: usize = HEADER_BYTES + 64;
+/// A frame in which a guest speaks of its addresses is no longer than this, options and padding included.
+const SPEAKS_OF_ITSELF_BYTES: usize = HEADER_BYTES + 128;
 
 /// The transmit queue.
 #[derive(Default)]
@@ -52,8 +52,8 @@ impl Transmit {
             if bytes <= HEADER_BYTES || bytes > FRAME_BYTES_MAX {
                 passed.dropped += 1;
             } else {
-                if bytes <= ARP_LIKELY_BYTES {
-                    let mut frame = [0; ARP_BYTES];
+                if bytes <= SPEAKS_OF_ITSELF_BYTES {
+                    let mut frame = [0; LEARNED_BYTES];
                     let length = Chain::copy_out(&self.chain.readable, HEADER_BYTES, &mut frame);
                     announcer.learn(tap.mac(), &frame[..length]);
                 }

@@ -2,7 +2,7 @@
 
 use migration::guest::StatePayload;
 
-use super::super::state::NetStateV1;
+use super::super::state::{NetStateV1, NetStateV2};
 use super::*;
 use crate::device::{BusDevice, state};
 
@@ -99,12 +99,13 @@ fn a_card_without_a_control_queue_is_restored() {
         rig.offer(10);
         rig.net.pause().unwrap();
         let newest = rig.net.save().unwrap();
-        let mut saved: NetStateV1 = state::decode(&newest.slot, &newest).unwrap();
-        assert_eq!(saved.transport.queues.pop().map(|queue| queue.ready), Some(true));
+        let NetStateV2 { mut transport, mac, link_up, .. } = state::decode(&newest.slot, &newest).unwrap();
+        assert_eq!(transport.queues.pop().map(|queue| queue.ready), Some(true));
+        let saved = NetStateV1 { transport, mac, addresses: vec![[10, 0, 0, 2]], link_up };
         let slot = migration::guest::DeviceSlot { version: 1, ..newest.slot };
         let earlier: StatePayload = state::encode(slot, &saved).unwrap();
-        let Rig { net, driver: Driver { board, queues, transport }, wire } = rig;
-        drop((net, transport));
+        let Rig { net, driver: Driver { board, queues, transport: registers }, wire } = rig;
+        drop((net, registers));
         let board = Board::with_ram(board.ram, QUEUES);
         let net = Net::restore(open_again(&config("tap0")), board.wiring(), &earlier).unwrap();
         let driver = Driver { transport: net.transport(), board, queues };
@@ -112,6 +113,10 @@ fn a_card_without_a_control_queue_is_restored() {
         rig.net.resume().unwrap();
         // What is sent before the kernel has seen the tap's carrier is lost.
         let end = Instant::now() + Duration::from_secs(10);
+        rig.net.announce();
+        let reverse = rig.wire.receive(Duration::from_secs(5)).unwrap();
+        let gratuitous = rig.wire.receive(Duration::from_secs(5)).unwrap();
+        assert_eq!((&reverse[12..14], &gratuitous[28..32]), (&[0x80, 0x35][..], &[10, 0, 0, 2][..]));
         let mut used = None;
         while used.is_none() {
             assert!(Instant::now() < end, "no frame arrives");

@@ -43,6 +43,12 @@ soak: ## many migrations in a row under load, oracles and leaks checked (SOAK_MO
 	@$(CARGO) build --locked $(FEATURES) --workspace --bins --tests
 	@HEADROOM_REQUIRE_KVM=1 HEADROOM_SOAK_MOVES=$(SOAK_MOVES) $(CARGO) test --locked $(FEATURES) --workspace --test soak -- --nocapture
 
+FUZZ_SECONDS ?= 60
+.PHONY: fuzz
+fuzz: ## libFuzzer over every decoder, FUZZ_SECONDS=60 for each (needs cargo-fuzz, and no nightly compiler)
+	@scripts/install-deps.sh build
+	@scripts/fuzz.sh $(FUZZ_SECONDS)
+
 .PHONY: lint
 lint: ## rustfmt, clippy without warnings, documentation without broken links, licences
 	@scripts/install-deps.sh build

@@ -1,16 +1,18 @@
 //! Several forecasters for one series, combined by how well each has done lately.
 
 mod config;
+mod track;
 
 pub use config::{BankConfig, BankError, LONGEST_HORIZON, MOST_HORIZONS, Target, cycles};
 
-use crate::conformal::{Basis, Conformal, Levels};
+use crate::conformal::{Basis, Levels};
 use crate::forecast::{Forecast, LEVELS};
 use crate::model::{Model, ewma::Ewma, holt::Holt, naive::Naive, ridge::Ridge};
 use crate::sample::plausible;
 use crate::season::Season;
 use crate::window::gaps;
 use serde::{Deserialize, Serialize};
+use track::{COMMON, FLAT, SLOT, Track};
 
 /// Number of forecasters in the bank.
 const MODELS: usize = 5;
@@ -23,32 +25,14 @@ pub(crate) const CIRCUMSTANCES: usize = 30;
 /// The most parts of a cycle that have a mean of their own.
 const MOST_PARTS: usize = 288;
 
-/// What is kept for one horizon.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Track {
-    steps: u32,
-    /// Place of this step in `pending`.
-    place: u32,
-    /// Usual absolute error of each model.
-    losses: [f32; MODELS],
-    seen: u32,
-    conformal: Conformal,
-    /// How much each model counts now.
-    weights: [f32; MODELS],
-    /// What is forecast now.
-    point: f32,
-    quantiles: [f32; LEVELS.len()],
-    /// What was said at each of the last `steps` steps: the models that tell horizons apart, point, usual errors.
-    #[serde(with = "gaps")]
-    pending: Vec<f32>,
+/// Where a number of steps lies among the tracked horizons.
+#[derive(Clone, Copy, Debug)]
+enum Between {
+    /// At the horizon of this number or below it, at this share of the way from the one before.
+    Known { above: usize, share: f64 },
+    /// Further than the longest, so that quantiles are so many times as far from the point.
+    Beyond { longest: usize, wider: f64 },
 }
-
-/// Models that say the same for every horizon come first: naive and the means.
-const FLAT: usize = 3;
-/// Numbers kept of each step for each horizon.
-const SLOT: usize = MODELS - FLAT + 3;
-/// Numbers kept of each step for all horizons: the flat models, the usual step, the series' own quantiles.
-const COMMON: usize = FLAT + 1 + LEVELS.len();
 
 /// Forecasts one series of a machine or a pool. See the module's description.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -90,21 +74,7 @@ impl Bank {
         config.check()?;
         let seasons =
             config.seasons.iter().map(|length| Season::new(*length, MOST_PARTS, config.season_rate)).collect();
-        let tracks = config
-            .horizons
-            .iter()
-            .map(|steps| Track {
-                steps: *steps as u32,
-                place: 0,
-                losses: [0.0; MODELS],
-                seen: 0,
-                conformal: Conformal::new(),
-                weights: std::array::from_fn(|model| if model == 0 { 1.0 } else { 0.0 }),
-                point: 0.0,
-                quantiles: [0.0; LEVELS.len()],
-                pending: vec![f32::NAN; steps * SLOT],
-            })
-            .collect();
+        let tracks = config.horizons.iter().map(|steps| Track::new(*steps)).collect();
         Ok(Self {
             naive: Naive::default(),
             ewma: Ewma::new(0.3),
@@ -167,16 +137,25 @@ impl Bank {
         self.advance();
     }
 
+    /// Reads what [`Bank::touch`] has to know before it can read anything: itself, line by line, and where its tracks are.
+    pub(crate) fn touch_places(&self) -> f32 {
+        let places = self.place as usize + self.common.len() + self.config.horizons.len() + self.tracks.len();
+        let levels = self.levels.values()[0] + self.high as f32 + self.config.level_rate as f32;
+        places as f32 + levels + self.config.rates.gamma + self.ridge.touch_places()
+    }
+
     /// Reads one number of all that the next sample is going to need, so that a processor fetches it all at the same time: of ten thousand
     /// machines nothing is in a cache, and each wait on its own is longer than what is then computed. The result means nothing.
     pub(crate) fn touch(&self) -> f32 {
         let (longest, place) = (self.common.len() / COMMON, self.place as usize);
+        let phase = self.phase(0);
         let mut read = self.ridge.touch();
         for track in &self.tracks {
             let steps = track.steps as usize;
             let then = if place >= steps { place - steps } else { place + longest - steps };
             let ends = [&self.common[then * COMMON..][..COMMON], &track.pending[track.place as usize * SLOT..][..SLOT]];
             read += ends.iter().map(|slot| slot[0] + slot[slot.len() - 1]).sum::<f32>();
+            read += track.losses[0] + track.weights[MODELS - 1] + track.conformal.touch(phase);
         }
         read + self.common[place * COMMON]
     }
@@ -229,17 +208,12 @@ impl Bank {
     /// Makes the forecasts of this step, and notes them to be scored when their time has come.
     fn announce(&mut self) {
         let predictions = self.predictions();
-        let last = self.last.unwrap_or(0.0) as f32;
         let levels = self.levels.values();
         let scales = self.scales();
-        for (index, predictions) in predictions.iter().enumerate().take(self.tracks.len()) {
-            let phase = self.phase(self.tracks[index].steps);
-            let (usual, track) = (scales[index], &mut self.tracks[index]);
-            let fast = if track.conformal.seen < 10 { usual } else { track.conformal.errors[1] };
+        for ((track, predictions), usual) in self.tracks.iter_mut().zip(&predictions).zip(scales) {
             let point = track.weights.iter().zip(predictions).map(|(weight, said)| weight * said).sum();
-            let basis = Basis { point, last, scales: [usual, fast, self.step], levels, phase };
             track.point = point;
-            track.quantiles = track.conformal.quantiles(&basis);
+            let fast = track.fast(usual);
             let noted = &mut track.pending[track.place as usize * SLOT..][..SLOT];
             noted[..MODELS - FLAT].copy_from_slice(&predictions[FLAT..]);
             noted[MODELS - FLAT..].copy_from_slice(&[point, usual, fast]);
@@ -252,22 +226,28 @@ impl Bank {
 
     /// What each model says for each tracked horizon, kept within reach of what the series has shown.
     pub(crate) fn predictions(&self) -> Predictions {
-        let mut by_model = [[f32::NAN; MOST_HORIZONS]; MODELS];
-        let horizons = &self.config.horizons;
-        let count = horizons.len();
-        self.naive.forecast(horizons, &mut by_model[0][..count]);
-        self.ewma.forecast(horizons, &mut by_model[1][..count]);
-        self.slow.forecast(horizons, &mut by_model[2][..count]);
-        self.holt.forecast(horizons, &mut by_model[3][..count]);
-        self.ridge.forecast(horizons, &mut by_model[4][..count]);
+        let horizons = self.config.horizons.as_slice();
         let (floor, ceiling) = self.reach();
         let naive = self.last.unwrap_or(0.0) as f32;
-        std::array::from_fn(|horizon| {
-            std::array::from_fn(|model| {
-                let said = by_model[model][horizon];
-                if said.is_nan() { naive } else { said.clamp(floor, ceiling) }
-            })
-        })
+        let kept = |said: f32| if said.is_nan() { naive } else { said.clamp(floor, ceiling) };
+        // These say the same for every horizon.
+        let mut flat = [f32::NAN; FLAT];
+        let [first, second, third] = &mut flat;
+        self.naive.forecast(&horizons[..1], std::slice::from_mut(first));
+        self.ewma.forecast(&horizons[..1], std::slice::from_mut(second));
+        self.slow.forecast(&horizons[..1], std::slice::from_mut(third));
+        let flat = flat.map(kept);
+        let mut others = [[f32::NAN; MOST_HORIZONS]; MODELS - FLAT];
+        self.holt.forecast(horizons, &mut others[0]);
+        self.ridge.forecast(horizons, &mut others[1]);
+        let mut predictions = [[naive; MODELS]; MOST_HORIZONS];
+        for (horizon, said) in predictions.iter_mut().enumerate().take(horizons.len()) {
+            said[..FLAT].copy_from_slice(&flat);
+            for (said, other) in said[FLAT..].iter_mut().zip(&others) {
+                *said = kept(other[horizon]);
+            }
+        }
+        predictions
     }
 
     /// Usual error at each tracked horizon. Without enough outcomes of its own it is borrowed from the nearest shorter
@@ -294,30 +274,56 @@ impl Bank {
     /// with a spread that grows as a random walk's does. `None` before the first sample.
     #[must_use]
     pub fn forecast(&self, steps: usize) -> Option<Forecast> {
-        let last = self.last?;
-        let at = |index: usize| self.tracks[index].forecast();
-        let count = self.tracks.len();
-        let above = self.config.horizons.partition_point(|known| *known < steps);
-        if above == count {
-            let mut forecast = at(count - 1);
-            let wider = (steps as f64 / self.config.horizons[count - 1] as f64).sqrt();
-            let point = forecast.point;
-            forecast.steps = steps;
-            forecast.quantiles = forecast.quantiles.map(|value| (point + wider * (value - point)).max(0.0));
-            return Some(forecast);
-        }
-        let after = at(above);
-        let (before, from) = match above {
-            0 => (Forecast::certain(0, last), 0),
-            _ => (at(above - 1), self.config.horizons[above - 1]),
+        let (last, point) = (self.last?, self.point(steps)?);
+        let at = |index: usize| self.told(index).map(|value| f64::from(value.max(0.0)));
+        let quantiles = match self.between(steps) {
+            Between::Beyond { longest, wider } => at(longest).map(|value| (point + wider * (value - point)).max(0.0)),
+            Between::Known { above, share } => {
+                let before = above.checked_sub(1).map_or([last; LEVELS.len()], at);
+                let after = at(above);
+                std::array::from_fn(|i| before[i] + share * (after[i] - before[i]))
+            }
         };
-        let share = (steps - from) as f64 / (after.steps - from) as f64;
-        let between = |a: f64, b: f64| a + share * (b - a);
-        Some(Forecast {
-            steps,
-            point: between(before.point, after.point),
-            quantiles: std::array::from_fn(|i| between(before.quantiles[i], after.quantiles[i])),
+        Some(Forecast { steps, point, quantiles })
+    }
+
+    /// The point of [`Bank::forecast`] without its quantiles.
+    pub(crate) fn point(&self, steps: usize) -> Option<f64> {
+        let last = self.last?;
+        let at = |index: usize| f64::from(self.tracks[index].point);
+        Some(match self.between(steps) {
+            Between::Beyond { longest, .. } => at(longest),
+            Between::Known { above, share } => {
+                let before = above.checked_sub(1).map_or(last, at);
+                before + share * (at(above) - before)
+            }
         })
+    }
+
+    /// Where `steps` ahead lies among the tracked horizons.
+    fn between(&self, steps: usize) -> Between {
+        let horizons = &self.config.horizons;
+        let above = horizons.partition_point(|known| *known < steps);
+        if above == horizons.len() {
+            let longest = above - 1;
+            return Between::Beyond { longest, wider: (steps as f64 / horizons[longest] as f64).sqrt() };
+        }
+        let from = above.checked_sub(1).map_or(0, |before| horizons[before]);
+        Between::Known { above, share: (steps - from) as f64 / (horizons[above] - from) as f64 }
+    }
+
+    /// Quantiles at the tracked horizon `index`, made of what was known when its point was.
+    fn told(&self, index: usize) -> [f32; LEVELS.len()] {
+        let (track, usual) = (&self.tracks[index], self.scales()[index]);
+        let basis = Basis {
+            point: track.point,
+            last: self.last.unwrap_or(0.0) as f32,
+            scales: [usual, track.fast(usual), self.step],
+            levels: self.levels.values(),
+            // The cycle stands at the step after the newest sample.
+            phase: self.phase(track.steps - 1),
+        };
+        track.conformal.quantiles(&basis)
     }
 
     /// The usual absolute error `steps` ahead, at the tracked horizon nearest above or the last; 0 before the first sample.
@@ -348,7 +354,7 @@ impl Bank {
         let (levels, [now, ahead]) = (self.levels.values(), self.ridge.seasons(track.steps as usize));
         let features =
             [last, said[1], said[2], said[3], said[4], levels[0], levels[1], levels[2], levels[3]].into_iter();
-        let features = features.chain(track.quantiles).chain([self.low as f32, self.high as f32]).map(far);
+        let features = features.chain(self.told(index)).chain([self.low as f32, self.high as f32]).map(far);
         let features = features.chain(now).chain(ahead).chain(self.ridge.common());
         let features = features.chain([track.conformal.errors[1], self.step, last].map(|size| size * share));
         let naive = track.losses[0].max(f32::MIN_POSITIVE);
@@ -362,7 +368,7 @@ impl Bank {
 
     /// Quantiles at the tracked horizon `index`.
     pub(crate) fn quantiles(&self, index: usize) -> Option<[f32; LEVELS.len()]> {
-        Some(self.tracks.get(index)?.quantiles)
+        (index < self.tracks.len()).then(|| self.told(index))
     }
 
     /// The bounds within which forecasts are kept: as far beyond what the series has shown lately as that was wide.
@@ -398,71 +404,33 @@ impl Bank {
     }
 }
 
-impl Track {
-    fn forecast(&self) -> Forecast {
-        Forecast {
-            steps: self.steps as usize,
-            point: f64::from(self.point),
-            quantiles: self.quantiles.map(|value| f64::from(value.max(0.0))),
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Scores what was said `steps` ago.
-    fn learn(&mut self, outcome: f32, common: &[f32], decay: f32, phase: Option<usize>, config: &BankConfig) {
-        let noted = &self.pending[self.place as usize * SLOT..][..SLOT];
-        if noted[0].is_nan() || common[0].is_nan() || outcome.is_nan() {
-            return;
-        }
-        self.seen = self.seen.saturating_add(1);
-        let rate = (1.0 - decay).max(1.0 / self.seen as f32);
-        let said = common[..FLAT].iter().chain(&noted[..MODELS - FLAT]);
-        for (loss, said) in self.losses.iter_mut().zip(said) {
-            *loss += ((said - outcome).abs() - *loss) * rate;
-        }
-        let [point, usual, fast] = [0, 1, 2].map(|i| noted[MODELS - FLAT + i]);
-        let mut levels = [0.0; LEVELS.len()];
-        levels.copy_from_slice(&common[FLAT + 1..]);
-        // The first flat model is the last value itself.
-        let scales = [usual, fast, common[FLAT]];
-        let basis = Basis { point, last: common[0], scales, levels, phase };
-        self.conformal.learn(outcome, &basis, &config.rates);
-        self.weigh(config.sharpness);
-    }
-
-    /// How much each model counts: by how much better it was than naive, and not at all if it was worse.
-    fn weigh(&mut self, sharpness: i32) {
-        let naive = self.losses[0];
-        // Without a loss to compare with, or with one so small that a millionth of it is nothing, all stays as it was.
-        if naive.is_nan() || naive <= 1e-30 {
-            return;
-        }
-        // Relative to the best model and not to naive: the power of a large ratio would overflow.
-        let floor = 1e-6 * naive;
-        let best = self.losses.iter().fold(naive, |best, loss| best.min(*loss)).max(floor);
-        let mut total = 0.0;
-        for (weight, loss) in self.weights.iter_mut().zip(self.losses) {
-            *weight = if loss <= naive { power(best / loss.max(floor), sharpness) } else { 0.0 };
-            total += *weight;
-        }
-        for weight in &mut self.weights {
-            *weight /= total;
+    #[test]
+    fn what_is_asked_for_later_is_what_was_said_when_the_sample_came() {
+        let seasons = vec![12, 288];
+        let mut bank = Bank::new(BankConfig { seasons, ..BankConfig::default() }).expect("sound");
+        for t in 0..900_u16 {
+            let value = (t % 29 != 5).then(|| 20.0 + 10.0 * f64::from(t % 12) + f64::from(t * 37 % 101) / 10.0);
+            bank.update(value);
+            // What was noted to be scored was noted before the rings went on.
+            for (index, track) in bank.tracks.iter().enumerate() {
+                let noted = (track.place + track.steps - 1) % track.steps;
+                let noted = &track.pending[noted as usize * SLOT..][..SLOT];
+                let mut before = bank.clone();
+                let (length, cycle) = (bank.cycle[1], &mut before.cycle[0]);
+                *cycle = (*cycle + length - 1) % length;
+                let basis = Basis {
+                    point: noted[MODELS - FLAT],
+                    last: bank.last.unwrap_or(0.0) as f32,
+                    scales: [noted[SLOT - 2], noted[SLOT - 1], bank.step],
+                    levels: bank.levels.values(),
+                    phase: before.phase(track.steps),
+                };
+                assert_eq!(bank.told(index), track.conformal.quantiles(&basis), "at {t}, horizon {}", track.steps);
+            }
         }
     }
-}
-
-/// `base` to that power by repeated squaring, in the order in which `powi` multiplies, which is a call for each.
-#[inline]
-fn power(mut base: f32, exponent: i32) -> f32 {
-    let (mut left, mut product) = (exponent.unsigned_abs(), 1.0);
-    loop {
-        if left & 1 == 1 {
-            product *= base;
-        }
-        left >>= 1;
-        if left == 0 {
-            break;
-        }
-        base *= base;
-    }
-    if exponent < 0 { 1.0 / product } else { product }
 }

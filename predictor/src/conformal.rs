@@ -104,7 +104,16 @@ impl Conformal {
         }
     }
 
+    /// See [`crate::bank::Bank::touch`].
     #[inline]
+    pub(crate) fn touch(&self, phase: Option<usize>) -> f32 {
+        let multiples: f32 = self.multiples.iter().map(|lanes| lanes[0]).sum();
+        let weights: f32 = self.weights.iter().map(|lanes| lanes[0]).sum();
+        let phase = phase.and_then(|phase| self.by_phase.get(phase)).map_or(0, |corrections| corrections[0]);
+        multiples + weights + self.losses[0] + self.correction[L - 1] + self.errors[0] + f32::from(phase)
+    }
+
+    #[inline(always)]
     fn experts(&self, basis: &Basis) -> [Lanes; EXPERTS] {
         let bases = [basis.point, basis.point, basis.last];
         let mut experts = [basis.levels; EXPERTS];
@@ -116,7 +125,7 @@ impl Conformal {
         experts
     }
 
-    #[inline]
+    #[inline(always)]
     fn mixed(&self, basis: &Basis, experts: &[Lanes; EXPERTS]) -> Lanes {
         let mut corrections = self.correction;
         if let Some(phase) = basis.phase.and_then(|phase| self.by_phase.get(phase)) {

@@ -55,6 +55,11 @@ pub struct Member {
 }
 
 impl Member {
+    /// See [`Bank::touch_places`].
+    pub(crate) fn touch_places(&self) -> f32 {
+        self.clock as f32 + self.usual.len() as f32
+    }
+
     /// See [`Bank::touch`].
     pub(crate) fn touch(&self) -> f32 {
         let due = self.said.front().map_or(0, |noted| noted.due);

@@ -286,7 +286,7 @@ impl Maxima {
 }
 
 fn base(bank: &Bank, steps: usize) -> Option<(f64, f64)> {
-    Some((bank.forecast(steps)?.point, bank.usual_error(steps)))
+    Some((bank.point(steps)?, bank.usual_error(steps)))
 }
 
 /// Before anything is known: quantiles of the maximum of a few Laplace errors.

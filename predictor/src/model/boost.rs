@@ -113,29 +113,31 @@ struct Split {
 }
 
 /// A complete tree: splits level by level, then leaves. A node that is not split has an unreachable bound.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Tree {
     splits: Vec<Split>,
     leaves: Vec<f32>,
 }
 
-impl Tree {
-    #[inline]
-    fn leaf(&self, row: &[f32]) -> usize {
-        let mut node = 0;
-        while let Some(split) = self.splits.get(node) {
-            let right = row.get(usize::from(split.feature)).is_some_and(|value| *value > split.bound);
-            node = 2 * node + 1 + usize::from(right);
-        }
-        node - self.splits.len()
+/// The number of the leaf that a row comes to.
+#[inline]
+fn leaf(splits: &[Split], row: &[f32]) -> usize {
+    let mut node = 0;
+    while let Some(split) = splits.get(node) {
+        let right = row.get(usize::from(split.feature)).is_some_and(|value| *value > split.bound);
+        node = 2 * node + 1 + usize::from(right);
     }
+    node - splits.len()
 }
 
-/// A fitted ensemble.
+/// A fitted ensemble. Its trees, all equally deep, lie one behind the other: of ten thousand machines many ask hundreds of trees at a step,
+/// and a processor reads ahead in what it reads in order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Boosted {
     loss: Loss,
-    trees: Vec<Tree>,
+    splits: Vec<Split>,
+    leaves: Vec<f32>,
+    /// Leaves of a tree; it has one split less.
+    width: usize,
     /// Smallest and largest correction among the rows it was taught.
     reach: [f32; 2],
 }
@@ -182,7 +184,8 @@ impl Boosted {
         let mut said: Vec<f32> = lessons.offsets[..count].to_vec();
         let mut corrected = said.clone();
         let mut dice = Dice::new(growth.seed);
-        let mut trees = Vec::with_capacity(growth.rounds);
+        let width = 1 << growth.depth.clamp(1, DEEPEST);
+        let (mut splits, mut leaves) = (Vec::new(), Vec::new());
         let mut field = Field { lessons, bounds: &bounds, bins: &bins, loss, growth, slopes: vec![(0.0, 0.0); count] };
         for _ in 0..growth.rounds {
             let rows: Vec<u32> = (0..count as u32).filter(|_| dice.share() < growth.row_share).collect();
@@ -192,22 +195,27 @@ impl Boosted {
             }
             let tree = field.grow(&rows, &features, &said);
             for (row, corrected) in lessons.rows.chunks_exact(lessons.width).zip(&mut corrected) {
-                *corrected += tree.leaves[tree.leaf(row)];
+                *corrected += tree.leaves[leaf(&tree.splits, row)];
             }
             if one_after_the_other {
                 said.copy_from_slice(&corrected);
             }
-            trees.push(tree);
+            splits.extend(tree.splits);
+            leaves.extend(tree.leaves);
         }
         let corrections = corrected.iter().zip(lessons.offsets).map(|(corrected, offset)| corrected - offset);
         let reach = corrections.fold([f32::MAX, f32::MIN], |[low, high], x| [low.min(x), high.max(x)]);
-        Some(Self { loss, trees, reach })
+        Some(Self { loss, splits, leaves, width, reach })
     }
 
     /// What it says of a row of features with that offset: a value, a quantile, or log-odds.
     #[must_use]
     pub fn predict(&self, row: &[f32], offset: f32) -> f32 {
-        let correction: f32 = self.trees.iter().map(|tree| tree.leaves[tree.leaf(row)]).sum();
+        let trees = self
+            .splits
+            .chunks_exact(self.width.saturating_sub(1).max(1))
+            .zip(self.leaves.chunks_exact(self.width.max(1)));
+        let correction: f32 = trees.filter_map(|(splits, leaves)| leaves.get(leaf(splits, row))).sum();
         // Not `clamp`: a state that was stored badly must not panic.
         offset + correction.max(self.reach[0]).min(self.reach[1])
     }
@@ -221,9 +229,7 @@ impl Boosted {
     /// Bytes that it takes.
     #[must_use]
     pub fn state_bytes(&self) -> usize {
-        let tree =
-            |tree: &Tree| size_of::<Tree>() + size_of_val(tree.splits.as_slice()) + size_of_val(tree.leaves.as_slice());
-        size_of::<Self>() + self.trees.iter().map(tree).sum::<usize>()
+        size_of::<Self>() + size_of_val(self.splits.as_slice()) + size_of_val(self.leaves.as_slice())
     }
 }
 

@@ -29,12 +29,16 @@ impl MachineHistory {
         })
     }
 
-    /// See [`Bank::touch`].
-    pub(super) fn touch(&self) {
-        let of = |resource: Resource| {
-            self.banks[resource].touch() + self.members[resource].touch() + self.windows[resource].touch()
-        };
+    /// Reads where all is that [`MachineHistory::touch`] reads.
+    pub(super) fn touch_places(&self) {
+        let of = |resource: Resource| self.banks[resource].touch_places() + self.members[resource].touch_places();
         std::hint::black_box(Resource::ALL.map(of));
+    }
+
+    /// See [`Bank::touch`].
+    pub(super) fn touch(&self, resource: Resource) {
+        let bank = self.banks[resource].touch();
+        std::hint::black_box(bank + self.members[resource].touch() + self.windows[resource].touch());
     }
 
     pub(super) fn take(&mut self, resource: Resource, value: Option<f64>) {

@@ -4,6 +4,7 @@ use super::{MachineHistory, PoolForecaster, Tick};
 use crate::events::{EventBook, Evidence, Scope};
 use crate::experience::Experience;
 use crate::sample::{PerResource, Resource, Sample, plausible};
+use std::collections::HashMap;
 
 /// The believed effect of events now on the scope that `concerned` tells.
 fn effect_now(events: &EventBook, concerned: impl Fn(&Scope) -> bool, resource: Resource, baseline: f64) -> f64 {
@@ -25,7 +26,7 @@ impl PoolForecaster {
                     (&machines.get(name)?.banks[resource], plausible(sample.values[resource])?)
                 }
             };
-            let baseline = bank.forecast(1)?.point;
+            let baseline = bank.point(1)?;
             Some(Evidence { residual: value - baseline, baseline, usual_error: bank.usual_error(1) })
         });
     }
@@ -41,13 +42,28 @@ impl PoolForecaster {
         let Self { machines, events, .. } = self;
         let mut machine_effects = PerResource::<f64>::default();
         let some_event = events.now().next().is_some();
-        let mut learn = |number: usize, sample: &Sample, history: &mut MachineHistory| {
-            history.touch();
+        // Who gives samples in order spares the search for each name.
+        let mut members: Vec<(&Sample, &mut MachineHistory)> = Vec::with_capacity(samples.len());
+        if machines.keys().eq(samples.iter().map(|sample| &sample.machine)) {
+            members.extend(samples.iter().zip(machines.values_mut()));
+        } else {
+            let mut by_name: HashMap<&str, &mut MachineHistory> =
+                machines.iter_mut().map(|(name, history)| (name.as_str(), history)).collect();
+            members
+                .extend(samples.iter().filter_map(|sample| Some((sample, by_name.remove(sample.machine.as_str())?))));
+        }
+        for number in 0..members.len() {
+            let (upto, next) = members.split_at_mut(number + 1);
+            let Some((sample, history)) = upto.last_mut() else { break };
+            if let Some((_, history)) = next.get(1) {
+                history.touch_places();
+            }
+            Resource::ALL.iter().for_each(|resource| history.touch(*resource));
             let own = |scope: &Scope| matches!(scope, Scope::Machine(name) if *name == sample.machine);
             for resource in Resource::ALL {
                 let value = plausible(sample.values[resource]);
                 let effect = if some_event {
-                    let expected = history.banks[resource].forecast(1).map_or(value.unwrap_or(0.0), |f| f.point);
+                    let expected = history.banks[resource].point(1).or(value).unwrap_or(0.0);
                     effect_now(events, own, resource, expected)
                 } else {
                     0.0
@@ -60,22 +76,10 @@ impl PoolForecaster {
                     experience[resource].fleet.follow_one_of(of, member, bank, without, (time, number as u64));
                 }
             }
-        };
-        // Who gives samples in order spares the search for each name.
-        if machines.keys().eq(samples.iter().map(|sample| &sample.machine)) {
-            for (number, (sample, history)) in samples.iter().zip(machines.values_mut()).enumerate() {
-                learn(number, sample, history);
-            }
-        } else {
-            for (number, sample) in samples.iter().enumerate() {
-                if let Some(history) = machines.get_mut(&sample.machine) {
-                    learn(number, sample, history);
-                }
-            }
         }
         for resource in Resource::ALL {
             let measured = self.measured[resource];
-            let expected = self.sums[resource].bank.forecast(1).map_or(measured.unwrap_or(0.0), |f| f.point);
+            let expected = self.sums[resource].bank.point(1).or(measured).unwrap_or(0.0);
             let effect = effect_now(&self.events, |scope| *scope == Scope::Pool, resource, expected);
             let without = measured.map(|sum| (sum - machine_effects[resource] - effect).max(0.0));
             let taken_out = measured.zip(without).map(|(sum, without)| sum - machine_effects[resource] - without);

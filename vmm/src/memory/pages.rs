@@ -29,8 +29,9 @@ pub enum Residence {
 pub(super) struct PageMap(Option<File>);
 
 impl PageMap {
-    /// Pages asked for at once while nothing is found.
-    const CHUNK: usize = 8192;
+    /// Pages asked for at once: at first those of a granule, since most of memory that is used is followed by more of it, and more
+    /// while nothing is found.
+    const CHUNK: (usize, usize) = (GRANULE_PAGES as usize, 8192);
     /// Bytes of an entry (proc_pid_pagemap(5)).
     const ENTRY: usize = 8;
     const PRESENT: u64 = 1 << 63;
@@ -67,11 +68,13 @@ impl PageMap {
     /// The first of `pages` pages from `address` on that may hold something.
     fn first(&self, address: usize, pages: usize) -> Option<usize> {
         let Some(file) = &self.0 else { return (pages > 0).then_some(0) };
-        let mut entries = vec![0; Self::CHUNK.min(pages) * Self::ENTRY];
-        let mut done = 0;
+        let mut entries = Vec::new();
+        let (mut done, mut chunk) = (0, Self::CHUNK.0);
         while done < pages {
-            let part = (pages - done).min(Self::CHUNK);
-            let part = &mut entries[..part * Self::ENTRY];
+            let part = (pages - done).min(chunk);
+            chunk = (chunk * 2).min(Self::CHUNK.1);
+            entries.resize(part * Self::ENTRY, 0);
+            let part = &mut entries[..];
             let offset = (address / PAGE_BYTES as usize + done) * Self::ENTRY;
             if file.read_exact_at(part, offset as u64).is_err() {
                 // Better to look at a page in vain than to lose it.

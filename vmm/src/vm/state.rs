@@ -14,8 +14,8 @@ use crate::device::DeviceError;
 use crate::device::serial;
 use crate::device::state::{StateError, decode, encode};
 use crate::device::virtio::balloon::{self, Balloon};
-use crate::device::virtio::block::Block;
-use crate::device::virtio::net::Net;
+use crate::device::virtio::block::{self, Block};
+use crate::device::virtio::net::{self, Net};
 use crate::kvm::KvmError;
 use crate::kvm::clock::{ClockStateV1, PendingClock, start_tsc};
 use crate::kvm::irq::IrqchipStateV1;
@@ -70,6 +70,7 @@ impl Restored {
     }
 }
 
+/// Of what the machine keeps by itself, all in its first version.
 fn slot(name: impl Into<String>) -> DeviceSlot {
     DeviceSlot { name: name.into(), version: 1 }
 }
@@ -83,8 +84,8 @@ impl Machine {
     pub fn slots(&self) -> Vec<DeviceSlot> {
         let config = self.config();
         let vcpus = (0..usize::from(config.vcpus)).map(vcpu_slot);
-        let blocks = config.disks.iter().map(|disk| slot(format!("virtio-block/{}", disk.id)));
-        let nets = config.networks.iter().map(|network| slot(format!("virtio-net/{}", network.id)));
+        let blocks = config.disks.iter().map(|disk| block::slot(&disk.id));
+        let nets = config.networks.iter().map(|network| net::slot(&network.id));
         let balloon = config.balloon.iter().map(|_| balloon::slot());
         let devices = blocks.chain(nets).chain(balloon);
         vcpus.chain([slot("clock"), serial::slot()]).chain(devices).chain([slot("irqchip")]).collect()
@@ -157,13 +158,17 @@ impl Machine {
             .vcpus
             .with(|fds| fds.iter().zip(&vcpus).try_for_each(|(fd, state)| state.restore(fd, &parts.capabilities)))?;
         parts.console.restore(find(&serial::slot())?)?;
-        let blocks = sockets.disks.into_iter().zip(&parts.config.disks).map(|((disk, wiring), config)| {
-            Ok(Block::restore(disk, wiring, find(&slot(format!("virtio-block/{}", config.id)))?)?)
-        });
+        let blocks = sockets
+            .disks
+            .into_iter()
+            .zip(&parts.config.disks)
+            .map(|((disk, wiring), config)| Ok(Block::restore(disk, wiring, find(&block::slot(&config.id))?)?));
         let blocks = blocks.collect::<Result<_, StateFailure>>()?;
-        let nets = sockets.taps.into_iter().zip(&parts.config.networks).map(|((tap, wiring), config)| {
-            Ok(Net::restore(tap, wiring, find(&slot(format!("virtio-net/{}", config.id)))?)?)
-        });
+        let nets = sockets
+            .taps
+            .into_iter()
+            .zip(&parts.config.networks)
+            .map(|((tap, wiring), config)| Ok(Net::restore(tap, wiring, find(&net::slot(&config.id))?)?));
         let nets = nets.collect::<Result<_, StateFailure>>()?;
         let balloon = sockets.balloon.map(|(config, wiring)| -> Result<_, StateFailure> {
             Ok(Balloon::restore(&config, &parts.memory, wiring, find(&balloon::slot())?)?)

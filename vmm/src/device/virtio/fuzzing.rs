@@ -181,7 +181,7 @@ pub fn disk_request(mut data: &[u8]) {
 /// The saved state of a disk, as a source sends it: restored over an empty memory, looked at, and dropped.
 pub fn block_state(data: &[u8]) {
     let Some(disk) = disk() else { return };
-    let payload = StatePayload { slot: block::slot(&disk), bytes: data.to_vec() };
+    let payload = StatePayload { slot: block::slot(disk.image().id()), bytes: data.to_vec() };
     with_rig(|rig| {
         rig.fill(&[]);
         let Some(wiring) = rig.wiring() else { return };

@@ -63,7 +63,7 @@ impl Block {
     ///
     /// As [`Block::new`], or if the state does not fit.
     pub fn restore(disk: Arc<RawDisk>, wiring: Wiring, state: &StatePayload) -> Result<Self, DeviceError> {
-        let slot = slot(&disk);
+        let slot = slot(disk.image().id());
         let saved: BlockStateV1 = state::decode(&slot, state)?;
         let layout = disk.layout();
         if (saved.bytes, saved.read_only) != (layout.bytes, layout.read_only) {
@@ -77,7 +77,7 @@ impl Block {
     }
 
     fn build(disk: Arc<RawDisk>, wiring: Wiring, saved: Option<&BlockStateV1>) -> Result<Self, DeviceError> {
-        let DeviceSlot { name, version } = slot(&disk);
+        let DeviceSlot { name, version } = slot(disk.image().id());
         if wiring.notify.len() != QUEUES {
             return Err(DeviceError::Wiring { device: name, queues: QUEUES, notify: wiring.notify.len() });
         }
@@ -157,9 +157,9 @@ impl Device for Block {
     }
 }
 
-/// The slot of the device over `disk`, for a layout that is told before the device is built.
-pub fn slot(disk: &RawDisk) -> DeviceSlot {
-    DeviceSlot { name: format!("virtio-block/{}", disk.image().id()), version: VERSION }
+/// The slot of the disk `id`, for a layout that is told before the device is built.
+pub fn slot(id: &str) -> DeviceSlot {
+    DeviceSlot { name: format!("virtio-block/{id}"), version: VERSION }
 }
 
 /// Configuration space (virtio 1.2, section 5.2.4).

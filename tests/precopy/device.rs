@@ -26,6 +26,7 @@ fn a_machine_on_a_block_device_moves_and_the_device_stays() {
     let file = folder.path().join("volume");
     std::fs::File::create(&file).and_then(|file| file.set_len(32 << 20)).unwrap();
     let made = Command::new("losetup").args(["--show", "--find"]).arg(&file).output().expect("losetup (util-linux)");
+    assert!(made.status.success(), "this test needs a free loop device: {}", String::from_utf8_lossy(&made.stderr));
     let device = Loop(String::from_utf8(made.stdout).unwrap().trim().into());
     let world = World::two_hosts();
     let spec = Spec::busy("vm1", 0);

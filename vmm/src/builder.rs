@@ -174,7 +174,7 @@ fn build(config: MachineConfig, profile: Option<&CpuProfile>, rule: RingRule) ->
         capabilities,
         memory,
         slots,
-        tracker,
+        tracker: Arc::new(tracker),
         tracking,
         msrs,
         profile,

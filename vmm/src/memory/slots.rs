@@ -16,7 +16,7 @@ use super::{Memory, MemoryError, lock};
 pub struct Slots {
     vm: Arc<VmFd>,
     memory: Memory,
-    /// Flags that all of them have; `None` while there are none.
+    /// Flags that all of them have; `None` while there are none, and after a change that failed in the midst of them.
     flags: Mutex<Option<u32>>,
 }
 
@@ -50,6 +50,7 @@ impl Slots {
     }
 
     fn set(&self, known: &mut Option<u32>, flags: u32, action: &'static str) -> Result<(), MemoryError> {
+        *known = None;
         for (slot, region) in (0u32..).zip(self.memory.ram().iter()) {
             let request = kvm_userspace_memory_region {
                 slot,

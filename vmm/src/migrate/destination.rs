@@ -16,7 +16,7 @@ use migration::page::Bitmap;
 use super::{explain, room};
 use crate::builder::BuildError;
 use crate::config::{MachineConfig, ReceiveConfig};
-use crate::memory::{self, uffd};
+use crate::memory::{self, DirtyTracker, uffd};
 use crate::vm::Machine;
 
 /// What arrives does not fit what was configured here.
@@ -139,7 +139,7 @@ impl DestinationGuest for Arrival {
         let machine = build().map_err(explain)?;
         check_parts(&machine, layout).map_err(explain)?;
         let machine = Arc::new(machine);
-        begin_tracking(&machine);
+        begin_tracking(machine.tracker());
         *self.lock() = Some(machine);
         Ok(())
     }
@@ -236,10 +236,10 @@ impl DestinationGuest for Arrival {
 }
 
 /// KVM takes milliseconds to give the guest its memory. Who needs it waits for the rest of them, begins anew if this came to
-/// nothing, and says why.
-fn begin_tracking(machine: &Arc<Machine>) {
-    let machine = Arc::clone(machine);
-    let begin = move || drop(machine.tracker().start());
+/// nothing, and says why. The machine itself may be discarded meanwhile: its disks and networks are free at once.
+fn begin_tracking(tracker: &Arc<DirtyTracker>) {
+    let tracker = Arc::clone(tracker);
+    let begin = move || drop(tracker.start());
     if let Err(error) = std::thread::Builder::new().name("slots".to_owned()).spawn(begin) {
         tracing::debug!(%error, "the guest gets its memory later");
     }

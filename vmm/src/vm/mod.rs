@@ -117,7 +117,7 @@ pub(crate) struct Parts {
     pub(crate) capabilities: Capabilities,
     pub(crate) memory: Memory,
     pub(crate) slots: Arc<Slots>,
-    pub(crate) tracker: DirtyTracker,
+    pub(crate) tracker: Arc<DirtyTracker>,
     pub(crate) tracking: Tracking,
     pub(crate) msrs: Vec<u32>,
     pub(crate) profile: CpuProfile,
@@ -184,7 +184,7 @@ impl Machine {
     }
 
     /// Its record of written pages.
-    pub fn tracker(&self) -> &DirtyTracker {
+    pub fn tracker(&self) -> &Arc<DirtyTracker> {
         &self.parts.tracker
     }
 

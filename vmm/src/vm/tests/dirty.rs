@@ -216,19 +216,20 @@ fn rings_tell_which_vcpu_writes_and_how_fast() {
     machine.tracker().start().unwrap();
     written_again(&machine, last, 1);
     collect(&machine);
-    // Where others have the processors it is held up by its first writes, and makes up for it when it writes the same pages again:
-    // the rings say what those first writes were like. What the log knows is a tenth of what it wrote.
+    // Not each round tells: who else has the processors may take them in the midst of it. The rate is that of the first sweep, in
+    // which each page is written for the first time; what the log knows is a tenth of what was written.
     until("a round in which the rings know the rate, and the log would not", || {
         let start = Instant::now();
-        written_again(&machine, last, SWEEPS);
+        written_again(&machine, last, 1);
+        let first = swept_bytes / start.elapsed().as_secs_f64();
+        written_again(&machine, last, SWEEPS - 1);
         let different = collect(&machine).count() as f64 * PAGE_BYTES as f64 / start.elapsed().as_secs_f64();
-        let written = (f64::from(SWEEPS) * swept_bytes) / start.elapsed().as_secs_f64();
         let rates = machine.tracker().vcpu_rates();
-        eprintln!("different pages {different:.2e} of {written:.2e} B/s; its rings say {rates:.0?}");
+        eprintln!("different pages {different:.2e} B/s, in the first sweep {first:.2e}; its rings say {rates:.0?}");
         assert_eq!(rates.len(), 2);
         // KVM itself may write a page now and then for a vCPU.
         assert!(rates[0] < rates[1] / 100.0 && rates[1] >= different * 0.9, "{rates:?}");
-        rates[1] > different * 2.0 && rates[1] < written * 2.0
+        rates[1] > different * 2.0 && rates[1] > first / 2.0 && rates[1] < first * 2.0
     });
 }
 

@@ -68,6 +68,16 @@ impl Rig {
         Self { _directory: directory, path, block, driver }
     }
 
+    /// The same driver over a device that was made of this state.
+    fn restored(self, state: &StatePayload) -> Self {
+        let Self { _directory, path, block, driver: Driver { board, queues, transport } } = self;
+        drop((transport, block));
+        let board = Board::with_ram(board.ram, 1);
+        let block = Block::restore(disk(&path, false), board.wiring(), state).unwrap();
+        let driver = Driver { transport: block.transport(), board, queues };
+        Self { _directory, path, block, driver }
+    }
+
     /// Queues a request with its header and status at slot `slot`.
     fn queue(&mut self, slot: u64, kind: u32, sector: u64, data: &[(u64, u32, bool)]) -> u16 {
         let (header, status) = (HEADER + slot * 0x200, STATUS + slot * 0x200);
@@ -312,13 +322,7 @@ fn a_saved_device_goes_on_over_the_same_memory() {
     // Queued but not taken: its notification is lost with the source.
     let head = rig.queue(1, 0, 299, &[(BUFFER, 512, true)]);
     let state = rig.block.save().unwrap();
-    let Rig { _directory: directory, path, block, driver } = rig;
-    let Driver { board, queues, transport } = driver;
-    drop((transport, block));
-    let board = Board::with_ram(board.ram, 1);
-    let block = Block::restore(disk(&path, false), board.wiring(), &state).unwrap();
-    let driver = Driver { transport: block.transport(), board, queues };
-    let mut rig = Rig { _directory: directory, path, block, driver };
+    let mut rig = rig.restored(&state);
     assert_eq!(rig.driver.read(0x70), 15);
     assert!(rig.driver.try_wait_used(0, Duration::from_millis(50)).is_none(), "a restored device is paused");
     assert_eq!(rig.block.save().unwrap(), state);

@@ -49,13 +49,7 @@ fn a_paused_device_tells_when_it_goes_on_and_a_restored_one_has_the_new_size() {
     assert!(rig.driver.wait_interrupt(Duration::from_secs(10)));
     assert_eq!(rig.driver.read(INTERRUPT_STATUS) & CONFIG_CHANGE, CONFIG_CHANGE);
 
-    let Rig { _directory: directory, path, block, driver } = rig;
-    let Driver { board, queues, transport } = driver;
-    drop((transport, block));
-    let board = Board::with_ram(board.ram, 1);
-    let block = Block::restore(disk(&path, false), board.wiring(), &state).unwrap();
-    let driver = Driver { transport: block.transport(), board, queues };
-    let mut rig = Rig { _directory: directory, path, block, driver };
+    let mut rig = rig.restored(&state);
     assert_eq!(capacity(&mut rig), LARGER / 512);
     rig.block.resume().unwrap();
     assert!(rig.driver.wait_interrupt(Duration::from_secs(10)), "its driver had not heard of it yet");

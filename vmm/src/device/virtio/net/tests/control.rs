@@ -1,7 +1,5 @@
 //! The guest is asked to announce itself, and answers.
 
-use migration::guest::StatePayload;
-
 use super::super::state::{NetStateV1, NetStateV2};
 use super::*;
 use crate::device::{BusDevice, state};
@@ -104,12 +102,7 @@ fn a_card_without_a_control_queue_is_restored() {
         let saved = NetStateV1 { transport, mac, addresses: vec![[10, 0, 0, 2]], link_up };
         let slot = migration::guest::DeviceSlot { version: 1, ..newest.slot };
         let earlier: StatePayload = state::encode(slot, &saved).unwrap();
-        let Rig { net, driver: Driver { board, queues, transport: registers }, wire } = rig;
-        drop((net, registers));
-        let board = Board::with_ram(board.ram, QUEUES);
-        let net = Net::restore(open_again(&config("tap0")), board.wiring(), &earlier).unwrap();
-        let driver = Driver { transport: net.transport(), board, queues };
-        let mut rig = Rig { net, driver, wire };
+        let mut rig = Rig::with_card(rig.without_card(), &earlier);
         rig.net.resume().unwrap();
         // What is sent before the kernel has seen the tap's carrier is lost.
         let end = Instant::now() + Duration::from_secs(10);

@@ -10,13 +10,14 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use migration::guest::StatePayload;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
 use super::{BATCH, Net, QUEUE_SIZE, QUEUES, Tap, TapError, feature};
 use crate::config::{NetworkConfig, TapSource};
 use crate::device::virtio::feature as common;
-use crate::device::virtio::testing::{Board, DATA, Driver};
+use crate::device::virtio::testing::{Board, DATA, Driver, DriverQueue};
 use crate::device::{Device, DeviceError, StateError};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 5];
@@ -132,6 +133,20 @@ impl Rig {
         let net = Net::new(tap, board.wiring()).unwrap();
         let mut driver = Driver::new(board, net.transport(), QUEUE_SIZE);
         driver.start(features);
+        Self { net, driver, wire }
+    }
+
+    /// What is left when the card is gone.
+    fn without_card(self) -> (Board, Vec<DriverQueue>, Wire) {
+        let Self { net, driver: Driver { board, queues, transport }, wire } = self;
+        drop((net, transport));
+        (Board::with_ram(board.ram, QUEUES), queues, wire)
+    }
+
+    /// The same driver over a card that was made of this state.
+    fn with_card((board, queues, wire): (Board, Vec<DriverQueue>, Wire), state: &StatePayload) -> Self {
+        let net = Net::restore(open_again(&config("tap0")), board.wiring(), state).unwrap();
+        let driver = Driver { transport: net.transport(), board, queues };
         Self { net, driver, wire }
     }
 
@@ -332,16 +347,12 @@ fn a_saved_card_goes_on_and_announces_its_guest() {
         assert_eq!(rig.wire.receive(Duration::from_secs(5)).unwrap(), arp([10, 0, 0, 2]));
         rig.net.pause().unwrap();
         let state = rig.net.save().unwrap();
-        let Rig { net, driver: Driver { board, queues, transport }, wire } = rig;
-        drop((net, transport));
-        let board = Board::with_ram(board.ram, QUEUES);
+        let rest = rig.without_card();
         let other = NetworkConfig { mac: "02:00:00:00:00:06".into(), ..config("tap0") };
-        let refused = Net::restore(open_again(&other), board.wiring(), &state);
+        let refused = Net::restore(open_again(&other), rest.0.wiring(), &state);
         assert!(matches!(refused, Err(DeviceError::State(StateError::Unfit { .. }))));
         drop(refused);
-        let net = Net::restore(open_again(&config("tap0")), board.wiring(), &state).unwrap();
-        let driver = Driver { transport: net.transport(), board, queues };
-        let mut rig = Rig { net, driver, wire };
+        let mut rig = Rig::with_card(rest, &state);
         wire_is_quiet(&rig.wire);
         rig.net.resume().unwrap();
         rig.net.announce();

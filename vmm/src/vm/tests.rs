@@ -2,6 +2,7 @@
 
 mod dirty;
 mod dirty_cost;
+mod moved;
 mod sweeper;
 mod throttle;
 

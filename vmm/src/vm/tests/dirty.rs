@@ -14,11 +14,11 @@ use crate::vcpu::ring_probe;
 use crate::vcpu::throttle::PERIOD;
 
 /// Pages that are swept.
-const SWEPT: std::ops::Range<u64> = 0x400..0x3000;
+pub(super) const SWEPT: std::ops::Range<u64> = 0x400..0x3000;
 
 /// Kernel code that increments a word in each page from 4 MiB to 48 MiB, for ever.
 #[rustfmt::skip]
-const SWEEPER: [u8; 23] = [
+pub(super) const SWEEPER: [u8; 23] = [
     0xbe, 0x00, 0x00, 0x40, 0x00,       // mov esi, 0x400000
     0xff, 0x06,                         // inc dword [esi]
     0x81, 0xc6, 0x00, 0x10, 0x00, 0x00, // add esi, 0x1000

@@ -2,9 +2,11 @@
 //! network's side.
 
 mod control;
+mod neighbours;
 mod offload;
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::Ordering;

@@ -26,7 +26,7 @@ use clap::{Parser, ValueEnum};
 use crate::limits::Limits;
 use crate::link::Link;
 use crate::measure::Setting;
-use crate::result::Outcome;
+use crate::result::{Everything, Outcome};
 use crate::scenario::Scenario;
 
 /// Measures live migration of a 1 GiB machine (512 MiB filled, one vCPU) between two hosts on this computer.
@@ -77,6 +77,8 @@ enum Choice {
     Postcopy,
     Disk,
     Mixed,
+    /// An idle machine over one, two and four channels.
+    Channels,
     /// Start of the process to the first guest instruction, and memory beyond guest RAM.
     Startup,
     /// All of them.
@@ -92,9 +94,13 @@ impl Choice {
             Self::Postcopy => vec![Scenario::Postcopy],
             Self::Disk => vec![Scenario::Disk],
             Self::Mixed => vec![Scenario::Mixed],
-            Self::Startup => Vec::new(),
+            Self::Channels | Self::Startup => Vec::new(),
             Self::All => Scenario::ALL.to_vec(),
         }
+    }
+
+    fn channels(self) -> &'static [u16] {
+        if matches!(self, Self::Channels | Self::All) { &[1, 2, 4] } else { &[] }
     }
 
     fn startup(self) -> bool {
@@ -129,25 +135,30 @@ fn run(arguments: &Arguments) -> Result<()> {
         let peer = peer.as_deref().filter(|_| scenario.has_peer());
         outcomes.push(measure::scenario(scenario, arguments.runs, &setting, peer, &limits)?);
     }
+    let mut channels = Vec::new();
+    for &streams in arguments.scenario.channels() {
+        let setting = Setting { streams: Some(streams), ..setting };
+        channels.push(measure::scenario(Scenario::Idle, arguments.runs, &setting, None, &limits)?);
+    }
     let startup = arguments.scenario.startup().then(|| startup::measure(arguments.runs)).transpose()?;
-    print!("{}", result::table(&outcomes, startup.as_ref(), &limits));
+    let everything = Everything { scenarios: outcomes, channels, startup };
+    print!("{}", result::table(&everything, &limits));
     if let Some(path) = &arguments.report {
         let picture = path.with_extension("svg");
         let name = picture.file_name().unwrap_or_default().to_string_lossy();
-        std::fs::write(path, result::document(&outcomes, startup.as_ref(), &limits, &name))
+        std::fs::write(path, result::document(&everything, &limits, &name))
             .with_context(|| format!("write {}", path.display()))?;
-        std::fs::write(&picture, result::picture(&outcomes)).with_context(|| format!("write {}", picture.display()))?;
+        std::fs::write(&picture, result::picture(&everything.scenarios))
+            .with_context(|| format!("write {}", picture.display()))?;
     }
     if let Some(path) = &arguments.json {
-        let text = match (outcomes.as_slice(), &startup) {
-            ([single], None) => serde_json::to_string_pretty(single)?,
-            (many, startup) => {
-                serde_json::to_string_pretty(&result::Everything { scenarios: many, startup: startup.as_ref() })?
-            }
+        let text = match everything.scenarios.as_slice() {
+            [single] => serde_json::to_string_pretty(single)?,
+            _ => serde_json::to_string_pretty(&everything)?,
         };
         std::fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
-    if outcomes.iter().any(Outcome::broken) {
+    if everything.scenarios.iter().chain(&everything.channels).any(Outcome::broken) {
         bail!("a migration did not complete, or its digests differ: see the runs above");
     }
     Ok(())

@@ -100,11 +100,13 @@ pub struct Outcome {
 
 /// Several scenarios in one file.
 #[derive(Serialize)]
-pub struct Everything<'a> {
+pub struct Everything {
     /// Each as it would stand alone.
-    pub scenarios: &'a [Outcome],
+    pub scenarios: Vec<Outcome>,
+    /// An idle machine over different numbers of channels, if that was measured.
+    pub channels: Vec<Outcome>,
     /// Start-up, if it was measured.
-    pub startup: Option<&'a Startup>,
+    pub startup: Option<Startup>,
 }
 
 /// The median; the mean of the middle two of an even number, NaN of none.
@@ -175,7 +177,8 @@ impl Outcome {
 const HEAD: [&str; 8] = ["scenario", "total ms", "peer ms", "ratio", "downtime ms", "gap ms", "peer gap ms", "ratio"];
 
 /// The table, in Markdown that also reads well on a terminal.
-pub fn table(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits) -> String {
+pub fn table(everything: &Everything, limits: &Limits) -> String {
+    let Everything { scenarios: outcomes, channels, startup } = everything;
     let mut text = String::new();
     if !outcomes.is_empty() {
         let rows: Vec<[String; 8]> = outcomes.iter().map(Outcome::row).collect();
@@ -226,7 +229,8 @@ pub fn table(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits) -
             .userfaultfd_copy_bytes_per_second
             .map_or_else(String::new, |rate| format!("; userfaultfd copies into fresh memory: {:.2}", gigabytes(rate)))
     );
-    for outcome in outcomes.iter().filter(|outcome| outcome.scenario == Scenario::Idle) {
+    let measured = if channels.is_empty() { outcomes } else { channels };
+    for outcome in measured.iter().filter(|outcome| outcome.scenario == Scenario::Idle) {
         let rate = median(outcome.runs.iter().map(|run| run.report.memory.throughput_bytes_per_second));
         let streams = outcome.runs.first().map_or(0, |run| run.report.streams);
         let _ = writeln!(
@@ -312,7 +316,8 @@ fn today() -> String {
 }
 
 /// The table with what a reader needs to judge it.
-pub fn document(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits, picture: &str) -> String {
+pub fn document(everything: &Everything, limits: &Limits, picture: &str) -> String {
+    let outcomes = if everything.scenarios.is_empty() { &everything.channels } else { &everything.scenarios };
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap_or("unknown CPU").to_owned();
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -331,7 +336,7 @@ pub fn document(outcomes: &[Outcome], startup: Option<&Startup>, limits: &Limits
         outcomes.first().map_or_else(String::new, |outcome| outcome.link.words()),
         kernel.trim(),
         today(),
-        table(outcomes, startup, limits),
+        table(everything, limits),
     )
 }
 

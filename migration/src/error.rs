@@ -103,6 +103,14 @@ pub enum MigrationError {
 }
 
 impl MigrationError {
+    /// Turns the words of a peer that gave up into an error of their own kind.
+    pub(crate) fn by_peer(peer: &'static str, error: TransportError) -> Self {
+        match error {
+            TransportError::Aborted { reason } => Self::Peer { peer, reason },
+            other => other.into(),
+        }
+    }
+
     /// Whether the next attempt may succeed without anybody having changed anything: the link, or the process at its other
     /// end, went away. What either end refuses it will refuse again.
     pub fn is_transient(&self) -> bool {

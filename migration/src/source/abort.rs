@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Context, Failed};
+use super::context::Context;
+use super::link::Failed;
+use super::round::stop_tracking;
 use crate::error::MigrationError;
 use crate::report::Outcome;
 
@@ -75,19 +77,4 @@ fn take_back(context: &mut Context) -> Option<String> {
         trouble = Some(format!("the guest could not be resumed: {error}; resume it by hand"));
     }
     trouble
-}
-
-/// Ends the recording of written pages and blocks.
-pub(super) fn stop_tracking(context: &mut Context) {
-    if !std::mem::take(&mut context.done.tracking) {
-        return;
-    }
-    if let Err(error) = context.guest.stop_dirty_tracking() {
-        tracing::warn!(%error, "dirty pages are still tracked");
-    }
-    for disk in context.guest.disks() {
-        if let Err(error) = disk.stop_dirty_tracking() {
-            tracing::warn!(%error, "dirty blocks are still tracked");
-        }
-    }
 }

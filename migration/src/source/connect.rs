@@ -3,41 +3,30 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::precopy::{self, Precopy};
+use super::context::{Context, Sent, by_peer};
+use super::dial::{data_roles, open, open_all};
+use super::link::{Failed, Link, PATIENCE, ping, told_by};
+use super::precopy::Precopy;
+use super::round::{everything, start_tracking};
 use super::workers::Workers;
-use super::{Context, Failed, Link, Sent};
 use crate::error::{Doing, MigrationError};
 use crate::guest::MachineLayout;
 use crate::page::delta::Copies;
 use crate::page::{Digests, SharedBitmap, zero_block};
 use crate::policy::{Limits, MigrationMode};
-use crate::transport::TransportError;
 use crate::transport::channels::Channel;
-use crate::transport::stream::TlsStream;
-use crate::transport::tcp;
 use crate::transport::tls::Connector;
 use crate::wire::WireError;
 use crate::wire::handshake::{Role, Welcome};
 use crate::wire::message::Message;
 use crate::wire::version;
 
-/// For a TCP connection, and for a TLS handshake on it.
-pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// For the destination to build the machine.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
-/// For any other answer on the control channel.
-pub(super) const PATIENCE: Duration = Duration::from_secs(15);
-/// For a data channel to move. Much longer: an acknowledgement waits for a flush of the destination's disks, and whether
-/// the destination lives is known from the control channel.
-const DATA_PATIENCE: Duration = Duration::from_secs(120);
-/// For a destination that broke its data channels to say why.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Round trips measured before the first round: at most so many, and none after this time. What they are to leave out is an end that
 /// happened to be busy, and that matters less the longer the way is.
 const PINGS: u64 = 4;
 const PINGS_TIME: Duration = Duration::from_millis(5);
-/// Channels that are opened at the same time: a destination lets at most eight wait.
-const OPENED_AT_ONCE: usize = 4;
 
 pub(super) fn connect(context: &mut Context) -> Result<Precopy, Box<Failed>> {
     let mut connector = None;
@@ -79,13 +68,13 @@ fn handshake(
     let streams = context.options.limits.streams;
     channel.send(&Message::Layout { layout: layout.clone(), streams })?;
     // What takes time here is done while the destination builds the machine.
-    precopy::start_tracking(context)?;
+    start_tracking(context)?;
 
     let has_disks = !layout.disks.is_empty();
     let mut data = told_by(channel, open_all(context, &connector, &data_roles(streams, has_disks)))?;
     let disk = if has_disks { data.pop() } else { None };
     let data = data.into_iter().map(|(channel, _)| channel).collect();
-    let first = precopy::everything(context, &layout)?;
+    let first = everything(context, &layout)?;
     channel.set_patience(PREPARE_TIMEOUT);
     expect_ready(channel)?;
     channel.set_patience(PATIENCE);
@@ -130,70 +119,6 @@ fn check(limits: &Limits) -> Result<(), MigrationError> {
     Ok(())
 }
 
-pub(super) fn open(context: &Context, connector: &Connector, role: Role) -> Result<(Channel, Welcome), MigrationError> {
-    context.check_cancelled()?;
-    let options = &context.options;
-    let tcp = tcp::connect(options.address, HANDSHAKE_TIMEOUT)?;
-    let stream = TlsStream::handshake(connector.session()?, tcp, context.stop.clone(), HANDSHAKE_TIMEOUT)?;
-    let (mut channel, welcome) = Channel::introduce(stream, &options.token, &options.id, role).map_err(by_peer)?;
-    channel.set_patience(if role == Role::Control { PATIENCE } else { DATA_PATIENCE });
-    Ok((channel, welcome))
-}
-
-/// The data channels of a session, the one for disks last.
-pub(super) fn data_roles(streams: u16, has_disks: bool) -> Vec<Role> {
-    (0..streams).map(Role::Memory).chain(has_disks.then_some(Role::Disk)).collect()
-}
-
-/// Opens several channels, in the order of `roles`; a few at a time, since each waits for three round trips.
-pub(super) fn open_all(
-    context: &Context,
-    connector: &Connector,
-    roles: &[Role],
-) -> Result<Vec<(Channel, Welcome)>, MigrationError> {
-    let mut channels = Vec::with_capacity(roles.len());
-    for few in roles.chunks(OPENED_AT_ONCE) {
-        let opened: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = few.iter().map(|&role| scope.spawn(move || open(context, connector, role))).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap_or(Err(MigrationError::Bug("handshake")))).collect()
-        });
-        for result in opened {
-            channels.push(result?);
-        }
-    }
-    Ok(channels)
-}
-
-/// If a data channel fails because the destination has given up, it says why on the control channel.
-pub(super) fn told_by<T>(control: &mut Channel, result: Result<T, MigrationError>) -> Result<T, MigrationError> {
-    match result {
-        Err(MigrationError::Transport(error)) if error.is_link() || matches!(error, TransportError::Connect { .. }) => {
-            Err(reason_of(control, error.into()))
-        }
-        other => other,
-    }
-}
-
-/// The destination's own reason, if it has given up and said so; else `otherwise`.
-pub(super) fn reason_of(control: &mut Channel, otherwise: MigrationError) -> MigrationError {
-    control.set_deadline(Some(Instant::now() + LAST_WORDS));
-    loop {
-        match control.receive("asking what happened") {
-            Err(error @ TransportError::Aborted { .. }) => return by_peer(error),
-            Err(_) => return otherwise,
-            Ok(_) => {}
-        }
-    }
-}
-
-/// Turns the peer's own words into an error of their own kind.
-pub(super) fn by_peer(error: TransportError) -> MigrationError {
-    match error {
-        TransportError::Aborted { reason } => MigrationError::Peer { peer: "destination", reason },
-        other => other.into(),
-    }
-}
-
 fn expect_ready(control: &mut Channel) -> Result<(), MigrationError> {
     match control.receive("waiting for the destination to build the machine").map_err(by_peer)? {
         Message::Ready => Ok(()),
@@ -212,16 +137,6 @@ fn measure(control: &mut Channel) -> Result<Duration, MigrationError> {
         best = best.min(ping(control, nonce)?);
     }
     Ok(best)
-}
-
-/// One round trip; also shows the destination that this end is alive.
-pub(super) fn ping(control: &mut Channel, nonce: u64) -> Result<Duration, MigrationError> {
-    let start = Instant::now();
-    control.send(&Message::Ping { nonce }).map_err(by_peer)?;
-    match control.receive("waiting for an answer of the destination").map_err(by_peer)? {
-        Message::Pong { nonce: answer } if answer == nonce => Ok(start.elapsed()),
-        other => Err(WireError::Unexpected { found: other.name(), expected: "Pong" }.into()),
-    }
 }
 
 /// Nothing was sent yet: the destination's memory reads as zeroes, and so do its disks once holes have been punched.

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::context::{Context, Sent};
+use super::job::{Carry, DiskWork, Job, Share};
 use super::reuse::{Held, Windows};
-use super::workers::{Carry, Job, Share};
-use super::{Context, Sent};
 use crate::blocks;
 use crate::control::Control;
 use crate::error::{Doing, MigrationError};
@@ -18,52 +18,6 @@ use crate::transport::limiter::Limiter;
 use crate::transport::stream::Stop;
 use crate::transport::tcp::TICK;
 use crate::wire::message::Message;
-
-/// The blocks of one round, disk by disk.
-#[derive(Default)]
-pub(super) struct DiskWork {
-    /// Blocks to read and send.
-    pub(super) data: Vec<Bitmap>,
-    /// Blocks known to be holes: sent as zeroes without being read, since the destination's file may be an old one.
-    pub(super) holes: Vec<Vec<Range<u64>>>,
-}
-
-impl DiskWork {
-    /// Everything: what the file system has data for, and the holes between.
-    pub(super) fn everything(disks: &[Arc<dyn SourceDisk>], layout: &[DiskLayout]) -> Result<Self, MigrationError> {
-        let mut work = Self::default();
-        for (disk, layout) in disks.iter().zip(layout) {
-            let blocks = layout.blocks();
-            let (mut data, mut holes, mut from) = (Bitmap::new(blocks), Vec::new(), 0);
-            while from < blocks {
-                let run = disk.next_data(from).doing("looking for data on a disk")?.unwrap_or(blocks..blocks);
-                let (start, end) = (run.start.clamp(from, blocks), run.end.clamp(from, blocks));
-                if from < start {
-                    holes.push(from..start);
-                }
-                data.insert_range(start..end);
-                from = end.max(start);
-                if run.is_empty() && start < blocks {
-                    data.insert_range(start..blocks);
-                    break;
-                }
-            }
-            work.data.push(data);
-            work.holes.push(holes);
-        }
-        Ok(work)
-    }
-
-    /// Only what the guest has written.
-    pub(super) fn dirty(data: Vec<Bitmap>) -> Self {
-        let holes = vec![Vec::new(); data.len()];
-        Self { data, holes }
-    }
-
-    pub(super) fn count(&self) -> u64 {
-        self.data.iter().map(Bitmap::count).sum()
-    }
-}
 
 struct OneDisk {
     number: u16,

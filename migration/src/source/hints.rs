@@ -8,14 +8,13 @@
 //! the guest does not use it again; if it does, it writes to it, and the dirty log says so. So a page may be left out only if it
 //! was named *after* the log was read the last time: what was named before may have been used and written since, that writing
 //! is what the log has just told, and leaving the page out would lose it. Hence each round has a bitmap of its own, hints begin
-//! after the log was read and end before it is read again ([`Dirty::collect`](super::precopy::Dirty::collect) ends them), and
+//! after the log was read and end before it is read again ([`Dirty::collect`](super::round::Dirty::collect) ends them), and
 //! the guest's side makes sure that no late one counts.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Context;
-use super::memory::MemoryWork;
+use super::context::Context;
+use super::job::MemoryWork;
 use crate::error::{Doing, MigrationError};
 use crate::guest::PAGE_BYTES;
 
@@ -63,6 +62,3 @@ impl Context {
         }
     }
 }
-
-/// What was left out, and not written since: the destination holds zeroes for it.
-pub(super) type Skipped = Arc<crate::page::SharedBitmap>;

@@ -1,16 +1,15 @@
 //! One memory channel at the source: pages out of the guest, through the zero test, into TLS.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use super::hints::Skipped;
-use super::workers::{Carry, Job, Share};
-use super::{Context, Sent};
+use super::context::{Context, Sent, Skipped};
+use super::job::{Carry, Job, Share};
 use crate::control::Control;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{PAGE_BYTES, SourceGuest};
 use crate::page::delta::Copies;
-use crate::page::{Bitmap, SharedBitmap, is_zero};
+use crate::page::{SharedBitmap, is_zero};
 use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
@@ -24,35 +23,6 @@ const BATCH_PAGES: usize = 64;
 
 /// Pages looked at for one frame, if most of them are zero.
 const LOOK_PAGES: usize = 2048;
-
-/// The pages of one round, shared by all memory channels: each takes the next run when it has room.
-pub(super) struct MemoryWork {
-    pages: Bitmap,
-    /// Named as free since they were collected.
-    free: Arc<SharedBitmap>,
-    next: Mutex<u64>,
-}
-
-impl MemoryWork {
-    pub(super) fn new(pages: Bitmap) -> Self {
-        Self { free: Arc::new(SharedBitmap::new(pages.len())), pages, next: Mutex::new(0) }
-    }
-
-    pub(super) fn free(&self) -> &Arc<SharedBitmap> {
-        &self.free
-    }
-
-    pub(super) fn count(&self) -> u64 {
-        self.pages.count()
-    }
-
-    fn take(&self, limit: usize) -> Option<Range<u64>> {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let run = self.pages.next_run(*next, limit as u64)?;
-        *next = run.end;
-        Some(run)
-    }
-}
 
 pub(super) struct MemoryWorker {
     guest: Arc<dyn SourceGuest>,
@@ -263,7 +233,7 @@ impl Carry for MemoryWorker {
     fn carry(&mut self, job: &Job, channel: &mut Channel) -> Result<Share, MigrationError> {
         let mut share = Share::default();
         while let Some(pages) = job.memory.take(self.batch.room()) {
-            self.look(pages, &job.memory.free)?;
+            self.look(pages, job.memory.free())?;
             if self.batch.room() == 0 {
                 self.send(channel, job.round, &mut share)?;
             }

@@ -5,21 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::Context;
+use super::context::{Context, Mirroring};
 use crate::error::{Doing, MigrationError};
 use crate::mirror::Bell;
-
-/// Whether writes are mirrored.
-#[derive(Clone, Debug, Default)]
-pub(super) enum Mirroring {
-    /// They are not.
-    #[default]
-    Off,
-    /// They are; the bell is rung by whoever writes.
-    On(Arc<Bell>),
-    /// This machine cannot do that.
-    Refused,
-}
 
 /// A round in which writes are mirrored for as long as its memory is on its way.
 #[derive(Clone, Debug)]

@@ -15,12 +15,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::connect::{by_peer, data_roles, open, open_all, reason_of};
+use super::context::{Context, Sent, by_peer};
+use super::dial::{data_roles, open, open_all};
+use super::link::{Failed, Link, reason_of, told_by};
 pub(super) use super::postcopy_session::SILENCE;
-use super::postcopy_session::{Channels, Session, Work};
-use super::precopy::Dirty;
+use super::postcopy_session::{Channels, Running, Session, Work};
+use super::round::Dirty;
 use super::verify::Verify;
-use super::{Context, Failed, Link, Sent};
 use crate::error::MigrationError;
 use crate::policy::MigrationMode;
 use crate::report::{Mode, Outcome, PostcopyTotals};
@@ -65,8 +66,8 @@ pub(super) fn enter(context: &mut Context, link: &mut Link, dirty: Dirty) -> Res
     link.control.send(&Message::PostcopyPrepare)?;
     send_list(&mut link.control, &told)?;
     let connector = Connector::new(&context.options.identity, &context.options.destination_host)?;
-    let fault = super::connect::told_by(&mut link.control, open(context, &connector, Role::Fault))?.0;
-    let pushing = super::connect::told_by(&mut link.control, pushing(context, &connector, &told))?;
+    let fault = told_by(&mut link.control, open(context, &connector, Role::Fault))?.0;
+    let pushing = told_by(&mut link.control, pushing(context, &connector, &told))?;
     link.control.set_deadline(Some(Instant::now() + READY_TIMEOUT));
     match link.control.receive("waiting for the destination to prepare for post-copy").map_err(by_peer)? {
         Message::PostcopyReady => {}
@@ -107,20 +108,6 @@ fn send_list(channel: &mut Channel, list: &MissingList) -> Result<(), MigrationE
 fn pushing(context: &Context, connector: &Connector, list: &MissingList) -> Result<Vec<Channel>, MigrationError> {
     let roles = data_roles(context.options.limits.streams, !list.disks.is_empty());
     Ok(open_all(context, connector, &roles)?.into_iter().map(|(channel, _)| channel).collect())
-}
-
-/// A session, and what it shares with those that may follow.
-pub(super) struct Running {
-    session: Session,
-    work: Arc<Work>,
-}
-
-impl Running {
-    /// Cuts everything off: before Commit the migration has failed.
-    pub(super) fn end(self) {
-        self.work.commit();
-        self.session.end();
-    }
 }
 
 /// Commit was sent.

@@ -12,9 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::connect::by_peer;
+use super::context::{Context, Sent, by_peer};
 use super::postcopy_board::Board;
-use super::{Context, Sent};
 use crate::control::Control;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{BlockReader, MachineLayout, PAGE_BYTES, SourceGuest};
@@ -388,5 +387,19 @@ impl<'a> Blocks<'a> {
         self.reader.complete(&mut take).doing("reading a disk")?;
         work.charge(&work.disk_bytes, sent?, length);
         Ok(())
+    }
+}
+
+/// A session, and what it shares with those that may follow.
+pub(super) struct Running {
+    pub(super) session: Session,
+    pub(super) work: Arc<Work>,
+}
+
+impl Running {
+    /// Cuts everything off: before Commit the migration has failed.
+    pub(super) fn end(self) {
+        self.work.commit();
+        self.session.end();
     }
 }

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::context::by_peer;
 use crate::error::MigrationError;
 use crate::page::{Bitmap, StrongDigest, strong_digest};
 use crate::transport::channels::Channel;
@@ -55,7 +56,7 @@ impl<'a> Windows<'a> {
         let Some(window) = self.asked.take() else { return Ok(None) };
         self.ask(channel)?;
         let doing = "asking which blocks the destination holds already";
-        let digests = match channel.receive(doing).map_err(super::connect::by_peer)? {
+        let digests = match channel.receive(doing).map_err(by_peer)? {
             Message::Reusable { digests } => digests,
             other => return Err(WireError::Unexpected { found: other.name(), expected: "Reusable" }.into()),
         };

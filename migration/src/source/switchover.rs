@@ -16,11 +16,11 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::connect::{PATIENCE, by_peer, reason_of, told_by};
-use super::postcopy::{Entry, Postcopy};
-use super::precopy::{Dirty, note, wait_round};
+use super::context::{Context, Sent, by_peer};
+use super::link::{Failed, Link, PATIENCE, reason_of, told_by};
+use super::postcopy::{Entry, Postcopy, SILENCE};
+use super::round::{Dirty, note, wait_round};
 use super::verify::{Verify, send_images};
-use super::{Context, Failed, Link, Sent, State, postcopy};
 use crate::error::{Doing, MigrationError};
 use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
 use crate::report::Outcome;
@@ -62,6 +62,13 @@ pub(super) struct Committed {
     sent: Sent,
     paused_at: Instant,
     committing_since: Instant,
+}
+
+/// What follows the answer to Commit.
+pub(super) enum Next {
+    /// The destination lacks something still.
+    Postcopy(Box<Postcopy>),
+    Verify(Box<Verify>),
 }
 
 fn ms(duration: Duration) -> f64 {
@@ -189,9 +196,9 @@ fn reason_if_link(link: &mut Link, error: TransportError) -> MigrationError {
 
 impl Committed {
     /// Waits for the answer to Commit.
-    pub(super) fn run(mut self, context: &mut Context) -> Result<State, Box<Failed>> {
+    pub(super) fn run(mut self, context: &mut Context) -> Result<Next, Box<Failed>> {
         // In post-copy the guest may already wait for pages over a link that is lost: find out soon.
-        let timeout = if self.link.postcopy.is_some() { postcopy::SILENCE } else { COMMIT_TIMEOUT };
+        let timeout = if self.link.postcopy.is_some() { SILENCE } else { COMMIT_TIMEOUT };
         self.link.control.set_patience(timeout);
         self.link.control.set_deadline(Some(Instant::now() + timeout));
         let answer = self.link.control.receive("waiting for the machine to run at the destination");
@@ -225,13 +232,13 @@ impl Committed {
     }
 
     /// What follows the answer to Commit, or its loss, if what the destination lacks is still here.
-    fn next(mut self, unanswered: Option<MigrationError>) -> State {
+    fn next(mut self, unanswered: Option<MigrationError>) -> Next {
         match self.link.postcopy.take() {
             Some(running) => {
                 let unanswered = unanswered.map(|error| (error, self.paused_at));
-                State::Postcopy(Box::new(Postcopy::new(self.link, self.sent, running, unanswered)))
+                Next::Postcopy(Box::new(Postcopy::new(self.link, self.sent, running, unanswered)))
             }
-            None => State::Verify(Box::new(Verify::new(self.link, self.sent))),
+            None => Next::Verify(Box::new(Verify::new(self.link, self.sent))),
         }
     }
 }

@@ -2,29 +2,9 @@
 
 use std::time::Duration;
 
-use super::Context;
+use super::context::Context;
 use crate::error::{Doing, MigrationError};
 use crate::report::ThrottledVcpu;
-
-/// What was done to the vCPUs.
-#[derive(Debug, Default)]
-pub(super) struct Throttling {
-    /// In force now; empty if nothing is.
-    percent: Vec<u8>,
-    /// How long each had been held when the first was.
-    before: Option<Vec<Duration>>,
-    /// The machine cannot be throttled.
-    refused: bool,
-}
-
-impl Throttling {
-    /// The share in force for each of the vCPUs.
-    pub(super) fn percent(&self, vcpus: u16) -> Vec<u8> {
-        let mut percent = self.percent.clone();
-        percent.resize(vcpus.into(), 0);
-        percent
-    }
-}
 
 impl Context {
     /// Holds each vCPU for its share of the time from here on.

@@ -10,8 +10,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::connect::by_peer;
-use super::{Context, Link, Sent};
+use super::context::{Context, Sent, by_peer};
+use super::link::Link;
+use super::round::stop_tracking;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
 use crate::page::{Digests, digest};
@@ -58,7 +59,7 @@ impl Verify {
         }
         bulk.hurry();
         // A dirty log is stopped only now: stopping it takes milliseconds, and the guest would have waited for them.
-        super::abort::stop_tracking(context);
+        stop_tracking(context);
         context.report.memory.pages_zero = self.sent.layout.pages() - self.sent.held.count();
         let _ = self.link.control.send(&Message::Goodbye);
         self.link.control.close();

@@ -10,10 +10,10 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::disk::{DiskWork, DiskWorker};
-use super::memory::{MemoryWork, MemoryWorker};
-use super::mirroring::Mirror;
-use super::{Context, Sent};
+use super::context::{Context, Sent, by_peer};
+use super::disk::DiskWorker;
+use super::job::{Carry, Job, Share};
+use super::memory::MemoryWorker;
 use crate::error::MigrationError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
@@ -22,43 +22,6 @@ use crate::wire::WireError;
 use crate::wire::handshake::{Role, Welcome};
 use crate::wire::message::{Message, Totals};
 use crate::wire::version::REUSE;
-
-/// One round, as all workers get it.
-#[derive(Clone)]
-pub(super) struct Job {
-    pub(super) round: u32,
-    pub(super) last: bool,
-    pub(super) memory: Arc<MemoryWork>,
-    pub(super) disk: Arc<DiskWork>,
-    /// Writes of the guest wait, and are sent as they come.
-    pub(super) mirror: Option<Mirror>,
-}
-
-/// What one worker did in one round.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Share {
-    /// Pages or blocks sent with data, and sent as zeroes.
-    pub(super) totals: Totals,
-    /// Of the pages with data, those that were sent as differences.
-    pub(super) differences: u64,
-    /// Pages looked at, and those of them that were zero, sent or not.
-    pub(super) looked: u64,
-    pub(super) zeroes: u64,
-    /// On the wire, before TLS.
-    pub(super) bytes: u64,
-    /// Of page or block data.
-    pub(super) data_bytes: u64,
-    /// Of zeroes that were not sent.
-    pub(super) skipped_bytes: u64,
-    /// Of block data that the destination held already.
-    pub(super) reused_bytes: u64,
-    /// Blocks that were sent while a write of the guest waited for that.
-    pub(super) mirrored: u64,
-    /// From the start of the round until the acknowledgement, without waiting for writes.
-    pub(super) busy: Duration,
-    /// From the end of sending until the acknowledgement.
-    pub(super) settle: Duration,
-}
 
 pub(super) struct Finished {
     pub(super) role: Role,
@@ -77,20 +40,6 @@ struct Worker {
 pub(super) struct Workers {
     workers: Vec<Worker>,
     finished: Receiver<Finished>,
-}
-
-/// What both kinds of worker do to carry out a round.
-pub(super) trait Carry: Send + 'static {
-    fn carry(&mut self, job: &Job, channel: &mut Channel) -> Result<Share, MigrationError>;
-
-    /// What was carried has been acknowledged.
-    fn acknowledged(&mut self, job: &Job);
-
-    /// Waits for more that belongs to the round, and carries it. `None` if nothing will come.
-    fn carry_on(&mut self, job: &Job, channel: &mut Channel) -> Result<Option<Share>, MigrationError> {
-        let _ = (job, channel);
-        Ok(None)
-    }
 }
 
 impl Workers {
@@ -207,7 +156,7 @@ fn acknowledge(
     totals.zero += share.totals.zero;
     channel.send(&Message::RoundEnd { round: job.round, last: job.last, totals: *totals })?;
     let sent = Instant::now();
-    match channel.receive("waiting for a round to be acknowledged").map_err(super::connect::by_peer)? {
+    match channel.receive("waiting for a round to be acknowledged").map_err(by_peer)? {
         Message::RoundAck { round } if round == job.round => Ok(sent.elapsed()),
         other => Err(WireError::Unexpected { found: other.name(), expected: "RoundAck" }.into()),
     }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Context, DestinationError, Failed};
+use super::context::Context;
+use super::link::Failed;
+use super::outcome::DestinationError;
 use crate::error::MigrationError;
 
 /// How long the reason may take to reach the source.

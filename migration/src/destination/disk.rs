@@ -1,7 +1,7 @@
 //! The disk channel at the destination.
 
-use super::memory::check_totals;
-use super::receive::{Shared, by_peer};
+use super::arrivals::{Arrivals, check_totals};
+use super::context::by_peer;
 use super::reuse;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{BlockReader, BlockWriter, DestinationGuest, DiskLayout, MachineLayout};
@@ -85,7 +85,7 @@ pub(super) fn receive_blocks(
     channel: &mut Channel,
     guest: &dyn DestinationGuest,
     layout: &MachineLayout,
-    shared: &Shared,
+    arrivals: &Arrivals,
     reuse: bool,
 ) -> Result<(), MigrationError> {
     let built = guest.disks();
@@ -106,7 +106,7 @@ pub(super) fn receive_blocks(
                 let (head, data) = channel.read_block(length)?;
                 disk(&mut disks, head.disk)?.store(head.disk, head.block, data)?;
                 totals.data += 1;
-                shared.control.progress(u64::from(length), 0);
+                arrivals.control.progress(u64::from(length), 0);
             }
             Incoming::Message(Message::ZeroBlocks { disk: number, first, count }) => {
                 disk(&mut disks, number)?.zero(number, first, count)?;
@@ -123,7 +123,7 @@ pub(super) fn receive_blocks(
                     disk.dirty = false;
                 }
                 if last {
-                    shared.disk_complete(disks.iter_mut().map(|disk| std::mem::take(&mut disk.arrived)).collect());
+                    arrivals.disk_complete(disks.iter_mut().map(|disk| std::mem::take(&mut disk.arrived)).collect());
                 }
                 channel.send(&Message::RoundAck { round })?;
                 if last {

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::receive::{Shared, by_peer};
+use super::arrivals::{Arrivals, check_totals};
+use super::context::by_peer;
 use crate::control::Control;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{DestinationGuest, MachineLayout, PAGE_BYTES};
@@ -60,11 +61,11 @@ pub(super) fn receive_pages(
     channel: &mut Channel,
     guest: &dyn DestinationGuest,
     layout: &MachineLayout,
-    shared: &Shared,
+    arrivals: &Arrivals,
 ) -> Result<(), MigrationError> {
     let pages = layout.pages();
     let (arrived, totals, held) = (Bitmap::new(pages), Totals::default(), Vec::new());
-    let mut store = Store { guest, control: &shared.control, arrived, totals, held };
+    let mut store = Store { guest, control: &arrivals.control, arrived, totals, held };
     loop {
         match channel.next("waiting for pages").map_err(by_peer)? {
             Incoming::Pages { length } => {
@@ -76,7 +77,7 @@ pub(super) fn receive_pages(
                 store.control.set_round(round + 1, 0);
                 if last {
                     // The control thread is waiting for this, the source only wants to know.
-                    shared.memory_complete(&store.arrived);
+                    arrivals.memory_complete(&store.arrived);
                 }
                 channel.send(&Message::RoundAck { round })?;
                 if last {
@@ -86,16 +87,4 @@ pub(super) fn receive_pages(
             other => return Err(WireError::Unexpected { found: other.name(), expected: "pages" }.into()),
         }
     }
-}
-
-/// Whether all arrived that was sent.
-pub(super) fn check_totals(what: &str, sent: Totals, arrived: Totals) -> Result<(), MigrationError> {
-    if sent == arrived {
-        return Ok(());
-    }
-    let difference = format!(
-        "the source says that it sent {} {what} and {} zero ones, {} and {} arrived",
-        sent.data, sent.zero, arrived.data, arrived.zero
-    );
-    Err(MigrationError::Different { difference })
 }

@@ -12,80 +12,35 @@
 //! received over the control channel; every other way out of the states discards it.
 
 mod abort;
+mod arrivals;
+mod context;
 mod disk;
+mod door;
+mod link;
 mod listen;
 mod memory;
+mod outcome;
 mod postcopy;
 mod postcopy_board;
 mod postcopy_session;
-mod receive;
-mod resume;
+mod precopy;
 mod reuse;
+mod supervise;
+mod switchover;
 mod verify;
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
+
+use context::Context;
+pub use context::DestinationOptions;
+use link::Failed;
+pub use outcome::{DestinationError, Received};
+use switchover::Next;
 
 use crate::control::{Control, Phase};
-use crate::error::MigrationError;
-use crate::guest::{DestinationGuest, MachineLayout};
-use crate::report::Verification;
+use crate::guest::DestinationGuest;
 use crate::transport::stream::Stop;
-use crate::transport::tls::Identity;
-
-/// What the destination needs to know of one migration.
-#[derive(Clone, Debug)]
-pub struct DestinationOptions {
-    /// Migration id; a source that names another one is refused.
-    pub id: String,
-    /// One-time token that the source has to prove.
-    pub token: [u8; 32],
-    /// Name that the source's certificate must carry.
-    pub source_host: String,
-    /// Name of this host, which its certificate carries.
-    pub destination_host: String,
-    /// This host's certificate and the authority.
-    pub identity: Identity,
-    /// How long to wait for the source's first proper connection.
-    pub deadline: Duration,
-    /// How long to wait for the source to reconnect if the link is lost in post-copy. After that the machine, which runs here
-    /// and lacks a part of itself, is stopped for good.
-    pub recover: Duration,
-    /// The images of the disks are those of an earlier attempt: what they hold is not sent again if it is still right. They may hold
-    /// anything; what is wrong is overwritten.
-    pub reuse: bool,
-}
-
-/// The machine arrived and runs here.
-#[derive(Clone, Debug)]
-pub struct Received {
-    /// What was received.
-    pub layout: MachineLayout,
-    /// From the arrival of Commit until the guest ran.
-    pub resume: Duration,
-    /// What was checked after the resume, as far as the source stayed for it.
-    pub verification: Verification,
-    /// Why the verification is not complete or not good, if so. The machine runs here all the same.
-    pub warning: Option<String>,
-}
-
-/// Why no machine arrived, or not all of it. In every case it does not run here.
-#[derive(Debug, thiserror::Error)]
-pub enum DestinationError {
-    /// The link was lost, or either end gave up, before Commit arrived: the machine never ran here.
-    #[error("the machine was not taken over and does not run here: {reason}")]
-    NotCommitted {
-        /// What happened instead, and what to do.
-        reason: String,
-    },
-    /// It ran here by post-copy, and a part of it will never arrive: it was stopped, and not discarded.
-    #[error("the machine was taken over, but not all of it arrived: {reason}")]
-    Lost {
-        /// What is missing and why, and what to do.
-        reason: String,
-    },
-}
 
 /// Waits on `listener` for the source that knows the token, receives the machine and runs it.
 ///
@@ -121,35 +76,15 @@ pub fn run(
     result
 }
 
-/// What every phase knows.
-struct Context {
-    guest: Arc<dyn DestinationGuest>,
-    options: DestinationOptions,
-    control: Control,
-    stop: Stop,
-}
-
 /// Where the migration is, and what that phase owns.
 enum State {
     Handshake(TcpListener),
-    Precopy(Box<receive::Precopy>),
-    Switchover(Box<resume::Switchover>),
-    Committed(Box<resume::Committed>),
+    Precopy(Box<precopy::Precopy>),
+    Switchover(Box<switchover::Switchover>),
+    Committed(Box<switchover::Committed>),
     Postcopy(Box<postcopy::Postcopy>),
     Verify(Box<verify::Verify>),
     Ended(Box<Received>),
-}
-
-/// A phase that did not come to its end, and the link to be told about it, if there is one.
-struct Failed {
-    error: MigrationError,
-    link: Option<receive::Link>,
-}
-
-impl Failed {
-    fn new(error: impl Into<MigrationError>, link: Option<receive::Link>) -> Box<Self> {
-        Box::new(Self { error: error.into(), link })
-    }
 }
 
 impl State {
@@ -167,7 +102,10 @@ impl State {
                 context.control.set_phase(Phase::Switchover);
                 phase.run(context).map(|phase| State::Committed(Box::new(phase)))
             }
-            State::Committed(phase) => phase.run(context),
+            State::Committed(phase) => Ok(match phase.run(context)? {
+                Next::Postcopy(phase) => State::Postcopy(phase),
+                Next::Verify(phase) => State::Verify(phase),
+            }),
             State::Verify(phase) => {
                 context.control.set_phase(Phase::Verify);
                 Ok(State::Ended(Box::new(phase.run(context))))

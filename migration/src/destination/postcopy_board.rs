@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Context;
+use super::context::Context;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{Missing, PAGE_BYTES};
 use crate::page::Bitmap;

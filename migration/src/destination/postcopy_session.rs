@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::memory::check_totals;
+use super::arrivals::{FOREVER, check_totals};
+use super::context::by_peer;
 use super::postcopy_board::Board;
-use super::receive::{FOREVER, by_peer};
 use crate::control::Control;
 use crate::error::MigrationError;
 use crate::guest::{MachineLayout, PAGE_BYTES};

@@ -6,8 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::receive::{Link, by_peer};
-use super::{Context, Received};
+use super::context::{Context, by_peer};
+use super::link::Link;
+use super::outcome::Received;
 use crate::blocks;
 use crate::error::{Doing, MigrationError};
 use crate::guest::{BLOCK_BYTES, DestinationDisk, DiskLayout, MachineLayout, PAGE_BYTES};

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::postcopy::{Postcopy, Supervised};
-use super::receive::{Link, by_peer};
+use super::context::{Context, by_peer};
+use super::link::{Failed, Link};
+use super::postcopy::Postcopy;
+use super::supervise::Supervised;
 use super::verify::Verify;
-use super::{Context, Failed, State};
 use crate::error::{Doing, MigrationError};
 use crate::guest::{MachineLayout, StatePayload};
 use crate::wire::WireError;
@@ -23,6 +24,13 @@ pub(super) struct Committed {
     link: Link,
     layout: MachineLayout,
     since: Instant,
+}
+
+/// What follows once the machine runs.
+pub(super) enum Next {
+    /// Parts of it come now.
+    Postcopy(Box<Postcopy>),
+    Verify(Box<Verify>),
 }
 
 impl Switchover {
@@ -85,7 +93,7 @@ impl Switchover {
 
 impl Committed {
     /// Runs the machine: the only place where that happens.
-    pub(super) fn run(mut self, context: &mut Context) -> Result<State, Box<Failed>> {
+    pub(super) fn run(mut self, context: &mut Context) -> Result<Next, Box<Failed>> {
         if !context.control.commit() {
             // Cancelled here at the very last moment: the source is told that it did not run, and takes it back.
             return Err(Failed::new(MigrationError::Cancelled, Some(self.link)));
@@ -105,10 +113,10 @@ impl Committed {
         if let Some(supervised) = self.link.supervised.take() {
             // If the answer was lost, the source comes back over the fault channel.
             let phase = Postcopy::new(self.link, supervised, self.layout, resume);
-            return Ok(State::Postcopy(Box::new(phase)));
+            return Ok(Next::Postcopy(Box::new(phase)));
         }
         let warning =
             told.err().map(|error| format!("the source could not be told that the machine runs here: {error}"));
-        Ok(State::Verify(Box::new(Verify::new(self.link, self.layout, resume, warning))))
+        Ok(Next::Verify(Box::new(Verify::new(self.link, self.layout, resume, warning))))
     }
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use migration::testing::Authority;
 use migration::transport::TransportError;
-use migration::transport::stream::{Stop, TlsStream};
+use migration::transport::stop::Stop;
+use migration::transport::stream::TlsStream;
 use migration::transport::tcp;
 use migration::transport::tls::{Acceptor, Connector, Session};
 use rustls::{AlertDescription, Connection, Error};

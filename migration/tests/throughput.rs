@@ -10,7 +10,8 @@ use nix::time::{ClockId, clock_gettime};
 use migration::page::{digest, is_zero};
 use migration::report::Outcome;
 use migration::testing::{Authority, Pair, Workload, machines};
-use migration::transport::stream::{Stop, TlsStream};
+use migration::transport::stop::Stop;
+use migration::transport::stream::TlsStream;
 use migration::transport::tls::{Acceptor, Connector};
 
 const TOTAL: usize = 1 << 30;

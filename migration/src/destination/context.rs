@@ -7,7 +7,7 @@ use crate::control::Control;
 use crate::error::MigrationError;
 use crate::guest::DestinationGuest;
 use crate::transport::TransportError;
-use crate::transport::stream::Stop;
+use crate::transport::stop::Stop;
 use crate::transport::tls::Identity;
 
 /// What the destination needs to know of one migration.

@@ -15,7 +15,7 @@ use crate::error::MigrationError;
 use crate::guest::MachineLayout;
 use crate::page::Bitmap;
 use crate::transport::channels::Channel;
-use crate::transport::stream::Stop;
+use crate::transport::stop::Stop;
 use crate::wire::handshake::Role;
 
 /// The source says something on the control channel every second.

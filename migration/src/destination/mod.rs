@@ -40,7 +40,7 @@ use switchover::Next;
 
 use crate::control::{Control, Phase};
 use crate::guest::DestinationGuest;
-use crate::transport::stream::Stop;
+use crate::transport::stop::Stop;
 
 /// Waits on `listener` for the source that knows the token, receives the machine and runs it.
 ///

@@ -50,7 +50,7 @@ pub(super) fn abort(context: &mut Context, failed: Box<Failed>) {
         }
         link.workers.end();
         // The stop flag would end this too.
-        link.control.set_stop(crate::transport::stream::Stop::default());
+        link.control.set_stop(crate::transport::stop::Stop::default());
         link.control.set_deadline(None);
         if !in_doubt {
             link.control.abort(&reason);

@@ -13,7 +13,7 @@ use crate::page::{Digests, SharedBitmap};
 use crate::policy::Limits;
 use crate::report::{Report, Trigger};
 use crate::transport::TransportError;
-use crate::transport::stream::Stop;
+use crate::transport::stop::Stop;
 use crate::transport::tls::Identity;
 
 /// What the source needs to know of one migration.

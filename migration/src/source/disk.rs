@@ -15,7 +15,7 @@ use crate::page::{Bitmap, Digests, digest, is_zero, zero_block};
 use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
-use crate::transport::stream::Stop;
+use crate::transport::stop::Stop;
 use crate::transport::tcp::TICK;
 use crate::wire::message::Message;
 

@@ -13,7 +13,7 @@ use crate::page::{SharedBitmap, is_zero};
 use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
-use crate::transport::stream::Stop;
+use crate::transport::stop::Stop;
 use crate::wire::frame::{MAX_RUNS, PageRun, RunKind};
 
 const PAGE: usize = PAGE_BYTES as usize;

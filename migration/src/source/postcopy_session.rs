@@ -22,7 +22,7 @@ use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
 use crate::transport::pack::Packing;
-use crate::transport::stream::Stop;
+use crate::transport::stop::Stop;
 use crate::transport::tcp::TICK;
 use crate::urgency::Bulk;
 use crate::wire::WireError;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::TransportError;
 use super::pack::{Packer, Packing, Unpacked};
-use super::stream::{Stop, TlsStream};
+use super::stop::Stop;
+use super::stream::TlsStream;
 use crate::report::TlsInfo;
 use crate::wire::WireError;
 use crate::wire::frame::{self, Digests, HEADER_BYTES, Header, Kind, PageRun, Subject};

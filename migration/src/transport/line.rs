@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::TransportError;
-use super::stream::Stop;
+use super::stop::Stop;
 use super::tcp::is_tick;
 
 pub(super) struct Line {

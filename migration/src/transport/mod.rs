@@ -7,6 +7,7 @@ pub mod limiter;
 mod line;
 pub mod pack;
 mod record;
+pub mod stop;
 pub mod stream;
 pub mod tcp;
 pub mod tls;

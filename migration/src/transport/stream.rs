@@ -3,8 +3,6 @@
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustls::{AlertDescription, Error};
@@ -13,9 +11,9 @@ use super::TransportError;
 use super::handshake::{self, Agreed};
 use super::line::Line;
 use super::record::{Content, MAX_PLAIN, MAX_RECORD, MAX_SENT, Opened, Opener, Refused, Sealer};
+use super::stop::Stop;
 use super::tcp;
 use super::tls::{Session, TlsError, explain};
-use crate::control::Control;
 use crate::report::TlsInfo;
 
 /// Read from the socket at once, and opened where it lies: as much as fits into the second-level cache.
@@ -26,31 +24,6 @@ const KEPT_BYTES: usize = 512 << 10;
 
 /// Records without data in a row, after which a peer is only keeping this end busy.
 const MAX_IDLE_RECORDS: u32 = 32;
-
-/// Raised to make every thread of one migration stop at its next [`TICK`](super::tcp::TICK); a cancelled [`Control`]
-/// raises it too.
-#[derive(Clone, Default)]
-pub struct Stop {
-    raised: Arc<AtomicBool>,
-    control: Control,
-}
-
-impl Stop {
-    /// Not raised, unless `control` is cancelled.
-    pub fn new(control: &Control) -> Self {
-        Self { raised: Arc::default(), control: control.clone() }
-    }
-
-    /// Raises it, for good.
-    pub fn raise(&self) {
-        self.raised.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether it was raised.
-    pub fn is_raised(&self) -> bool {
-        self.raised.load(Ordering::SeqCst) || self.control.is_cancelled()
-    }
-}
 
 /// A TLS session.
 pub struct TlsStream {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
 
 const MIB: f64 = 1024.0 * 1024.0;
 

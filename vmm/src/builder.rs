@@ -27,7 +27,7 @@ use crate::device::virtio::mmio::{MmioTransport, QUEUE_NOTIFY, WINDOW_BYTES};
 use crate::device::virtio::net::{self, Net, Tap, TapError};
 use crate::device::{BusDevice, DeviceError};
 use crate::disk::{DiskError, Purpose, RawDisk};
-use crate::kvm::capability::ioctl_error;
+use crate::kvm::error::ioctl_error;
 use crate::kvm::{Host, KvmError, irq};
 use crate::memory::{DirtyRings, DirtyTracker, GuestRam, Memory, MemoryError, Slots};
 use crate::vcpu::compat::{self, Incompatible};
@@ -38,9 +38,6 @@ use crate::vm::{Devices, Machine, Parts};
 
 /// Guest-physical address of the first virtio-mmio window.
 const VIRTIO_BASE: u64 = 0xd000_0000;
-
-/// How many virtio devices find a pin on the IOAPIC.
-pub const MAX_VIRTIO_DEVICES: usize = (irq::LAST_GSI - irq::FIRST_VIRTIO_GSI + 1) as usize;
 
 /// Register window of virtio device `index`.
 pub fn virtio_window(index: u64) -> Range<u64> {

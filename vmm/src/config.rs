@@ -132,7 +132,7 @@ impl MachineConfig {
         if let Some(balloon) = &self.balloon {
             balloon.check(self.memory_mib)?;
         }
-        let (wanted, most) = (self.virtio_devices(), crate::builder::MAX_VIRTIO_DEVICES);
+        let (wanted, most) = (self.virtio_devices(), crate::kvm::irq::MAX_VIRTIO_DEVICES);
         if wanted > most {
             return Err(ConfigError::TooManyDevices { wanted, most });
         }

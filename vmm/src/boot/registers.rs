@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::memmap::{START_INFO, ZERO_PAGE};
 use super::{BootError, Entry};
-use crate::kvm::capability::ioctl_error;
+use crate::kvm::error::ioctl_error;
 use crate::memory::GuestRam;
 use crate::vcpu::msr;
 

@@ -19,7 +19,7 @@ use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use super::KvmError;
-use super::capability::ioctl_error;
+use super::error::ioctl_error;
 use super::request::{KVM_GET_DEVICE_ATTR, KVM_SET_DEVICE_ATTR};
 
 /// The time stamp counter (Intel SDM vol. 4).

@@ -8,7 +8,7 @@ use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use super::KvmError;
-use super::capability::ioctl_error;
+use super::error::ioctl_error;
 use super::request::{KVM_CLEAR_DIRTY_LOG, KVM_GET_DIRTY_LOG};
 
 /// Words of one `KVM_CLEAR_DIRTY_LOG`: 256 MiB of guest memory. KVM holds its MMU lock during one call, and a vCPU that

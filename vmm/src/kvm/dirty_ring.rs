@@ -19,7 +19,7 @@ use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::ioctl::ioctl;
 
 use super::KvmError;
-use super::capability::ioctl_error;
+use super::error::ioctl_error;
 use super::request::KVM_RESET_DIRTY_RINGS;
 
 /// Why a vCPU left the guest: its ring has no room left.

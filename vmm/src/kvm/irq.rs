@@ -13,7 +13,7 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 
 use super::KvmError;
-use super::capability::ioctl_error;
+use super::error::ioctl_error;
 use crate::device::Line;
 
 /// GSI of the first serial port, as on every PC.
@@ -24,6 +24,8 @@ pub const FIRST_VIRTIO_GSI: u32 = 5;
 
 /// The IOAPIC's last pin.
 pub const LAST_GSI: u32 = 23;
+/// How many virtio devices find a pin on the IOAPIC.
+pub const MAX_VIRTIO_DEVICES: usize = (LAST_GSI - FIRST_VIRTIO_GSI + 1) as usize;
 
 /// Three pages for KVM's own use on processors without unrestricted guest mode (KVM API, 4.30), in the device hole.
 const TSS_ADDRESS: usize = 0xfffb_d000;

@@ -6,7 +6,9 @@ pub mod capability;
 pub mod clock;
 pub mod dirty_log;
 pub mod dirty_ring;
+pub(crate) mod error;
 pub mod irq;
 mod request;
 
-pub use capability::{Capabilities, Host, KvmError};
+pub use capability::{Capabilities, Host};
+pub use error::KvmError;

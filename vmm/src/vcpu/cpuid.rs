@@ -7,7 +7,7 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use migration::guest::CpuProfile;
 
-use crate::kvm::capability::ioctl_error;
+use crate::kvm::error::ioctl_error;
 use crate::kvm::{Host, KvmError};
 
 /// Leaf of the hypervisor's interface (KVM: `Documentation/virt/kvm/x86/cpuid.rst`).

@@ -9,7 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::run::StopReason;
+use super::stop::StopReason;
 use crate::device::bus::Bus;
 use crate::kvm::dirty_ring::EXIT_RING_FULL;
 use crate::memory::{DirtyRings, GuestRam};

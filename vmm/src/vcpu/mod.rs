@@ -8,12 +8,16 @@ pub mod msr;
 pub mod ring_choice;
 pub mod ring_probe;
 pub mod run;
+mod shared;
 pub mod state;
+mod stop;
 pub mod throttle;
 
 use crate::kvm::KvmError;
 
-pub use run::{StopHandle, StopReason, Vcpus};
+pub use run::Vcpus;
+pub use shared::StopHandle;
+pub use stop::StopReason;
 
 /// A vCPU cannot be made, saved or restored.
 #[derive(Debug, thiserror::Error)]

@@ -9,8 +9,8 @@ use std::ops::RangeInclusive;
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use crate::kvm::capability::ioctl_error;
 use crate::kvm::clock::MSR_IA32_TSC;
+use crate::kvm::error::ioctl_error;
 use crate::kvm::{Host, KvmError};
 
 /// The LAPIC timer's deadline; it means something only once the TSC is set.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::run::{install_kick_handler, kick_signal};
+use super::shared::{install_kick_handler, kick_signal};
 use crate::boot::{self, Entry};
 use crate::kvm::dirty_ring::{self, EXIT_RING_FULL, Ring};
 use crate::kvm::{Host, irq};

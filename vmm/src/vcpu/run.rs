@@ -18,10 +18,9 @@
 //! `Shared::state` is held for a few instructions only, never while a vCPU runs or another lock is taken. The lock of a
 //! vCPU's descriptor is held by its thread while it runs, and by whoever saves or restores it while it is parked.
 
-use std::fmt;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -30,93 +29,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::VcpuError;
 use super::exit::{Exits, Next};
-use super::throttle::Holds;
+use super::shared::{Holds, Kick, Shared, State, StopHandle, Target, install_kick_handler};
+use super::stop::StopReason;
 
 /// Stack of a vCPU thread. Its deepest path is an exit into a device's registers.
 const STACK_BYTES: usize = 256 << 10;
-
-/// Why a machine stopped by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StopReason {
-    /// The guest turned the machine off, or asked for a reset.
-    Guest(String),
-    /// The guest, or KVM, cannot go on.
-    Failure(String),
-}
-
-impl fmt::Display for StopReason {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Guest(reason) | Self::Failure(reason)) = self;
-        formatter.write_str(reason)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Target {
-    Park,
-    Run,
-    End,
-}
-
-#[derive(Debug)]
-pub(super) struct State {
-    pub(super) target: Target,
-    parked: usize,
-    stop: Option<StopReason>,
-    pub(super) holds: Holds,
-}
-
-/// What the threads of one machine share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    state: Mutex<State>,
-    pub(super) changed: Condvar,
-    /// The same for the thread that throttles.
-    pub(super) clock: Condvar,
-    kicks: OnceLock<Vec<Kick>>,
-    stopped: EventFd,
-    first_entry: OnceLock<Instant>,
-    exits: AtomicU64,
-}
-
-/// Makes one vCPU thread leave `KVM_RUN`.
-#[derive(Debug)]
-struct Kick {
-    immediate_exit: *const AtomicU8,
-    thread: libc::pthread_t,
-}
-
-// SAFETY: the pointer leads into the `kvm_run` mapping of a vCPU that its `Vcpus` keeps alive together with this, and is
-// only used for atomic access; the thread is joined by the same `Vcpus`, after the last use of its id.
-unsafe impl Send for Kick {}
-// SAFETY: as above.
-unsafe impl Sync for Kick {}
-
-impl Kick {
-    fn kick(&self) {
-        // SAFETY: see the impl of Send: the mapping is alive. KVM reads this byte whenever it wants.
-        unsafe { (*self.immediate_exit).store(1, Ordering::SeqCst) };
-        // SAFETY: the thread has not been joined yet.
-        unsafe { libc::pthread_kill(self.thread, kick_signal()) };
-    }
-}
-
-pub(super) fn kick_signal() -> libc::c_int {
-    libc::SIGRTMIN()
-}
-
-/// The signal only has to interrupt: its handler does nothing.
-pub(super) fn install_kick_handler() {
-    static INSTALLED: Once = Once::new();
-    extern "C" fn nothing(_: libc::c_int) {}
-    INSTALLED.call_once(|| {
-        // SAFETY: all-zero is a valid `sigaction`: no flags (hence no SA_RESTART), an empty mask.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
-        // SAFETY: the handler does nothing and is therefore safe in any context.
-        unsafe { libc::sigaction(kick_signal(), &raw const action, std::ptr::null_mut()) };
-    });
-}
 
 struct Vcpu {
     fd: Arc<Mutex<VcpuFd>>,
@@ -162,7 +79,7 @@ impl Vcpus {
                 .stack_size(STACK_BYTES)
                 .spawn(move || thread.main())
                 .map_err(|source| VcpuError::Thread { id, source })?;
-            kicks.push(Kick { immediate_exit, thread: thread.as_pthread_t() });
+            kicks.push(Kick::new(immediate_exit, thread.as_pthread_t()));
             vcpus.vcpus.push(Vcpu { fd, thread: Some(thread) });
         }
         let _ = vcpus.shared.kicks.set(kicks);
@@ -208,7 +125,7 @@ impl Vcpus {
 
     /// A handle for devices by which the guest can stop the machine. It does not keep the vCPUs alive.
     pub fn stop_handle(&self) -> StopHandle {
-        StopHandle(Arc::downgrade(&self.shared))
+        StopHandle::new(&self.shared)
     }
 
     /// When the first vCPU first entered the guest.
@@ -229,19 +146,6 @@ impl Vcpus {
     /// Processor time of all vCPU threads.
     pub fn processor_time(&self) -> Duration {
         self.vcpus.iter().filter_map(|vcpu| vcpu.thread.as_ref()).map(thread_time).sum()
-    }
-}
-
-/// Stops a machine from one of its devices.
-#[derive(Clone, Debug)]
-pub struct StopHandle(Weak<Shared>);
-
-impl StopHandle {
-    /// Every vCPU parks after its current instruction. Returns at once.
-    pub fn stop(&self, reason: StopReason) {
-        if let Some(shared) = self.0.upgrade() {
-            shared.stop(reason);
-        }
     }
 }
 
@@ -273,46 +177,6 @@ impl Drop for Vcpus {
                 tracing::error!("a vCPU thread has panicked");
             }
         }
-    }
-}
-
-impl Shared {
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Called with the state locked and its target set.
-    fn kick_all(&self) {
-        for kick in self.kicks.get().into_iter().flatten() {
-            kick.kick();
-        }
-    }
-
-    /// Called with the state locked, whose index is that of the vCPU.
-    pub(super) fn kick(&self, index: usize) {
-        if let Some(kick) = self.kicks.get().and_then(|kicks| kicks.get(index)) {
-            kick.kick();
-        }
-    }
-
-    /// Wakes whoever waits for a change: parked and held vCPUs, who parks them, who throttles them.
-    fn notify_all(&self) {
-        self.changed.notify_all();
-        self.clock.notify_all();
-    }
-
-    fn stop(&self, reason: StopReason) {
-        let mut state = self.lock();
-        if state.stop.is_none() {
-            tracing::info!(%reason, "machine stopped by itself");
-            state.stop = Some(reason);
-            let _ = self.stopped.write(1);
-        }
-        if state.target == Target::Run {
-            state.target = Target::Park;
-        }
-        self.kick_all();
-        self.notify_all();
     }
 }
 

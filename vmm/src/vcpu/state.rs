@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::VcpuError;
 use super::msr::{self, MSR_IA32_TSC_DEADLINE};
-use crate::kvm::capability::ioctl_error;
+use crate::kvm::error::ioctl_error;
 use crate::kvm::{Capabilities, KvmError, clock};
 
 /// Bytes of `struct kvm_xsave` without the part that `KVM_GET_XSAVE2` adds.

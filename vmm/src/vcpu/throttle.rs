@@ -15,53 +15,15 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::VcpuError;
-use super::run::{Shared, State, Target, Vcpus};
-
-/// One slice and one hold of a throttled vCPU.
-pub const PERIOD: Duration = Duration::from_millis(10);
+use super::run::Vcpus;
+pub use super::shared::PERIOD;
+use super::shared::{Shared, State, Target};
 
 /// A vCPU runs at least for the rest of its time.
 pub const PERCENT_MAX: u8 = 99;
 
 /// Stack of the thread that watches the clock.
 const STACK_BYTES: usize = 64 << 10;
-
-/// How each vCPU is throttled.
-#[derive(Debug, Default)]
-pub(super) struct Holds {
-    vcpus: Vec<Hold>,
-    /// A thread watches the clock.
-    clock: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Hold {
-    percent: u8,
-    /// When its slice began; `None` from the kick that ends it until it runs again.
-    running_since: Option<Instant>,
-    held: Duration,
-}
-
-impl Hold {
-    fn hold(&self) -> Duration {
-        PERIOD * u32::from(self.percent) / 100
-    }
-
-    fn slice(&self) -> Duration {
-        PERIOD - self.hold()
-    }
-}
-
-impl Holds {
-    pub(super) fn new(vcpus: usize) -> Self {
-        let one = Hold { percent: 0, running_since: None, held: Duration::ZERO };
-        Self { vcpus: vec![one; vcpus], clock: false }
-    }
-
-    fn any(&self) -> bool {
-        self.vcpus.iter().any(|vcpu| vcpu.percent > 0)
-    }
-}
 
 impl Vcpus {
     /// Holds each vCPU for this share of its time from here on, in per cent, at most [`PERCENT_MAX`]; vCPUs that are not named

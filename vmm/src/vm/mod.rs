@@ -41,8 +41,8 @@ use crate::device::{Device, DeviceError};
 use crate::disk::{DiskError, RawDisk};
 use crate::kvm::{Capabilities, KvmError};
 use crate::memory::{DirtyTracker, Memory, Slots, TrackError};
+use crate::vcpu::StopReason;
 use crate::vcpu::ring_choice::Tracking;
-use crate::vcpu::run::StopReason;
 use crate::vcpu::{VcpuError, Vcpus};
 
 pub use digest::DigestError;

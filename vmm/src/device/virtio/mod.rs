@@ -26,6 +26,7 @@ pub(crate) mod fuzzing;
 mod hostile;
 mod interrupt;
 pub mod mmio;
+mod model;
 pub mod net;
 mod queue;
 mod registers;
@@ -37,10 +38,11 @@ mod worker;
 
 use chain::{Chain, Segment};
 use interrupt::Interrupt;
+use model::Model;
 use queue::VirtQueue;
 use registers::Registers;
 use state::{QueueStateV1, TransportStateV1};
-use unit::{Model, Unit};
+use unit::Unit;
 use worker::{Backend, Worker};
 
 /// What joins a device to its machine. The machine registers the descriptors with KVM; the device only uses them.

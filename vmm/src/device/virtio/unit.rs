@@ -1,6 +1,5 @@
 //! What every virtio device is made of: registers, an interrupt line, and a worker.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,27 +7,11 @@ use migration::guest::DeviceSlot;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::mmio::MmioTransport;
+use super::model::Model;
 use super::registers::Link;
 use super::{Backend, Interrupt, Registers, TransportStateV1, VirtQueue, Worker};
 use crate::device::{DeviceError, StateError};
 use crate::memory::GuestRam;
-
-/// What the driver is told of a device.
-#[derive(Clone, Debug)]
-pub struct Model {
-    /// Name of the saved state: `virtio-block/disk0`.
-    pub name: String,
-    /// Virtio device type (virtio 1.2, section 5).
-    pub device_id: u32,
-    /// Features offered.
-    pub features: u64,
-    /// Largest size of each queue, powers of two.
-    pub queue_sizes: Vec<u16>,
-    /// Version of the saved state.
-    pub state_version: u16,
-    /// Bytes of the configuration space that the driver may write.
-    pub writable: &'static [Range<usize>],
-}
 
 /// (next available, next used) of each live queue of a paused worker; `None` while that is not known.
 ///

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use kvm_ioctls::VmFd;
 use migration::guest::PAGE_BYTES;
 
-use super::words;
 use crate::kvm::{KvmError, dirty_log};
 
 /// What was read of the log of one machine.
@@ -65,4 +64,9 @@ fn clear(vm: &VmFd, manual: bool, slot: u32, bytes: u64, reported: &mut [u64]) -
     }
     reported.fill(0);
     Ok(())
+}
+
+/// Words of a bitmap over so much memory.
+pub(super) fn words(bytes: u64) -> usize {
+    (bytes / PAGE_BYTES).div_ceil(64) as usize
 }

@@ -11,7 +11,7 @@ use migration::guest::PAGE_BYTES;
 use migration::page::Bitmap;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use self::log::Log;
+use self::log::{Log, words};
 use self::ring::OVERRUN;
 use super::{Memory, Slots};
 use crate::kvm::KvmError;
@@ -237,10 +237,6 @@ impl Drop for DirtyTracker {
             tracing::debug!(%error, "the dirty rings of a machine that ends");
         }
     }
-}
-
-fn words(bytes: u64) -> usize {
-    (bytes / PAGE_BYTES).div_ceil(64) as usize
 }
 
 /// Sets 64 bits from `first`. Regions are multiples of a MiB, so that `first` is a multiple of 64.

@@ -24,7 +24,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use migration::guest::PAGE_BYTES;
 
 use super::super::Slots;
-use super::words;
+use super::log::words;
 use crate::kvm::KvmError;
 use crate::kvm::dirty_ring::{self, Ring};
 

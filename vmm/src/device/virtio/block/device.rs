@@ -1,11 +1,11 @@
 //! The disk device as the machine sees it.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use migration::guest::{DeviceSlot, StatePayload};
 
+use super::counters::BlockCounters;
 use super::state::{BlockStateV1, VERSION};
 use super::worker::BlockWorker;
 use super::{QUEUE_SIZE, QUEUES, RANGE_SECTORS_MAX, RANGES_MAX, SEGMENTS_MAX, feature};
@@ -19,26 +19,6 @@ const DEVICE_ID: u32 = 2;
 
 /// Where the capacity stands in the configuration space, in sectors.
 const CAPACITY: Range<usize> = 0..8;
-
-/// What the guest did to a disk since the process started.
-#[derive(Debug, Default)]
-pub struct BlockCounters {
-    /// Bytes read.
-    pub read_bytes: AtomicU64,
-    /// Bytes written.
-    pub write_bytes: AtomicU64,
-    /// Requests answered, of any kind.
-    pub requests: AtomicU64,
-    /// Requests answered with an error.
-    pub failed_requests: AtomicU64,
-}
-
-impl BlockCounters {
-    /// Adds to one of the counters.
-    pub(super) fn add(counter: &AtomicU64, amount: u64) {
-        counter.fetch_add(amount, Ordering::Relaxed);
-    }
-}
 
 /// A disk device. It also implements [`crate::device::Device`].
 pub struct Block {

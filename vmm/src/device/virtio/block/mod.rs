@@ -17,6 +17,7 @@
 //! buffers are not aligned for it, a bounce buffer is used, in pieces.
 
 mod answers;
+mod counters;
 mod device;
 mod request;
 mod state;
@@ -25,7 +26,8 @@ mod tests;
 mod transfer;
 mod worker;
 
-pub use device::{Block, BlockCounters, slot};
+pub use counters::BlockCounters;
+pub use device::{Block, slot};
 
 /// Parses a chain for the fuzz targets, and checks what every accepted request has to keep.
 #[cfg(feature = "fuzzing")]

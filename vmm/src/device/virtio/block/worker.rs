@@ -9,7 +9,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::answers::{Answer, Answers};
-use super::device::BlockCounters;
+use super::counters::BlockCounters;
 use super::request::{Limits, Status, Verdict, identity, parse};
 use super::transfer::{BOUNCE_BYTES, Mode, Step, Transfer};
 use super::{IN_FLIGHT_MAX, feature};

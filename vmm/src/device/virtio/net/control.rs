@@ -5,7 +5,7 @@
 //! status and answers with a command once it has sent its own announcements.
 
 use super::receive::Batch;
-use super::{BATCH, device};
+use super::{BATCH, space};
 use crate::device::virtio::{Chain, VirtQueue};
 use crate::memory::GuestRam;
 
@@ -67,6 +67,6 @@ impl ControlQueue {
 
 /// Sets or clears the request in the link's status.
 pub fn ask(config: &mut [u8], wanted: bool) {
-    let status = &mut config[device::CONFIG_STATUS];
-    *status = if wanted { *status | device::ANNOUNCE } else { *status & !device::ANNOUNCE };
+    let status = &mut config[space::CONFIG_STATUS];
+    *status = if wanted { *status | space::ANNOUNCE } else { *status & !space::ANNOUNCE };
 }

@@ -1,11 +1,13 @@
 //! The network card as the machine sees it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use migration::guest::{DeviceSlot, StatePayload};
 
 use super::announce::{Addresses, Announcer};
+use super::counters::NetCounters;
+use super::space::config_space;
 use super::state::{NetStateV2, VERSION};
 use super::tap::Tap;
 use super::worker::{NetWorker, Parts};
@@ -16,29 +18,6 @@ use crate::device::{Device, DeviceError, StateError, state};
 
 /// Virtio device type (virtio 1.2, section 5).
 const DEVICE_ID: u32 = 1;
-/// Offset of the link status in the configuration space (section 5.1.4).
-pub const CONFIG_STATUS: usize = 6;
-const LINK_UP: u8 = 1;
-/// In the same place: the guest is asked to announce itself.
-pub const ANNOUNCE: u8 = 2;
-
-/// What passed through a card since the process started.
-#[derive(Debug, Default)]
-pub struct NetCounters {
-    /// Bytes received by the guest.
-    pub receive_bytes: AtomicU64,
-    /// Frames received by the guest.
-    pub receive_frames: AtomicU64,
-    /// Bytes sent by the guest.
-    pub transmit_bytes: AtomicU64,
-    /// Frames sent by the guest.
-    pub transmit_frames: AtomicU64,
-    /// Frames of either direction that could not be delivered.
-    pub dropped_frames: AtomicU64,
-    /// How often the guest said that it has announced itself.
-    pub announced: AtomicU64,
-}
-
 /// A network card. It also implements [`crate::device::Device`].
 pub struct Net {
     unit: Unit<NetWorker>,
@@ -161,13 +140,4 @@ impl Device for Net {
 /// The slot of a card's device, for a layout that is told before the device is built.
 pub fn slot(id: &str) -> DeviceSlot {
     DeviceSlot { name: format!("virtio-net/{id}"), version: VERSION }
-}
-
-/// Configuration space (virtio 1.2, section 5.1.4).
-fn config_space(mac: [u8; 6]) -> Vec<u8> {
-    let mut space = mac.to_vec();
-    space.extend([LINK_UP, 0]);
-    // One pair of queues.
-    space.extend([1, 0]);
-    space
 }

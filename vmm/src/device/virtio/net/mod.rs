@@ -9,7 +9,8 @@
 //!
 //! * `tap.rs`: the tap. `receive.rs`, `transmit.rs`: the two directions. `announce.rs`: frames that tell where a guest is.
 //!   `control.rs`: the guest's answer when it was asked to do the same.
-//! * `worker.rs`: the thread. `device.rs`: the card as the machine sees it; `state.rs`: its saved state.
+//! * `worker.rs`: the thread. `device.rs`: the card as the machine sees it; `state.rs`: its saved state;
+//!   `space.rs`: its configuration space.
 //!
 //! Checksums and segmentation are left to the kernel where the guest's driver agrees: the header of each frame
 //! (section 5.1.6) is the tap's own `virtio_net_hdr`, so that both ends speak of the same thing.
@@ -18,8 +19,10 @@
 
 mod announce;
 mod control;
+mod counters;
 mod device;
 mod receive;
+mod space;
 mod state;
 mod tap;
 #[cfg(test)]
@@ -27,7 +30,8 @@ mod tests;
 mod transmit;
 mod worker;
 
-pub use device::{Net, NetCounters, slot};
+pub use counters::NetCounters;
+pub use device::{Net, slot};
 pub use tap::{Tap, TapError};
 
 /// Number of queues: receive, transmit, control.

@@ -11,8 +11,9 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::announce::{Announcer, TIMES};
 use super::control::{self, ControlQueue};
-use super::device::{CONFIG_STATUS, NetCounters};
+use super::counters::NetCounters;
 use super::receive::{Batch, Passed, Receive};
+use super::space::CONFIG_STATUS;
 use super::transmit::Transmit;
 use super::{QUEUES, Tap, feature};
 use crate::device::virtio::{Backend, Interrupt, VirtQueue};

@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use userfaultfd::{Event, UffdBuilder};
 
-use crate::limits::connections;
-use crate::result::median;
+use crate::median::median;
+use crate::session::connections;
 
 const PAGE: usize = 4096;
 const FAULTS: usize = 2000;

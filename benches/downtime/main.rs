@@ -8,12 +8,15 @@ mod latency;
 mod limits;
 mod link;
 mod measure;
+mod median;
 mod ours;
 mod plot;
 mod qemu;
 mod qmp;
 mod result;
 mod scenario;
+mod session;
+mod setting;
 mod site;
 mod startup;
 
@@ -25,9 +28,9 @@ use clap::{Parser, ValueEnum};
 
 use crate::limits::Limits;
 use crate::link::Link;
-use crate::measure::Setting;
 use crate::result::{Everything, Outcome};
 use crate::scenario::Scenario;
+use crate::setting::Setting;
 
 /// Measures live migration of a 1 GiB machine (512 MiB filled, one vCPU) between two hosts on this computer.
 ///

@@ -1,7 +1,7 @@
 //! Runs of one scenario: ours and the peer's in turn, so that a change of the machine's mood meets both.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -11,11 +11,11 @@ use hostd::lab::Lab;
 
 use crate::cpu::Watch;
 use crate::limits::Limits;
-use crate::link::Link;
 use crate::ours::{self, Vmm};
 use crate::qemu::{Moved, Qemu};
 use crate::result::{GuestView, Outcome, PeerOutcome, PeerRun, Run};
 use crate::scenario::Scenario;
+use crate::setting::{Setting, kernel};
 use crate::site;
 
 /// The guest works so long before it is moved: the filling is over and the rates are steady.
@@ -28,15 +28,6 @@ const CONTROL_PORT: u16 = 9000;
 
 /// The machine's name to the observer.
 const TARGET: &str = "bench";
-
-/// What all runs have in common.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Setting {
-    /// Between the hosts.
-    pub link: Link,
-    /// Memory channels; what each side does by itself if not given.
-    pub streams: Option<u16>,
-}
 
 /// Measures one scenario.
 pub fn scenario(
@@ -58,13 +49,6 @@ pub fn scenario(
     }
     let peer = peer.map(|version| PeerOutcome { name: "qemu", version: version.to_owned(), runs: theirs });
     Ok(Outcome::new(scenario, setting.link, ours, peer, limits.clone()))
-}
-
-/// Writes the bundled guest where a VMM can read it.
-pub fn kernel(lab: &Lab) -> Result<PathBuf> {
-    let path = lab.directory().join("guest.elf");
-    std::fs::write(&path, headroom_guest::IMAGE)?;
-    Ok(path)
 }
 
 fn our_run(scenario: Scenario, setting: &Setting) -> Result<Run> {

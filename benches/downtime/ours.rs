@@ -16,8 +16,8 @@ use vmm::config::{
     SerialConfig, TapSource, TlsIdentity,
 };
 
-use crate::measure::Setting;
 use crate::scenario::{DISK_MIB, DOWNTIME_LIMIT_MS, MEMORY_MIB, Scenario};
+use crate::setting::Setting;
 use crate::site::{self, GUEST_MAC, TAP};
 
 /// Longest that one migration may take before the run counts as failed.

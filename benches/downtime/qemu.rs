@@ -10,9 +10,9 @@ use hostd::lab::LabHost;
 use migration::policy::MigrationMode;
 use serde_json::json;
 
-use crate::measure::Setting;
 use crate::qmp::Qmp;
 use crate::scenario::{DOWNTIME_LIMIT_MS, MEMORY_MIB, Scenario};
+use crate::setting::Setting;
 use crate::site::{self, GUEST_MAC, TAP};
 
 const PROGRAM: &str = "qemu-system-x86_64";

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::cpu::HostCpu;
 use crate::limits::Limits;
 use crate::link::Link;
+use crate::median::median;
 use crate::plot::{Pair, Panel, svg};
 use crate::scenario::{DOWNTIME_LIMIT_MS, FILLED_MIB, MEMORY_MIB, Scenario};
 use crate::startup::Startup;
@@ -107,18 +108,6 @@ pub struct Everything {
     pub channels: Vec<Outcome>,
     /// Start-up, if it was measured.
     pub startup: Option<Startup>,
-}
-
-/// The median; the mean of the middle two of an even number, NaN of none.
-pub fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => sorted[middle],
-        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
-    }
 }
 
 impl Outcome {
@@ -338,16 +327,4 @@ pub fn document(everything: &Everything, limits: &Limits, picture: &str) -> Stri
         today(),
         table(everything, limits),
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::median;
-
-    #[test]
-    fn median_of_odd_and_even() {
-        assert!((median([3.0, 1.0, 2.0].into_iter()) - 2.0).abs() < 1e-9);
-        assert!((median([4.0, 1.0, 2.0, 3.0].into_iter()) - 2.5).abs() < 1e-9);
-        assert!(median(std::iter::empty()).is_nan());
-    }
 }

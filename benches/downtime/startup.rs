@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::measure::{Setting, kernel};
+use crate::median::median;
 use crate::ours::{self, Vmm};
-use crate::result::median;
 use crate::scenario::Scenario;
+use crate::setting::{Setting, kernel};
 use crate::site;
 
 /// Medians over the runs.

@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Registers;
-use super::registers::{Half, Ring};
+use super::registers::{Half, Registers, Ring};
 use crate::device::BusDevice;
 
 /// Bytes in the register window of one device.

@@ -20,6 +20,7 @@ use crate::memory::GuestRam;
 pub mod balloon;
 pub mod block;
 mod chain;
+mod feature;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 #[cfg(test)]
@@ -40,10 +41,9 @@ use chain::{Chain, Segment};
 use interrupt::Interrupt;
 use model::Model;
 use queue::VirtQueue;
-use registers::Registers;
 use state::{QueueStateV1, TransportStateV1};
 use unit::Unit;
-use worker::{Backend, Worker};
+use worker::Backend;
 
 /// What joins a device to its machine. The machine registers the descriptors with KVM; the device only uses them.
 pub struct Wiring {
@@ -54,16 +54,4 @@ pub struct Wiring {
     /// One a queue, non-blocking: registered as ioeventfd at [`mmio::QUEUE_NOTIFY`] of the window, 4 bytes wide, with the
     /// queue's number as the datamatch.
     pub notify: Vec<EventFd>,
-}
-
-/// Feature bits of every device (virtio 1.2, section 6).
-mod feature {
-    /// Descriptors that point to a table of descriptors.
-    pub const INDIRECT_DESC: u64 = 1 << 28;
-    /// Notifications and interrupts only at an index that the other side asked for.
-    pub const EVENT_IDX: u64 = 1 << 29;
-    /// Not a legacy device.
-    pub const VERSION_1: u64 = 1 << 32;
-    /// What every device here offers.
-    pub const COMMON: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
 }

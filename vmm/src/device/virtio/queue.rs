@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Chain, Interrupt, QueueStateV1, Segment};
+use super::chain::{Chain, Segment};
+use super::interrupt::Interrupt;
+use super::state::QueueStateV1;
 use crate::memory::GuestRam;
 
 /// More segments than this in one chain is taken for an attack: no driver of ours or of Linux comes near, and

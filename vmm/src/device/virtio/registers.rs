@@ -6,7 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Interrupt, Model, QueueStateV1, TransportStateV1, VirtQueue, feature};
+use super::feature;
+use super::interrupt::Interrupt;
+use super::model::Model;
+use super::queue::VirtQueue;
+use super::state::{QueueStateV1, TransportStateV1};
 use crate::memory::GuestRam;
 
 /// Bits of the device status.

@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use migration::guest::DeviceSlot;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::interrupt::Interrupt;
 use super::mmio::MmioTransport;
 use super::model::Model;
-use super::registers::Link;
-use super::{Backend, Interrupt, Registers, TransportStateV1, VirtQueue, Worker};
+use super::queue::VirtQueue;
+use super::registers::{Link, Registers};
+use super::state::TransportStateV1;
+use super::worker::{Backend, Worker};
 use crate::device::{DeviceError, StateError};
 use crate::memory::GuestRam;
 

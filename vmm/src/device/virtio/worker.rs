@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::VirtQueue;
+use super::queue::VirtQueue;
 use crate::device::DeviceError;
 
 /// Enough for the deepest call with room to spare; only touched pages cost memory.

@@ -28,6 +28,9 @@ mod validate;
 pub(crate) use validate::host_name_ok;
 pub use validate::{ConfigError, Mistake};
 
+/// Most attempts after the first one that may be asked for.
+pub const RETRIES_MAX: u32 = 100;
+
 /// One host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -14,6 +14,7 @@ pub mod demo;
 pub mod digest;
 pub mod drain;
 pub mod executor;
+mod flag;
 pub mod lab;
 pub mod machine;
 pub mod metrics;

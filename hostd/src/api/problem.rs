@@ -5,7 +5,6 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use vmm::api::Problem;
 
-use crate::executor::ExecutorError;
 use crate::machine::{MachineError, chain};
 use crate::pool::PeerError;
 use crate::store::StoreError;
@@ -21,7 +20,8 @@ impl Failure {
         Self(Problem { kind: format!("urn:headroom:problem:{kind}"), title, status, detail: detail.into() })
     }
 
-    fn of(status: u16, kind: &str, error: &dyn std::error::Error) -> Self {
+    /// That an error is, with all its causes.
+    pub(crate) fn of(status: u16, kind: &str, error: &dyn std::error::Error) -> Self {
         Self::new(status, kind, chain(error))
     }
 }
@@ -60,30 +60,6 @@ impl From<MachineError> for Failure {
             MachineError::Store(_) => (500, "store-failed"),
         };
         Self::of(status, kind, &error)
-    }
-}
-
-impl From<ExecutorError> for Failure {
-    fn from(error: ExecutorError) -> Self {
-        let (status, kind) = match &error {
-            ExecutorError::NoPeer(..) | ExecutorError::Here(_) => (400, "wrong-destination"),
-            ExecutorError::Unknown(_) => (404, "no-such-migration"),
-            ExecutorError::Used(_) => (409, "migration-exists"),
-            ExecutorError::Undecided { .. } => (409, "undecided"),
-            ExecutorError::NotNow { .. } => (409, "wrong-stage"),
-            ExecutorError::Draining(_) => (409, "host-draining"),
-            ExecutorError::Busy { .. } => (503, "busy"),
-            ExecutorError::Overlap { .. } => (409, "still-migrating"),
-            ExecutorError::Processor { .. } => (409, "processor-lacks-features"),
-            ExecutorError::Load { .. } => (507, "no-room"),
-            ExecutorError::Machine(_) | ExecutorError::Peer(_) => (0, ""),
-            ExecutorError::Store(_) | ExecutorError::Random(_) => (500, "store-failed"),
-        };
-        match error {
-            ExecutorError::Machine(error) => error.into(),
-            ExecutorError::Peer(error) => error.into(),
-            other => Self::of(status, kind, &other),
-        }
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Shared;
 use crate::config::HostConfig;
+use crate::flag::stopped;
 use crate::security::access::{Actor, Who};
 use crate::security::tls::host_names;
 
@@ -28,12 +29,6 @@ const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// For the head of a request.
 const HEAD_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Returns once the daemon is to stop.
-pub async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that the daemon is gone altogether.
-    let _ = stop.wait_for(|stop| *stop).await;
-}
 
 /// Listens on the control socket. One that an earlier hostd left behind is replaced, one that is in use is not.
 ///

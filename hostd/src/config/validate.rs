@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::RETRIES_MAX;
 use super::{HostConfig, PlannerConfig};
-use crate::executor::retry::RETRIES_MAX;
 use crate::security::access;
 
 /// Longest path of a unix socket, in bytes (`sun_path` in unix(7), with its closing zero).

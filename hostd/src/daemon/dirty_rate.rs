@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::Daemon;
-use crate::api::serve;
 use crate::api::types::{DirtyRateRequest, MachineStatus};
 use crate::clock::unix_ms;
+use crate::flag::stopped;
 use crate::machine::entry::Entry;
 use crate::machine::{chain, dirty_rate};
 
@@ -26,7 +26,7 @@ pub(super) async fn run(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
-            () = serve::stopped(&mut stop) => return,
+            () = stopped(&mut stop) => return,
         }
         if !daemon.planner().near_contention() {
             continue;
@@ -34,7 +34,7 @@ pub(super) async fn run(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
         for entry in daemon.machines.all().into_iter().filter(|entry| is_due(entry)) {
             tokio::select! {
                 () = estimate(&entry) => {}
-                () = serve::stopped(&mut stop) => return,
+                () = stopped(&mut stop) => return,
             }
         }
     }

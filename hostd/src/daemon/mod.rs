@@ -15,7 +15,8 @@ use crate::api::types::{Event, HostSummary, HostView, MachineSummary, NewEvent, 
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
 use crate::digest::new_id;
-use crate::drain::{Drainer, Gate};
+use crate::drain::Drainer;
+use crate::drain::gate::Gate;
 use crate::executor::{Executor, Parts};
 use crate::machine::Machines;
 use crate::metrics::sampler::Round;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
 use super::Daemon;
-use crate::api::serve;
+use crate::flag::stopped;
 use crate::planner::refit::Allowance;
 
 /// How often it is looked whether something is due; and how long after the start for the first time, when peers have been heard.
@@ -22,7 +22,7 @@ pub(super) async fn run(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
-            () = serve::stopped(&mut stop) => return,
+            () = stopped(&mut stop) => return,
         }
         allowance.earn(since.elapsed());
         since = Instant::now();
@@ -39,7 +39,7 @@ pub(super) async fn run(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
         }
         tokio::select! {
             left = left => allowance = left.unwrap_or_default(),
-            () = serve::stopped(&mut stop) => return,
+            () = stopped(&mut stop) => return,
         }
     }
 }

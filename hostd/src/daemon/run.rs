@@ -15,6 +15,7 @@ use crate::api::{control, peer, router, serve};
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
 use crate::executor::ExecutorError;
+use crate::flag::stopped;
 use crate::machine::{MachineError, chain};
 use crate::metrics::sampler::{Round, Sampler};
 use crate::planner::{PoolState, events, history};
@@ -152,7 +153,7 @@ async fn exchange(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => daemon.peers.exchange().await,
-            () = serve::stopped(&mut stop) => return,
+            () = stopped(&mut stop) => return,
         }
     }
 }
@@ -163,7 +164,7 @@ async fn tidy(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => daemon.machines.expire_partial(),
-            () = serve::stopped(&mut stop) => return,
+            () = stopped(&mut stop) => return,
         }
     }
 }
@@ -177,7 +178,7 @@ async fn measure(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
-            () = serve::stopped(&mut stop) => return,
+            () = stopped(&mut stop) => return,
         }
         let round = sampler.sample().await;
         let flush = flushed.elapsed() >= FLUSH;

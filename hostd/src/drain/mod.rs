@@ -4,32 +4,29 @@
 //! cannot go says why, and is tried again. Once a host is empty it stays closed until it is opened again.
 
 mod choose;
+pub mod gate;
+mod record;
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migration::report::{Trigger, TriggerKind};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::api::problem::Failure;
-use crate::api::serve::stopped;
 use crate::api::types::{
     Capacity, Drain, DrainRequest, DrainState, DrainStep, Drained, HostSummary, MachineStatus, MigrateRequest,
     Migration, MigrationStage,
 };
 use crate::clock::unix_ms;
 use crate::daemon::Daemon;
+use crate::flag::stopped;
 use crate::machine::chain;
 use crate::machine::entry::Entry;
 use crate::store::embedded::Kind;
-use crate::store::{Store, StoreError};
 use choose::{Target, choose};
-
-/// Where the drain is stored.
-const KEY: &str = "drain";
+pub use record::Drainer;
+use record::{KEY, Obstacle, Record, Sent, State};
 
 /// How often the drain looks around.
 const STEP: Duration = Duration::from_millis(250);
@@ -46,85 +43,6 @@ const PASSING: Duration = Duration::from_secs(10);
 
 /// Attempts after the first one that a move has at least: nobody stands by who could start it again.
 const RETRIES: u32 = 3;
-
-/// Whether machines may come to this host; cheap to clone.
-#[derive(Clone, Debug, Default)]
-pub struct Gate(Arc<AtomicBool>);
-
-impl Gate {
-    /// No machine may be made here or arrive.
-    pub fn closed(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
-    }
-
-    fn set(&self, closed: bool) {
-        self.0.store(closed, Ordering::SeqCst);
-    }
-}
-
-/// What is stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Record {
-    started_unix_ms: u64,
-    to: Vec<String>,
-    paused: bool,
-    /// Machines that were given a migration, and where they went.
-    sent: Vec<Sent>,
-}
-
-/// A machine that is on its way or gone.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Sent {
-    machine: String,
-    destination: String,
-    migration: String,
-    over: bool,
-}
-
-/// What is known of a machine that could not go; forgotten with the daemon.
-#[derive(Debug)]
-struct Obstacle {
-    reason: String,
-    /// Since when there is one.
-    since: Instant,
-    /// It may pass by itself at any moment.
-    passing: bool,
-    /// `None`: not again by itself, since an operator has cancelled it.
-    again: Option<Instant>,
-}
-
-/// The drain of this host, if there is one.
-#[derive(Debug)]
-pub struct Drainer {
-    gate: Gate,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    record: Option<Record>,
-    obstacles: BTreeMap<String, Obstacle>,
-    /// For each machine, the hosts that have refused it since it was last given up.
-    refused: BTreeMap<String, BTreeMap<String, String>>,
-    told_empty: bool,
-}
-
-impl Drainer {
-    /// The drain that was under way when the store was last used; closes the gate if there is one.
-    ///
-    /// # Errors
-    ///
-    /// If the store fails.
-    pub fn load(store: &Store, gate: Gate) -> Result<Self, StoreError> {
-        let record: Option<Record> = store.get(Kind::Host, KEY)?;
-        gate.set(record.is_some());
-        Ok(Self { gate, state: Mutex::new(State { record, ..State::default() }) })
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 impl Daemon {
     /// Closes this host and begins to move its machines away, or goes on with that.

@@ -35,7 +35,9 @@ mod arrived;
 mod bandwidth;
 pub mod budget;
 pub mod destination;
+mod failure;
 pub mod probe;
+mod problem;
 mod recover;
 pub mod retry;
 mod settle;
@@ -51,8 +53,9 @@ use tokio::sync::{Semaphore, watch};
 use crate::api::types::{MigrateRequest, Migration, MigrationSide, MigrationStage};
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
+use crate::config::RETRIES_MAX;
 use crate::digest::{NoRandom, new_id};
-use crate::drain::Gate;
+use crate::drain::gate::Gate;
 use crate::machine::{MachineError, Machines, spec};
 use crate::metrics::cpu::CpuFeatures;
 use crate::planner::Planner;
@@ -274,8 +277,8 @@ impl Executor {
         spec::limits(&limits)?;
         let defaults = &inner.config.migration;
         let retries_left = request.retries.unwrap_or(defaults.retries);
-        if retries_left > retry::RETRIES_MAX {
-            let text = format!("{retries_left} retries are asked for: at most {} are possible", retry::RETRIES_MAX);
+        if retries_left > RETRIES_MAX {
+            let text = format!("{retries_left} retries are asked for: at most {} are possible", RETRIES_MAX);
             return Err(MachineError::Invalid(text).into());
         }
         let id = new_id("mig")?;

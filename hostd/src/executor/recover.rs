@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::retry::Failure;
+use super::failure::Failure;
 use super::{Active, Executor, Result};
 use crate::api::types::{MachineStatus, Migration, MigrationSide, MigrationStage};
 use crate::machine::chain;

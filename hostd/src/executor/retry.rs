@@ -9,44 +9,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::source::wait_true;
-use super::{Active, Executor, ExecutorError};
+use super::failure::Failure;
+use super::{Active, Executor};
 use crate::api::types::{FailedAttempt, MigrationStage};
 use crate::clock::unix_ms;
+use crate::flag::wait_true;
 use crate::machine::entry::Entry;
-use crate::pool::PeerError;
 
 /// First and longest pause before another attempt.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-
-/// Most attempts after the first one that may be asked for.
-pub const RETRIES_MAX: u32 = 100;
-
-/// How an attempt ended, if it did not end the migration.
-pub(super) struct Failure {
-    /// Why.
-    pub(super) error: String,
-    /// The next attempt may succeed although nobody has changed anything.
-    pub(super) transient: bool,
-}
-
-impl From<ExecutorError> for Failure {
-    fn from(error: ExecutorError) -> Self {
-        Self { transient: transient(&error), error: crate::machine::chain(&error) }
-    }
-}
-
-/// Whether a refusal is about the moment and not about the machine, the hosts or their rules.
-fn transient(error: &ExecutorError) -> bool {
-    match error {
-        ExecutorError::Overlap { .. } => true,
-        ExecutorError::Peer(PeerError::Unreachable { .. } | PeerError::Silent { .. }) => true,
-        ExecutorError::Peer(PeerError::Refused { problem, .. }) => {
-            problem.status == 503 || problem.kind == "urn:headroom:problem:still-migrating"
-        }
-        _ => false,
-    }
-}
 
 fn pause_before(attempt: u32) -> Duration {
     PAUSE.0.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(PAUSE.1)
@@ -110,27 +81,6 @@ impl Executor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::Problem;
-
-    fn refused(status: u16, kind: &str) -> ExecutorError {
-        let kind = format!("urn:headroom:problem:{kind}");
-        let problem = Problem { kind, title: String::new(), status, detail: String::new() };
-        PeerError::Refused { host: "b1".into(), problem }.into()
-    }
-
-    #[test]
-    fn only_what_may_change_by_itself_is_tried_again() {
-        assert!(transient(&refused(503, "busy")));
-        assert!(transient(&refused(409, "still-migrating")));
-        for (status, kind) in
-            [(403, "denied"), (507, "no-room"), (409, "host-draining"), (409, "processor-lacks-features")]
-        {
-            assert!(!transient(&refused(status, kind)), "{kind}");
-        }
-        let patience = Duration::from_secs(3);
-        let silent = PeerError::Silent { host: "b1".into(), address: "127.0.0.1:1".parse().unwrap(), patience };
-        assert!(transient(&silent.into()));
-    }
 
     #[test]
     fn pauses_double_up_to_a_minute() {

@@ -6,11 +6,11 @@ use std::time::Duration;
 use migration::report::{GuestRates, Outcome, Rates, Report};
 use vmm::api::Settle;
 
-use super::retry::Failure;
-use super::source::wait_true;
+use super::failure::Failure;
 use super::{Active, Executor, ExecutorError};
 use crate::api::types::{MachineStatus, Migration, MigrationStage};
 use crate::clock::utc;
+use crate::flag::wait_true;
 use crate::machine::entry::Entry;
 use crate::machine::registry::call;
 use crate::machine::{MachineError, chain};

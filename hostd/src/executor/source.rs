@@ -9,10 +9,11 @@ use tokio::time::Instant;
 use vmm::api::{MigrationStatus, Phase};
 use vmm::config::SendConfig;
 
-use super::retry::Failure;
+use super::failure::Failure;
 use super::{Active, Executor, ExecutorError, Result};
 use crate::api::types::{Migration, MigrationSide, MigrationStage};
 use crate::digest::hex;
+use crate::flag::wait_true;
 use crate::machine::entry::Entry;
 use crate::machine::registry::call;
 use crate::machine::shared::Marks;
@@ -275,12 +276,6 @@ async fn reserve_when_free(
             return answer;
         }
         tokio::time::sleep(BUSY_PAUSE).await;
-    }
-}
-
-pub(super) async fn wait_true(flag: &mut watch::Receiver<bool>) {
-    if flag.wait_for(|value| *value).await.is_err() {
-        std::future::pending::<()>().await;
     }
 }
 

@@ -132,7 +132,7 @@ impl Store {
             write.open_table(kind.table())?;
         }
         write.open_table(AUDIT)?;
-        super::samples::create_tables(&write)?;
+        super::levels::create_tables(&write)?;
         write.commit()?;
         Ok(Self { database: Arc::new(database) })
     }

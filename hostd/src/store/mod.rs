@@ -1,7 +1,8 @@
 //! What a host remembers: machines, migrations, plans, events, samples, the audit log.
 
 pub mod embedded;
+mod levels;
 pub mod samples;
 
 pub use embedded::{Store, StoreError};
-pub use samples::FINEST_KEPT_MS;
+pub use levels::FINEST_KEPT_MS;

@@ -1,39 +1,11 @@
 //! History of measurements, down-sampled: every sample for two hours, one value a minute for a week, one a quarter of an
 //! hour for ninety days. Coarser values are means of what fell into their span.
 
-use redb::{Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Durability, ReadableDatabase, ReadableTable};
 
+use super::levels::LEVELS;
 use super::{Store, StoreError};
 use crate::api::types::Usage;
-
-/// Key: series (`machine/vm1`, `host`), time in ms. Value: five numbers and how many samples they are the mean of.
-type Samples = TableDefinition<'static, (&'static str, u64), [f64; 6]>;
-
-/// One resolution.
-struct Level {
-    table: Samples,
-    span_ms: u64,
-    keep_ms: u64,
-}
-
-const HOUR_MS: u64 = 3_600_000;
-
-/// For so long every single sample is kept.
-pub const FINEST_KEPT_MS: u64 = 2 * HOUR_MS;
-
-const LEVELS: [Level; 3] = [
-    Level { table: TableDefinition::new("samples_all"), span_ms: 1, keep_ms: FINEST_KEPT_MS },
-    Level { table: TableDefinition::new("samples_minute"), span_ms: 60_000, keep_ms: 7 * 24 * HOUR_MS },
-    Level { table: TableDefinition::new("samples_quarter"), span_ms: HOUR_MS / 4, keep_ms: 90 * 24 * HOUR_MS },
-];
-
-/// Makes the tables.
-pub(super) fn create_tables(write: &WriteTransaction) -> Result<(), StoreError> {
-    for level in &LEVELS {
-        write.open_table(level.table)?;
-    }
-    Ok(())
-}
 
 impl Store {
     /// Adds one measurement of each series. `durable` also puts everything added since on stable storage.
@@ -146,6 +118,7 @@ fn usage(value: [f64; 6]) -> Usage {
 
 #[cfg(test)]
 mod tests {
+    use super::super::levels::HOUR_MS;
     use super::*;
 
     const START: u64 = 1_800_000_000_000;

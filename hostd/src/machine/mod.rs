@@ -12,6 +12,7 @@
 //! and vanish with it. A machine survives the end of hostd: its process has its own process group, and the next hostd
 //! finds it by pid and start time and talks to it through its API socket again.
 
+pub mod device;
 pub mod dirty_rate;
 pub mod disk;
 pub mod entry;

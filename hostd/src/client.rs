@@ -15,8 +15,8 @@ use vmm::api::{BalloonInfo, BalloonTarget};
 
 use crate::api::types::{
     AuditRecord, ChangedLimits, CreateMachine, DetachDisk, DirtyRate, DirtyRateRequest, Disk, DiskSize, Drain,
-    DrainRequest, Event, HostBandwidth, HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan,
-    PoolCapacity, PoolView, Problem,
+    DrainRequest, Event, HostBandwidth, HostView, Machine, MachineForecast, MigrateRequest, Migration, NewDisk,
+    NewEvent, Plan, PoolCapacity, PoolView, Problem, StopMachine,
 };
 
 /// Largest answer that is read, in bytes.
@@ -151,6 +151,16 @@ impl Client {
     /// Makes a disk of a machine larger.
     pub async fn resize_disk(&self, name: &str, size: &DiskSize) -> Result<Machine> {
         self.call(Method::PUT, &format!("/v1/machines/{}/disk", escape(name)), Some(size)).await
+    }
+
+    /// Stops a machine; takes as long as its guest, and no longer than is allowed.
+    pub async fn stop_machine(&self, name: &str, how: &StopMachine) -> Result<Machine> {
+        self.call(Method::POST, &format!("/v1/machines/{}/stop", escape(name)), Some(how)).await
+    }
+
+    /// Gives a stopped machine another disk.
+    pub async fn attach_disk(&self, name: &str, disk: &NewDisk) -> Result<Machine> {
+        self.call(Method::POST, &format!("/v1/machines/{}/attach", escape(name)), Some(disk)).await
     }
 
     /// Takes a disk from a stopped machine; its image stays.

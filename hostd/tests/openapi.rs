@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use hostd::api::control;
 use hostd::api::types::{
     AuditRecord, ChangedLimits, CreateMachine, DetachDisk, DirtyRate, DirtyRateRequest, Disk, DiskSize, Drain,
-    DrainRequest, Event, HostBandwidth, HostView, Machine, MachineForecast, MigrateRequest, Migration, NewEvent, Plan,
-    PoolCapacity, PoolView, Problem,
+    DrainRequest, Event, HostBandwidth, HostView, Machine, MachineForecast, MigrateRequest, Migration, NewDisk,
+    NewEvent, Plan, PoolCapacity, PoolView, Problem, StopMachine,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -181,6 +181,11 @@ fn schemas() -> BTreeMap<&'static str, Value> {
             ),
         ),
         ("PoolView", schema::<PoolView>(pool_view())),
+        (
+            "NewDisk",
+            schema::<NewDisk>(json!({"id": "disk1", "size_mib": 1, "path": "/x", "read_only": false, "shared": false})),
+        ),
+        ("StopMachine", schema::<StopMachine>(json!({"timeout_s": 60, "force": false}))),
         ("Problem", schema::<Problem>(json!({"type": "urn:x", "title": "x", "status": 400, "detail": "x"}))),
     ])
 }

@@ -52,7 +52,7 @@ fn request(change: impl FnOnce(&mut ReserveRequest)) -> ReserveRequest {
         trigger: Default::default(),
         on_failed_probe: Default::default(),
         deadline_s: 60,
-        shared_marks: Default::default(),
+        proof: Default::default(),
     };
     change(&mut request);
     request

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hostd::api::types::{DiskSize, KernelChoice, MigrationStage, ProbeSpec};
+use hostd::api::types::{DiskSize, KernelChoice, MachineStatus, MigrationStage, ProbeSpec, StopMachine};
 use hostd::lab::interrupt;
 use tests::world::{Spec, World};
 use tests::{Need, ping, ready};
@@ -62,6 +62,12 @@ fn a_compressed_linux_unpacks_itself_and_speaks() {
         assert!(Instant::now() < deadline, "it said only: {text}");
         interrupt::wait_until(Instant::now() + Duration::from_millis(200)).unwrap();
     }
+    // Its keyboard driver comes much later: who cannot be asked is not waited for.
+    let stop = |how: StopMachine| world.ask("a1", async |client| client.stop_machine("packed", &how).await);
+    let refused = stop(StopMachine::default()).unwrap_err();
+    assert!(refused.status() == Some(409) && refused.to_string().contains("does not listen"), "{refused}");
+    let stopped = stop(StopMachine { force: true, ..StopMachine::default() }).expect("it is stopped by force");
+    assert_eq!(stopped.status, MachineStatus::Stopped);
     world.finish();
 }
 
@@ -128,5 +134,12 @@ fn linux_boots_finds_its_disk_answers_ping_gives_memory_back_and_moves() {
     filled("b1", 16);
     filled("b1", 0);
     world.lab.observer().run(|| ping::wait(address, Duration::from_secs(20))).unwrap().unwrap();
+    // Ctrl-Alt-Del, which has no process to go to here: the kernel restarts, and resets the machine.
+    let stopped = world.ask("b1", async |client| client.stop_machine("linux", &StopMachine::default()).await);
+    let stopped =
+        stopped.unwrap_or_else(|error| panic!("{error}: {}", std::fs::read_to_string(&there.console).unwrap()));
+    assert_eq!(stopped.status, MachineStatus::Stopped);
+    let told = std::fs::read_to_string(&there.console).unwrap_or_default();
+    assert!(told.contains("reboot: Restarting system"), "{told}");
     world.finish();
 }

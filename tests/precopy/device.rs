@@ -1,14 +1,48 @@
-//! A disk on a block device, which moves into an image.
+//! A disk on a block device, which moves into an image; and one that both hosts have, which is handed over.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hostd::api::types::{DiskSize, NewDisk};
+use hostd::api::types::{DiskSize, MigrationStage, NewDisk};
+use hostd::lab::HostSpec;
 use tests::world::{Spec, World};
-use tests::{Need, ready};
+use tests::{Need, mounts, ready};
 
 /// A loop device, detached when dropped.
 struct Loop(PathBuf);
+
+impl Loop {
+    fn new(file: &Path, mib: u64) -> Self {
+        File::create(file).and_then(|file| file.set_len(mib << 20)).unwrap();
+        let made = Command::new("losetup").args(["--show", "--find"]).arg(file).output().expect("losetup (util-linux)");
+        assert!(made.status.success(), "this test needs a free loop device: {}", String::from_utf8_lossy(&made.stderr));
+        Self(String::from_utf8(made.stdout).unwrap().trim().into())
+    }
+
+    fn in_use(&self) -> bool {
+        File::open(&self.0).unwrap().try_lock().is_err()
+    }
+}
+
+/// A folder for names of devices, as /dev/mapper is one; removed when dropped.
+struct Names(PathBuf);
+
+impl Names {
+    fn new() -> Self {
+        let folder = PathBuf::from(format!("/dev/headroom-test-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+}
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        let removed = std::fs::remove_dir_all(&self.0);
+        assert!(std::thread::panicking() || removed.is_ok());
+    }
+}
 
 impl Drop for Loop {
     fn drop(&mut self) {
@@ -24,10 +58,7 @@ fn a_machine_on_a_block_device_moves_and_the_device_stays() {
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("volume");
-    std::fs::File::create(&file).and_then(|file| file.set_len(32 << 20)).unwrap();
-    let made = Command::new("losetup").args(["--show", "--find"]).arg(&file).output().expect("losetup (util-linux)");
-    assert!(made.status.success(), "this test needs a free loop device: {}", String::from_utf8_lossy(&made.stderr));
-    let device = Loop(String::from_utf8(made.stdout).unwrap().trim().into());
+    let device = Loop::new(&file, 32);
     let world = World::two_hosts();
     let spec = Spec::busy("vm1", 0);
     let mut request = spec.request();
@@ -53,5 +84,69 @@ fn a_machine_on_a_block_device_moves_and_the_device_stays() {
     let there = world.ask("b1", async |client| client.machine("vm1").await).unwrap();
     assert!(there.disks[0].owned && there.disks[0].bytes == 48 << 20, "{there:?}");
     assert!(device.0.exists(), "what hostd did not make it leaves alone");
+    world.finish();
+}
+
+#[test]
+fn a_shared_block_device_is_handed_over_there_and_back() {
+    if !ready(Need::Kvm) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let device = Loop::new(&folder.path().join("volume"), 64);
+    let other = Loop::new(&folder.path().join("other"), 64);
+    let names = Names::new();
+    let name = names.0.join("vm1");
+    symlink(&device.0, &name).unwrap();
+    // Whoever may write to storage that hosts share must not name them a device.
+    let outside = folder.path().join("vm1");
+    symlink(&device.0, &outside).unwrap();
+    let dirs = vec![names.0.clone(), folder.path().to_owned()];
+    let world = World::new(&["a1", "b1", "b2"].map(|host| HostSpec::new(host, &host[..1])), |config| {
+        config.shared_dirs = if config.host == "b2" { Vec::new() } else { dirs.clone() };
+    });
+    let spec = Spec::busy("vm1", 0);
+    let request = |path: &Path| {
+        let mut request = spec.request();
+        let path = Some(path.to_owned());
+        request.disks = vec![NewDisk { id: "disk0".into(), size_mib: None, path, read_only: false, shared: true }];
+        request
+    };
+    let refused = world.ask("a1", async |client| client.create_machine(&request(&outside)).await).unwrap_err();
+    assert!(refused.status() == Some(422) && refused.to_string().contains("/dev/mapper"), "{refused}");
+    world.ask("a1", async |client| client.create_machine(&request(&name)).await).unwrap();
+    world.check_oracles(&spec);
+    assert!(device.in_use() && !other.in_use());
+    for (from, to) in [("a1", "b1"), ("b1", "a1")] {
+        let migration = world.migrate("vm1", from, to, None);
+        assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());
+        let report = migration.report.expect("a report");
+        assert_eq!((report.disk.bytes_sent, report.disk.bytes_skipped), (0, 0), "{:?}", report.disk);
+        let there = world.ask(to, async |client| client.machine("vm1").await).unwrap();
+        assert!(there.disks[0].shared && !there.disks[0].owned && there.disks[0].path == name, "{there:?}");
+        world.check_oracles(&spec);
+        assert!(device.in_use(), "nobody else can have it");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "a device needs no mark");
+
+    // On b1 the name now leads to another device of the same size; b2 was told of no shared devices.
+    let shown = names.0.display();
+    let exchange = format!("mount -t tmpfs other {shown}; ln -s {} {shown}/vm1", other.0.display());
+    mounts::restart(&world, "b1", &exchange);
+    for (host, expected) in [("b1", "cannot be told from other devices"), ("b2", "shared_dirs")] {
+        let error = match world.start_migration("vm1", "a1", host, None) {
+            Err(error) => error.to_string(),
+            Ok(migration) => {
+                let migration = world.wait_migration("a1", &migration.id);
+                assert_eq!(migration.stage, MigrationStage::Failed, "{migration:?}");
+                migration.error.expect("why it failed")
+            }
+        };
+        assert!(error.contains(expected), "`{expected}` is not in the error: {error}");
+        assert!(device.in_use() && !other.in_use(), "the source still has it");
+        world.check_oracles(&spec);
+    }
+    world.ask("a1", async |client| client.delete_machine("vm1").await).unwrap();
+    assert!(!device.in_use(), "it is nobody's, and still there");
     world.finish();
 }

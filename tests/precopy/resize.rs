@@ -98,7 +98,7 @@ fn a_disk_goes_from_a_stopped_machine_and_its_image_stays() {
     world.wait_guest(&spec, "to be ready", |status| status.ready);
     let detach = |id: &str| world.ask("a1", async |client| client.detach_disk("vm1", id).await);
     let refused = detach("disk1").unwrap_err();
-    assert!(refused.status() == Some(409) && refused.to_string().contains("turn itself off"), "{refused}");
+    assert!(refused.status() == Some(409) && refused.to_string().contains("machine stop"), "{refused}");
     world.set(&spec, Settings { power_off: true, ..Settings::default() });
     world.wait("the machine to stop", || {
         let machine = world.ask("a1", async |client| client.machine("vm1").await).unwrap();

@@ -18,7 +18,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::{self, BootError};
 use crate::config::{BalloonConfig, ConfigError, MachineConfig};
 use crate::device::bus::{Bus, Overlap};
-use crate::device::power::{self, Power};
+use crate::device::keyboard::{self, Keyboard};
+use crate::device::power::{self, ResetControl};
 use crate::device::serial::{self, Console, SerialError};
 use crate::device::virtio::Wiring;
 use crate::device::virtio::balloon::{self, Balloon};
@@ -161,7 +162,7 @@ fn build(config: MachineConfig, profile: Option<&CpuProfile>, rule: RingRule) ->
     let console = legacy_devices(&config, &vm, &bus)?;
     let exits = Arc::new(Exits::new(bus.clone(), memory.ram().clone(), rings));
     let vcpus = Vcpus::new(fds, &exits, stopped.try_clone().map_err(BuildError::Event)?)?;
-    power_devices(&bus, &vcpus)?;
+    let keyboard = power_devices(&vm, &bus, &vcpus)?;
     let sockets = sockets(&config, purpose, &vm, memory.ram())?;
     let disks = sockets.disks.iter().map(|(disk, _)| Arc::clone(disk)).collect();
     let parts = Parts {
@@ -177,6 +178,7 @@ fn build(config: MachineConfig, profile: Option<&CpuProfile>, rule: RingRule) ->
         profile,
         bus,
         console,
+        keyboard,
         disks,
         stopped,
     };
@@ -211,13 +213,16 @@ fn legacy_devices(config: &MachineConfig, vm: &Arc<VmFd>, bus: &Bus) -> Result<C
     Ok(console)
 }
 
-fn power_devices(bus: &Bus, vcpus: &Vcpus) -> Result<(), Overlap> {
+fn power_devices(vm: &Arc<VmFd>, bus: &Bus, vcpus: &Vcpus) -> Result<Keyboard, Overlap> {
     let reset = || {
         let handle = vcpus.stop_handle();
         move || handle.stop(StopReason::Guest("the guest asked for a reset".into()))
     };
-    bus.insert_ports(power::KEYBOARD_PORTS, Arc::new(Mutex::new(Power::keyboard(reset()))))?;
-    bus.insert_ports(power::RESET_PORTS, Arc::new(Mutex::new(Power::reset_control(reset()))))
+    let interrupt = irq::Pin::new(Arc::clone(vm), irq::KEYBOARD_GSI);
+    let keyboard = Keyboard::new(Arc::new(interrupt), reset());
+    bus.insert_ports(keyboard::PORTS, Arc::new(Mutex::new(keyboard.clone())))?;
+    bus.insert_ports(power::RESET_PORTS, Arc::new(Mutex::new(ResetControl::new(reset()))))?;
+    Ok(keyboard)
 }
 
 fn sockets(config: &MachineConfig, purpose: Purpose, vm: &Arc<VmFd>, ram: &GuestRam) -> Result<Sockets, BuildError> {

@@ -162,6 +162,18 @@ impl Service {
         Ok(self.info())
     }
 
+    /// Asks the guest to shut down. The machine is `stopped` once it has.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`] if there is none, it migrates or does not run, or its guest does not listen.
+    pub fn ask_to_shut_down(&self) -> Result<MachineInfo, ServiceError> {
+        let job = lock(&self.job);
+        refuse_active(job.as_ref())?;
+        self.machine()?.ask_to_shut_down()?;
+        Ok(self.info())
+    }
+
     /// Saves the paused machine to a new directory.
     ///
     /// # Errors

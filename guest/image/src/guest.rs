@@ -144,6 +144,9 @@ impl Machine {
     /// One piece of each kind of work.
     fn work(&mut self, now: u64) -> Next {
         self.idle.update(now);
+        if power::asked() {
+            self.power_off_at = Some(now);
+        }
         if self.power_off_at.is_some_and(|time| time <= now) {
             power::off();
         }

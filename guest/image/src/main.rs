@@ -46,12 +46,13 @@ extern "C" fn ring3_entry() -> ! {
         say!("headroom-guest ignores {word:?}: its value cannot be read");
     }
     let mut found = Found::default();
-    // Interrupt source 0 is the timer.
-    for (device, source) in devices.iter().zip(1..ring0::SOURCES) {
+    // Interrupt source 0 is the timer, the last one the keyboard.
+    for (device, source) in devices.iter().zip(1..power::KEYBOARD_SOURCE) {
         if let Err(error) = found.open(device, source, &workload, &clock) {
             say!("headroom-guest cannot use the device at {:#x}: {error}", device.base);
         }
     }
+    power::listen();
     let work = work::memory::Memory::new(memory.area, workload.fill_mib);
     let Found { disk, network, balloon } = found;
     Guest::new(clock, timer, workload, work, disk, network, balloon).run()

@@ -14,7 +14,7 @@ use super::body::{Answer, Body, Limit, Risk, Segment};
 use super::problem::Failure;
 use super::types::{
     AuditRecord, CreateMachine, DetachDisk, DirtyRate, DirtyRateRequest, Disk, DiskSize, Event, Machine,
-    MachineForecast, NewEvent, Plan, PoolCapacity, PoolView,
+    MachineForecast, NewDisk, NewEvent, Plan, PoolCapacity, PoolView, StopMachine,
 };
 use super::{Route, Shared, host, migration, route};
 use crate::executor::ExecutorError;
@@ -87,6 +87,15 @@ fn machine_routes() -> Vec<Route> {
             post(start_machine),
         ),
         route(
+            "POST",
+            "/v1/machines/{name}/stop",
+            "Have the guest of a machine shut down, or stop it by force; it can be started again. Refused while it moves",
+            Some("StopMachine"),
+            Some("Machine"),
+            200,
+            post(stop_machine),
+        ),
+        route(
             "GET",
             "/v1/machines/{name}/balloon",
             "What a machine has given back through its balloon",
@@ -121,6 +130,15 @@ fn machine_routes() -> Vec<Route> {
             Some("Machine"),
             200,
             put(resize_disk),
+        ),
+        route(
+            "POST",
+            "/v1/machines/{name}/attach",
+            "Give a stopped machine another disk",
+            Some("NewDisk"),
+            Some("Machine"),
+            200,
+            post(attach_disk),
         ),
         route(
             "POST",
@@ -193,6 +211,20 @@ async fn start_machine(
     Ok(Json(spawned(async move { shared.machines.start(&name).await }).await??))
 }
 
+async fn stop_machine(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(name): Segment,
+    Body(how): Body<StopMachine>,
+) -> Answer<Machine> {
+    let object = object("machine", &name);
+    daemon.permit(&actor, Action::Adjust, &object, about(&name))?;
+    let shared = Shared::clone(&daemon);
+    let machine = spawned(async move { shared.machines.stop(&name, &how).await }).await??;
+    daemon.audit.noted("stopped", &object, machine.reason.as_deref().unwrap_or_default());
+    Ok(Json(machine))
+}
+
 async fn delete_machine(
     State(daemon): State<Shared>,
     Extension(actor): From,
@@ -256,6 +288,22 @@ async fn resize_disk(
     let shared = Shared::clone(&daemon);
     let machine = spawned(async move { shared.machines.resize_disk(&name, &size).await }).await??;
     daemon.audit.noted("disk resized", &object, &detail);
+    Ok(Json(machine))
+}
+
+async fn attach_disk(
+    State(daemon): State<Shared>,
+    Extension(actor): From,
+    Segment(name): Segment,
+    Body(new): Body<NewDisk>,
+) -> Answer<Machine> {
+    let object = object("machine", &name);
+    daemon.permit(&actor, Action::Adjust, &object, about(&name))?;
+    let shared = Shared::clone(&daemon);
+    let machine = spawned(async move { shared.machines.attach_disk(&name, &new).await }).await??;
+    if let Some(disk) = machine.disks.last() {
+        daemon.audit.noted("disk attached", &object, &format!("disk {}: {}", disk.id, disk.path.display()));
+    }
     Ok(Json(machine))
 }
 

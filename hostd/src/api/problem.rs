@@ -45,6 +45,7 @@ impl From<MachineError> for Failure {
             MachineError::Unknown(_) => (404, "no-such-machine"),
             MachineError::Exists(_) => (409, "machine-exists"),
             MachineError::State { .. } => (409, "wrong-state"),
+            MachineError::StillRuns { .. } => (409, "still-runs"),
             MachineError::NoDisk { .. } => (404, "no-such-disk"),
             MachineError::NoRoom { .. } => (507, "no-room"),
             MachineError::Disk { .. } | MachineError::Image(_) => (422, "disk-unusable"),

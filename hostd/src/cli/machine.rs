@@ -5,16 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use vmm::api::BalloonInfo;
 
 use super::Failure;
-use super::output::{Output, Table, bytes, duration, or_dash, word};
+use super::machine_text::{balloon, details, dirty_rate, reason, table};
+use super::output::Output;
 use crate::api::types::{
-    CreateMachine, DirtyRate, DirtyRateRequest, DirtyRateSource, DiskSize, KernelChoice, Machine, MigrationLimits,
-    NewDisk, NewNetwork, ProbeSpec, Usage,
+    CreateMachine, DirtyRateRequest, Disk, DiskSize, KernelChoice, MigrationLimits, NewDisk, NewNetwork, ProbeSpec,
+    StopMachine,
 };
 use crate::client::Client;
-use crate::clock::utc;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -33,6 +32,21 @@ pub(super) enum Command {
     Start {
         /// Machine.
         name: String,
+    },
+    /// Stop a machine. Its disks stay, and it can be started again.
+    #[command(
+        after_help = "Its guest is asked to shut down, as by Ctrl-Alt-Del on a PC, and runs on if it does not within the timeout. --force pulls \
+        the plug instead: what the guest has not written to its disks is lost. Refused while the machine moves."
+    )]
+    Stop {
+        /// Machine.
+        name: String,
+        /// How long the guest may take, in seconds: 1 to 3600.
+        #[arg(long, value_name = "SECONDS", default_value_t = StopMachine::default().timeout_s)]
+        timeout: u64,
+        /// Do not ask the guest.
+        #[arg(long)]
+        force: bool,
     },
     /// Show a machine's balloon, or ask the guest to give memory back to the host.
     #[command(
@@ -61,9 +75,24 @@ pub(super) enum Command {
         #[arg(value_name = "MIB")]
         size: u64,
     },
+    /// Give a stopped machine another disk.
+    #[command(
+        after_help = "It becomes the last one in the order in which the guest sees them. A guest cannot be told that a disk comes, so it has to \
+        be stopped first. Refused while the machine moves."
+    )]
+    Attach {
+        /// Machine.
+        name: String,
+        /// As for `create`: its size in MiB, or the path of an image on the host, with `:ro` or `:shared` at its end.
+        #[arg(value_name = "MIB|PATH")]
+        disk: String,
+        /// Its name; without one the first `diskN` that is free.
+        #[arg(long)]
+        id: Option<String>,
+    },
     /// Take a disk from a stopped machine. Its image stays where it is.
     #[command(
-        after_help = "A guest cannot be told that a disk goes, so it has to be turned off first. The disks behind it move up by one in the \
+        after_help = "A guest cannot be told that a disk goes, so it has to be stopped first. The disks behind it move up by one in the \
         order in which the guest sees them. Refused while the machine moves."
     )]
     Detach {
@@ -162,7 +191,7 @@ impl Create {
             kernel: KernelChoice::from(self.kernel),
             initrd: self.initrd,
             cmdline: self.cmdline,
-            disks: self.disks.iter().enumerate().map(|(index, text)| disk(index, text)).collect(),
+            disks: self.disks.iter().enumerate().map(|(index, text)| disk(disk_id(index), text)).collect(),
             networks: self.networks.iter().enumerate().map(|(index, mac)| network(index, mac)).collect(),
             balloon: self.balloon,
             probes: pings.chain(tcps).chain(echos).collect(),
@@ -171,8 +200,17 @@ impl Create {
     }
 }
 
-fn disk(index: usize, text: &str) -> NewDisk {
-    let id = format!("disk{index}");
+fn disk_id(index: usize) -> String {
+    format!("disk{index}")
+}
+
+/// The first that none of `disks` has.
+fn free_id(disks: &[Disk]) -> String {
+    let free = |id: &String| disks.iter().all(|disk| disk.id != *id);
+    (0..).map(disk_id).find(free).unwrap_or_default()
+}
+
+fn disk(id: String, text: &str) -> NewDisk {
     if let Ok(size) = text.parse() {
         return NewDisk { id, size_mib: Some(size), path: None, read_only: false, shared: false };
     }
@@ -203,6 +241,12 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
         Command::Start { name } => {
             output.print(&client.start_machine(&name).await?, |machine| format!("{} runs again", machine.name))?;
         }
+        Command::Stop { name, timeout, force } => {
+            let how = StopMachine { timeout_s: timeout, force };
+            output.print(&client.stop_machine(&name, &how).await?, |machine| {
+                format!("{} is stopped{}", machine.name, reason(machine))
+            })?;
+        }
         Command::Balloon { name, target } => {
             let info = match target {
                 Some(target) => client.inflate(&name, target).await?,
@@ -214,6 +258,13 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
             // Too much to count is too much, which is refused in words.
             let size = DiskSize { id: disk, bytes: size.saturating_mul(1 << 20) };
             output.print(&client.resize_disk(&name, &size).await?, details)?;
+        }
+        Command::Attach { name, disk: text, id } => {
+            let id = match id {
+                Some(id) => id,
+                None => free_id(&client.machine(&name).await?.disks),
+            };
+            output.print(&client.attach_disk(&name, &disk(id, &text)).await?, details)?;
         }
         Command::Detach { name, disk } => {
             output.print(&client.detach_disk(&name, &disk).await?, |disk| {
@@ -233,158 +284,27 @@ pub(super) async fn run(client: &Client, output: &Output, command: Command) -> R
     Ok(())
 }
 
-fn table(machines: &[Machine]) -> String {
-    let mut table = Table::new(&["NAME", "STATUS", "VCPUS", "MEMORY", "CPU", "RESIDENT", "DISK/S", "NETWORK/S"]);
-    for machine in machines {
-        let usage = |show: fn(&Usage) -> String| or_dash(machine.usage.as_ref().map(show));
-        table.row(vec![
-            machine.name.clone(),
-            word(machine.status),
-            machine.vcpus.to_string(),
-            format!("{} MiB", machine.memory_mib),
-            usage(|usage| format!("{:.2}", usage.cpu_cores)),
-            usage(|usage| format!("{:.0} MiB", usage.memory_mib)),
-            usage(|usage| bytes(usage.disk_bytes_per_second)),
-            usage(|usage| bytes(usage.network_bytes_per_second)),
-        ]);
-    }
-    table.text("no machines on this host; `headroom machine create --help` shows how to make one")
-}
-
-fn balloon(info: &BalloonInfo) -> String {
-    let mut text = format!(
-        "balloon   {} given back, {} asked for\nreported  {} as free since the machine came to this host, each time anew\n",
-        bytes(info.actual_bytes as f64),
-        bytes(info.target_bytes as f64),
-        bytes(info.reported_bytes as f64),
-    );
-    let told = &info.statistics;
-    let figures = [("total", told.total_bytes), ("free", told.free_bytes), ("available", told.available_bytes)];
-    let figures: Vec<String> = figures
-        .into_iter()
-        .filter_map(|(what, figure)| figure.map(|figure| format!("{what} {}", bytes(figure as f64))))
-        .collect();
-    if !figures.is_empty() {
-        text.push_str(&format!("guest     {}\n", figures.join(", ")));
-    }
-    text
-}
-
-fn dirty_rate(name: &str, rate: &DirtyRate) -> String {
-    let Some(value) = rate.bytes_per_second.map(bytes) else {
-        return format!("{name}: a migration is under way and has measured no dirty rate yet\n");
-    };
-    match rate.source {
-        DirtyRateSource::Stopped => return format!("{name} does not run, and dirties nothing\n"),
-        DirtyRateSource::Migration => {
-            let held = match rate.throttle_percent {
-                0 => String::new(),
-                percent => format!("; its vCPUs are held for up to {percent} % of their time, it would dirty more"),
-            };
-            return format!(
-                "{name} dirties {value}/s with its disks, as the migration that is under way measured{held}\n"
-            );
-        }
-        DirtyRateSource::Sampled => {}
-    }
-    let bound = |value: Option<f64>| or_dash(value.map(bytes));
-    let after_ms = rate.looks.last().map_or(0.0, |look| look.after_ms);
-    let mut text = format!(
-        "{name} dirties {}{value}/s ({} to {} with 95 %; {} pages sampled for {})\n",
-        if rate.lower_bound { "at least " } else { "" },
-        bound(rate.low_bytes_per_second),
-        bound(rate.high_bytes_per_second),
-        rate.sampled_pages,
-        duration(after_ms),
-    );
-    if rate.lower_bound {
-        text.push_str(
-            "nearly all of its memory was different: it may be faster by any factor, look for a shorter time\n",
-        );
-    }
-    if let Some(set) = rate.working_set_bytes.map(bytes) {
-        let peak = bound(rate.peak_bytes_per_second);
-        text.push_str(&format!("it writes {set} again and again, and {peak}/s before it comes to the same pages\n"));
-    }
-    text
-}
-
-fn details(machine: &Machine) -> String {
-    let mut text = format!(
-        "status    {}{}\nhost      {} (pool {})\nsize      {} vCPU, {} MiB\nkernel    {}\n",
-        word(machine.status),
-        machine.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default(),
-        machine.host,
-        machine.pool,
-        machine.vcpus,
-        machine.memory_mib,
-        String::from(machine.kernel.clone()),
-    );
-    if !machine.cmdline.is_empty() {
-        text.push_str(&format!("cmdline   {}\n", machine.cmdline));
-    }
-    if machine.balloon {
-        text.push_str("balloon   the guest gives free memory back\n");
-    }
-    for disk in &machine.disks {
-        let shared = if disk.shared { ", shared" } else { "" };
-        text.push_str(&format!("disk      {} {} {}{shared}\n", disk.id, bytes(disk.bytes as f64), disk.path.display()));
-    }
-    for network in &machine.networks {
-        text.push_str(&format!("network   {} {} on {}\n", network.id, network.mac, network.tap));
-    }
-    if let Some(usage) = &machine.usage {
-        text.push_str(&format!(
-            "usage     {:.2} cores, {:.0} MiB, disk {}/s, network {}/s\n",
-            usage.cpu_cores,
-            usage.memory_mib,
-            bytes(usage.disk_bytes_per_second),
-            bytes(usage.network_bytes_per_second)
-        ));
-    }
-    if let Some(migration) = &machine.migration {
-        text.push_str(&format!("moved by  {migration}\n"));
-    }
-    text.push_str(&format!("created   {} UTC\n", utc(machine.created_unix_ms)));
-    text.push_str(&format!("process   {}\n", or_dash(machine.pid.map(|pid| pid.to_string()))));
-    text.push_str(&format!("console   {}\n", machine.console.display()));
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_dirty_rate_reads_well() {
-        let mib = |count: f64| Some(count * 1048576.0);
-        let mut rate = DirtyRate {
-            bytes_per_second: mib(48.0),
-            low_bytes_per_second: mib(44.0),
-            high_bytes_per_second: mib(52.5),
-            sampled_pages: 2048,
-            ..DirtyRate::default()
-        };
-        let text = dirty_rate("vm1", &rate);
-        assert!(text.starts_with("vm1 dirties 48.0 MiB/s (44.0 MiB to 52.5 MiB with 95 %; 2048 pages"), "{text}");
-        (rate.lower_bound, rate.working_set_bytes, rate.peak_bytes_per_second) = (true, mib(48.0), mib(100.0));
-        let text = dirty_rate("vm1", &rate);
-        assert!(
-            text.contains("at least 48.0 MiB/s") && text.contains("writes 48.0 MiB again and again, and 100.0 MiB/s")
-        );
-        (rate.source, rate.throttle_percent) = (DirtyRateSource::Migration, 70);
-        assert!(dirty_rate("vm1", &rate).contains("up to 70 %"));
-        rate.bytes_per_second = None;
-        assert!(dirty_rate("vm1", &rate).contains("no dirty rate yet"));
-    }
-
-    #[test]
     fn disks_are_sizes_or_paths() {
-        assert_eq!(disk(0, "64").size_mib, Some(64));
-        let image = disk(1, "/srv/x.raw:ro");
+        assert_eq!(disk(disk_id(0), "64").size_mib, Some(64));
+        let image = disk(disk_id(1), "/srv/x.raw:ro");
         assert_eq!((image.id.as_str(), image.path, image.read_only), ("disk1", Some("/srv/x.raw".into()), true));
-        let image = disk(1, "/mnt/x.raw:shared:ro");
+        let image = disk(disk_id(1), "/mnt/x.raw:shared:ro");
         assert_eq!((image.path, image.read_only, image.shared), (Some("/mnt/x.raw".into()), true, true));
         assert_eq!(network(0, "").mac, None);
+        let used = |id: &str| Disk {
+            id: id.into(),
+            path: "/x".into(),
+            bytes: 1,
+            owned: true,
+            read_only: false,
+            shared: false,
+        };
+        assert_eq!(free_id(&[]), "disk0");
+        assert_eq!(free_id(&[used("disk0"), used("disk2"), used("data")]), "disk1");
     }
 }

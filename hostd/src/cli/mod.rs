@@ -7,6 +7,7 @@ mod capacity;
 mod forecast;
 mod host;
 mod machine;
+mod machine_text;
 mod migrate;
 mod migration_text;
 mod output;

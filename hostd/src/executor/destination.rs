@@ -57,7 +57,7 @@ impl Executor {
             return Err(ExecutorError::Draining(inner.config.host.clone()));
         }
         spec::check_arrival(&request.machine)?;
-        shared::check(&request.machine, &request.id, &request.shared_marks, &inner.config.shared_dirs)?;
+        shared::check(&request.machine, &request.id, &request.proof, &inner.config.shared_dirs)?;
         let missing = inner.cpu.missing_for(&request.cpu);
         if !missing.is_empty() {
             return Err(ExecutorError::Processor { host: inner.config.host.clone(), missing });

@@ -96,7 +96,7 @@ impl Executor {
             trigger: migration.trigger.clone(),
             deadline_s: migration.limits.timeout_s.saturating_add(DEADLINE_MARGIN_S),
             on_failed_probe: migration.on_failed_probe,
-            shared_marks: marks.tokens.clone(),
+            proof: marks.proof.clone(),
         };
         let reservation = match reserve_when_free(active, peer, &request).await {
             Ok(reservation) => reservation,

@@ -81,7 +81,7 @@ pub struct State {
     pub rates: Option<GuestRates>,
     /// It has arrived and its VMM still verifies: what that costs is no load of the machine.
     pub verifying: bool,
-    /// A disk of it is being resized or detached: it must stay where it is.
+    /// It is being stopped, or a disk of it changed: it must stay where and what it is.
     pub changing: bool,
     /// What of its disks was allocated at the last measurement, in bytes.
     pub disk_allocated_bytes: Option<u64>,

@@ -3,6 +3,7 @@
 //! ```text
 //!   create:   check ─> record ─> disks ─> taps ─> process ─> API answers ─> running
 //!   arrive:   check ─> record ─> disks ─> taps ─> process (incoming) ─> Commit ─> running
+//!   stop:     the guest shuts down, or not ─> quit or kill; record and disks stay for a start
 //!   discard:  quit or kill ─> disks (those of one that did not come may be kept) ─> sockets and logs ─> record
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! and vanish with it. A machine survives the end of hostd: its process has its own process group, and the next hostd
 //! finds it by pid and start time and talks to it through its API socket again.
 
+pub mod device;
 pub mod dirty_rate;
 pub mod disk;
 pub mod entry;
@@ -66,6 +68,16 @@ pub enum MachineError {
         status: MachineStatus,
         /// What to do.
         remedy: &'static str,
+    },
+    /// Its guest was asked to shut down, and has not.
+    #[error(
+        "the guest of `{name}` was asked to shut down and still runs after {seconds} s: give it longer (`--timeout`), turn it off from inside, or pull the plug (`--force`)"
+    )]
+    StillRuns {
+        /// Machine.
+        name: String,
+        /// How long it was waited for.
+        seconds: u64,
     },
     /// The host has not enough of something.
     #[error("no room on host `{host}`: {what} needs {needed}, and {free} of {capacity} are free")]

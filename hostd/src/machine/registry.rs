@@ -2,6 +2,8 @@
 
 mod disks;
 mod life;
+mod stop;
+mod turn;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -287,7 +289,7 @@ impl Machines {
             let status = state.record.status;
             if status != MachineStatus::Running || state.changing {
                 let remedy = match status {
-                    MachineStatus::Running => "a disk of it is being changed: try again in a moment",
+                    MachineStatus::Running => "it is being changed: try again in a moment",
                     MachineStatus::Migrating => {
                         "wait for its migration to end, or cancel it (`headroom migration list`)"
                     }

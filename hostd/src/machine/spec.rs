@@ -7,7 +7,7 @@ use vmm::disk::SECTOR_BYTES;
 
 use super::name::{derive_mac, device_ok, machine_ok, parse_mac};
 use super::{MachineError, MachineRecord};
-use crate::api::types::{CreateMachine, Disk, DiskSize, MigrationLimits, Network, NewDisk, NewNetwork};
+use crate::api::types::{CreateMachine, Disk, DiskSize, MigrationLimits, Network, NewDisk, NewNetwork, StopMachine};
 
 /// Longest kernel command line, in bytes (x86 Linux: `COMMAND_LINE_SIZE` 2048), less what the VMM appends.
 const CMDLINE_MAX: usize = 1536;
@@ -100,6 +100,15 @@ pub fn disk_size(size: &DiskSize) -> Result<(), MachineError> {
     })
 }
 
+/// Checks how a machine is to be stopped.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn stop(how: &StopMachine) -> Result<(), MachineError> {
+    ensure((1..=3600).contains(&how.timeout_s), || format!("timeout_s {}: use 1 to 3600", how.timeout_s))
+}
+
 /// Checks the limits of a migration.
 ///
 /// # Errors
@@ -128,26 +137,37 @@ pub fn bandwidth(limit: Option<u64>) -> Result<(), &'static str> {
     }
 }
 
+/// Checks a disk that a machine with disks `there` is to get.
+///
+/// # Errors
+///
+/// As [`check`].
+pub fn another_disk(new: &NewDisk, there: &[Disk]) -> Result<(), MachineError> {
+    ensure(there.len() < DEVICES_MAX, || format!("it has {} disks: more are not possible", there.len()))?;
+    disk(new, &mut there.iter().map(|disk| disk.id.as_str()).collect())
+}
+
 fn disks(disks: &[NewDisk]) -> Result<(), MachineError> {
     ensure(disks.len() <= DEVICES_MAX, || format!("{} disks: use at most {DEVICES_MAX}", disks.len()))?;
     let mut ids = HashSet::new();
-    for disk in disks {
-        let id = &disk.id;
-        device_id("disk", id, &mut ids)?;
-        match (disk.size_mib, &disk.path) {
-            (Some(size), None) => ensure((1..=DISK_MIB_MAX).contains(&size), || {
-                format!("disk `{id}`: size_mib {size}: use 1 to {DISK_MIB_MAX}")
-            })?,
-            (None, Some(path)) => ensure(path.is_absolute(), || {
-                format!("disk `{id}`: path `{}` is not absolute: write it from `/` on", path.display())
-            })?,
-            _ => return Err(MachineError::Invalid(format!("disk `{id}`: give either size_mib or path"))),
-        }
-        ensure(!disk.shared || disk.path.is_some(), || {
-            format!("disk `{id}`: only an image that is there can be shared: give its path instead of size_mib")
-        })?;
+    disks.iter().try_for_each(|new| disk(new, &mut ids))
+}
+
+fn disk<'a>(disk: &'a NewDisk, ids: &mut HashSet<&'a str>) -> Result<(), MachineError> {
+    let id = &disk.id;
+    device_id("disk", id, ids)?;
+    match (disk.size_mib, &disk.path) {
+        (Some(size), None) => ensure((1..=DISK_MIB_MAX).contains(&size), || {
+            format!("disk `{id}`: size_mib {size}: use 1 to {DISK_MIB_MAX}")
+        })?,
+        (None, Some(path)) => ensure(path.is_absolute(), || {
+            format!("disk `{id}`: path `{}` is not absolute: write it from `/` on", path.display())
+        })?,
+        _ => return Err(MachineError::Invalid(format!("disk `{id}`: give either size_mib or path"))),
     }
-    Ok(())
+    ensure(!disk.shared || disk.path.is_some(), || {
+        format!("disk `{id}`: only an image that is there can be shared: give its path instead of size_mib")
+    })
 }
 
 fn networks(networks: &[NewNetwork]) -> Result<(), MachineError> {

@@ -9,7 +9,6 @@
 //! | `POST /v1/peer/migrations/{id}/verify` | | [`Verified`], by the destination |
 //! | `POST /v1/peer/migrate` | [`MigrateOrder`] | the migration, started; by the machine's host |
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use migration::report::{GuestRates, Probe, Trigger};
@@ -17,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::types::{Event, HostSummary, MigrationLimits, OnFailedProbe, PoolView, Usage};
 use crate::machine::MachineRecord;
+use crate::machine::shared::Proof;
 use crate::metrics::cpu::CpuFeatures;
 
 /// What a host tells of itself, once an interval.
@@ -50,9 +50,9 @@ pub struct ReserveRequest {
     /// What a failed probe means: the destination is the one that can move the machine back.
     #[serde(default)]
     pub on_failed_probe: OnFailedProbe,
-    /// By disk on shared storage: what stands in the mark beside its image (see [`crate::machine::shared`]).
-    #[serde(default)]
-    pub shared_marks: BTreeMap<String, String>,
+    /// How its disks on shared storage are recognised.
+    #[serde(flatten)]
+    pub proof: Proof,
 }
 
 /// "Yes: send it there."

@@ -23,7 +23,7 @@ pub enum Action {
     Create,
     /// Delete a machine.
     Delete,
-    /// Change what a running machine has.
+    /// Stop a machine, and change what it has.
     Adjust,
     /// Move a machine away from here.
     Migrate,

@@ -126,6 +126,11 @@ impl Client {
         self.call("PUT", "/v1/machine/resume").json(&())
     }
 
+    /// Asks the guest to shut down; refused with 409 if it does not listen, or while a migration is under way.
+    pub fn ask_to_shut_down(&self) -> Result<MachineInfo, ClientError> {
+        self.call("PUT", "/v1/machine/shut-down").json(&())
+    }
+
     /// Writes the paused machine to a new directory.
     pub fn save(&self, path: impl Into<PathBuf>) -> Result<MachineInfo, ClientError> {
         self.call("PUT", "/v1/machine/save").long().json(&Save { path: path.into() })

@@ -5,6 +5,7 @@
 //! | `GET /v1/machine` | | [`MachineInfo`] |
 //! | `PUT /v1/machine/pause` | | [`MachineInfo`] |
 //! | `PUT /v1/machine/resume` | | [`MachineInfo`]; 409 while fenced |
+//! | `PUT /v1/machine/shut-down` | | 202 [`MachineInfo`]; the guest is asked by Ctrl-Alt-Del, and 409 if it would not notice |
 //! | `PUT /v1/machine/save` | `{"path": DIR}` | [`MachineInfo`]; the machine must be paused |
 //! | `GET /v1/machine/digest` | | [`MachineDigest`]; the machine must be paused or fenced |
 //! | `PUT /v1/machine/dirty-rate` | [`DirtyRateRequest`] | [`DirtyRate`], once the interval is over; one at a time |

@@ -27,10 +27,11 @@ pub(super) struct Answer {
 type Handler = fn(&Service, &[u8]) -> Result<Answer, Answer>;
 
 /// The table of the [module](super).
-const ROUTES: [(&str, &str, Handler); 19] = [
+const ROUTES: [(&str, &str, Handler); 20] = [
     ("GET", "/v1/machine", |service, _| json(200, &service.info())),
     ("PUT", "/v1/machine/pause", |service, _| json(200, &service.pause().map_err(problem)?)),
     ("PUT", "/v1/machine/resume", |service, _| json(200, &service.resume().map_err(problem)?)),
+    ("PUT", "/v1/machine/shut-down", |service, _| json(202, &service.ask_to_shut_down().map_err(problem)?)),
     ("PUT", "/v1/machine/save", |service, body| {
         let save: Save = parse(body)?;
         json(200, &service.save(&save.path).map_err(problem)?)

@@ -21,6 +21,7 @@
 use migration::guest::{DeviceSlot, StatePayload};
 
 pub mod bus;
+pub mod keyboard;
 mod line;
 pub mod power;
 pub mod serial;

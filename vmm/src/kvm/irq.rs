@@ -16,6 +16,9 @@ use super::KvmError;
 use super::error::ioctl_error;
 use crate::device::Line;
 
+/// GSI of the keyboard, as on every PC.
+pub const KEYBOARD_GSI: u32 = 1;
+
 /// GSI of the first serial port, as on every PC.
 pub const SERIAL_GSI: u32 = 4;
 

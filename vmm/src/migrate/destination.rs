@@ -16,6 +16,7 @@ use migration::page::Bitmap;
 use super::{explain, room};
 use crate::builder::BuildError;
 use crate::config::{MachineConfig, ReceiveConfig};
+use crate::device::keyboard;
 use crate::memory::{self, DirtyTracker, uffd};
 use crate::vm::Machine;
 
@@ -295,7 +296,9 @@ fn check_slots(here: &[DeviceSlot], source: &[DeviceSlot]) -> Result<(), Mismatc
             Some(_) => {}
         }
     }
-    match here.iter().find(|known| !source.iter().any(|slot| slot.name == known.name)) {
+    // A source of a build before the keyboard has none to tell of.
+    let extra = |known: &&DeviceSlot| **known != keyboard::slot() && !source.iter().any(|slot| slot.name == known.name);
+    match here.iter().find(extra) {
         Some(extra) => Err(Mismatch::Device(extra.name.clone())),
         None => Ok(()),
     }
@@ -319,6 +322,9 @@ mod tests {
         assert!(other.to_string().contains("virtio-net/lan"));
         let fewer = check_slots(&here, &slots(&[("serial", 1)])).unwrap_err();
         assert!(fewer.to_string().contains("virtio-net/net0"));
+        let newer = [here.clone(), vec![keyboard::slot()]].concat();
+        assert!(check_slots(&newer, &here).is_ok(), "a source of an older build");
+        assert!(check_slots(&here, &newer).is_err(), "a destination of an older build");
     }
 
     #[test]

@@ -33,6 +33,7 @@ use crate::api::{MachineState, Metrics};
 use crate::builder::Sockets;
 use crate::config::MachineConfig;
 use crate::device::bus::Bus;
+use crate::device::keyboard::Keyboard;
 use crate::device::serial::Console;
 use crate::device::virtio::balloon::Balloon;
 use crate::device::virtio::block::Block;
@@ -79,6 +80,11 @@ pub enum MachineError {
     /// One of its disks.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// Its guest cannot be asked.
+    #[error(
+        "the guest does not listen to Ctrl-Alt-Del: it has no driver for a keyboard (Linux: CONFIG_SERIO_I8042, CONFIG_KEYBOARD_ATKBD and CONFIG_VT), or not yet; turn it off from inside"
+    )]
+    Deaf,
     /// It has no such disk.
     #[error("the machine has no disk {id}; it has {there}")]
     NoDisk {
@@ -123,6 +129,7 @@ pub(crate) struct Parts {
     pub(crate) profile: CpuProfile,
     pub(crate) bus: Bus,
     pub(crate) console: Console,
+    pub(crate) keyboard: Keyboard,
     pub(crate) disks: Vec<Arc<RawDisk>>,
     pub(crate) stopped: EventFd,
 }
@@ -339,6 +346,20 @@ impl Machine {
         disks(self)?;
         *lock(&self.state) = to;
         Ok(())
+    }
+
+    /// Asks the guest to shut down, as Ctrl-Alt-Del does on a PC; whether and when it does is up to the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::State`] if it does not run, [`MachineError::Deaf`] if no driver would see it.
+    pub fn ask_to_shut_down(&self) -> Result<(), MachineError> {
+        let _transition = lock(&self.transition);
+        match self.state() {
+            MachineState::Running if self.parts.keyboard.press() => Ok(()),
+            MachineState::Running => Err(MachineError::Deaf),
+            state => Err(MachineError::State { state, action: "asked to shut down", remedy: "" }),
+        }
     }
 
     /// Stops it for good, because a part of it is lost. Returns at once; vCPUs stop at their next instruction boundary.

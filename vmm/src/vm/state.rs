@@ -10,12 +10,11 @@ use migration::guest::{DeviceSlot, StatePayload};
 use super::{Devices, Machine, MachineError, Parts, lock};
 use crate::api::MachineState;
 use crate::builder::BuildError;
-use crate::device::DeviceError;
-use crate::device::serial;
 use crate::device::state::{StateError, decode, encode};
 use crate::device::virtio::balloon::{self, Balloon};
 use crate::device::virtio::block::{self, Block};
 use crate::device::virtio::net::{self, Net};
+use crate::device::{DeviceError, keyboard, serial};
 use crate::kvm::KvmError;
 use crate::kvm::clock::{ClockStateV1, PendingClock, start_tsc};
 use crate::kvm::irq::IrqchipStateV1;
@@ -88,7 +87,7 @@ impl Machine {
         let nets = config.networks.iter().map(|network| net::slot(&network.id));
         let balloon = config.balloon.iter().map(|_| balloon::slot());
         let devices = blocks.chain(nets).chain(balloon);
-        vcpus.chain([slot("clock"), serial::slot()]).chain(devices).chain([slot("irqchip")]).collect()
+        vcpus.chain([slot("clock"), serial::slot(), keyboard::slot()]).chain(devices).chain([slot("irqchip")]).collect()
     }
 
     /// The state of everything but memory and disks.
@@ -113,6 +112,7 @@ impl Machine {
             Ok(())
         })?;
         payloads.push(parts.console.save()?);
+        payloads.push(parts.keyboard.save()?);
         for device in self.devices().all() {
             payloads.push(device.save()?);
         }
@@ -158,6 +158,10 @@ impl Machine {
             .vcpus
             .with(|fds| fds.iter().zip(&vcpus).try_for_each(|(fd, state)| state.restore(fd, &parts.capabilities)))?;
         parts.console.restore(find(&serial::slot())?)?;
+        // Machines of builds before it have none: their guests find one as after a reset, and do not look for it.
+        if let Ok(payload) = find(&keyboard::slot()) {
+            parts.keyboard.restore(payload)?;
+        }
         let blocks = sockets
             .disks
             .into_iter()

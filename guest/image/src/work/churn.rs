@@ -102,7 +102,7 @@ impl Churn {
                     self.doing = Doing::Check(oldest, 0);
                     return None;
                 }
-                // In turn what was let go a moment ago, and what comes next.
+                // In turn the first that is free, which was let go a moment ago, and what comes next.
                 let from = if self.uses.is_multiple_of(2) { 0 } else { self.last + 1 };
                 let unit = pool.claim_next(from).or_else(|| pool.claim_next(0));
                 let Some(unit) = unit else { return Some(Next::At(now + RETRY)) };
@@ -126,6 +126,8 @@ impl Churn {
             Doing::Check(using, PAGES_PER_MIB) => {
                 pool.release(using.unit..using.unit + 1);
                 self.doing = Doing::Nothing;
+                // The balloon has its turn before this MiB is taken again: else it would never be seen free.
+                return Some(Next::Now);
             }
             Doing::Check(using, page) => {
                 if let Some((content, frame)) = area.page(using.unit as u64 * PAGES_PER_MIB + page) {

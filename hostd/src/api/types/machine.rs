@@ -182,6 +182,28 @@ pub struct Disk {
     pub shared: bool,
 }
 
+/// `POST /v1/machines/{name}/stop`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopMachine {
+    /// How long its guest may take to shut down, in seconds, 1 to 3600; it goes on running after that.
+    #[serde(default = "one_minute")]
+    pub timeout_s: u64,
+    /// Do not ask the guest: what it has not written is lost.
+    #[serde(default)]
+    pub force: bool,
+}
+
+fn one_minute() -> u64 {
+    60
+}
+
+impl Default for StopMachine {
+    fn default() -> Self {
+        Self { timeout_s: one_minute(), force: false }
+    }
+}
+
 /// `POST /v1/machines/{name}/detach`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -20,7 +20,7 @@ pub use drain::{Drain, DrainRequest, DrainState, DrainStep, Drained};
 pub use host::{HostBandwidth, HostView, PeerView, Pressure};
 pub use machine::{
     CreateMachine, DetachDisk, Disk, KernelChoice, Machine, MachineStatus, Network, NewDisk, NewNetwork, ProbeSpec,
-    Usage,
+    StopMachine, Usage,
 };
 pub use plan::{Candidate, Event, EventTarget, NewEvent, Plan, PlanOutcome};
 pub use pool::{

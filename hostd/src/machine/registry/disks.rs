@@ -1,19 +1,22 @@
-//! Disks of a machine that is there: made larger while it runs or is stopped, taken away while it is stopped.
+//! Disks of a machine that is there: made larger while it runs or is stopped, added and taken away while it is stopped.
 //!
 //! Neither happens while the machine moves, and no move begins meanwhile: source and destination must mean the same disks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::life::stop;
+use super::turn::Turn;
 use super::{Entry, Machines, Result, call};
-use crate::api::types::{Disk, DiskSize, Machine, MachineStatus};
+use crate::api::types::{Disk, DiskSize, Machine, MachineStatus, NewDisk};
 use crate::machine::launch::disk_config;
-use crate::machine::{MachineError, spec};
+use crate::machine::{MachineError, disk, spec};
 
 /// What is done to a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
     Grow,
+    Attach,
     Detach,
 }
 
@@ -26,35 +29,11 @@ fn obstacle(change: Change, status: MachineStatus, changing: bool) -> Option<&'s
         }
         (MachineStatus::InDoubt, _) => Some("wait until both hosts have settled where it runs"),
         (MachineStatus::Deleting, _) => Some("it is being deleted"),
-        (MachineStatus::Running | MachineStatus::Paused, Change::Detach) => {
-            Some("let its guest turn itself off first: a guest with virtio over MMIO cannot be told that a device goes")
-        }
-        _ if changing => Some("a disk of it is being changed: try again in a moment"),
+        (MachineStatus::Running | MachineStatus::Paused, Change::Attach | Change::Detach) => Some(
+            "stop it first (`headroom machine stop`): a guest with virtio over MMIO cannot be told that a device comes or goes",
+        ),
+        _ if changing => Some("it is being changed: try again in a moment"),
         (MachineStatus::Running | MachineStatus::Paused | MachineStatus::Stopped, _) => None,
-    }
-}
-
-/// Keeps everybody else from a machine's disks, and the machine where it is, until it is dropped.
-struct Turn(Arc<Entry>);
-
-impl Turn {
-    fn take(entry: Arc<Entry>, change: Change) -> Result<(Self, MachineStatus)> {
-        let status = {
-            let mut state = entry.state();
-            let status = state.record.status;
-            if let Some(remedy) = obstacle(change, status, state.changing) {
-                return Err(MachineError::State { name: state.record.name.clone(), status, remedy });
-            }
-            state.changing = true;
-            status
-        };
-        Ok((Self(entry), status))
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.state().changing = false;
     }
 }
 
@@ -67,7 +46,7 @@ impl Machines {
     /// size; it is as it was then.
     pub async fn resize_disk(&self, name: &str, size: &DiskSize) -> Result<Machine> {
         spec::disk_size(size)?;
-        let (turn, status) = Turn::take(self.get(name)?, Change::Grow)?;
+        let (turn, status) = Turn::take(self.get(name)?, |status, changing| obstacle(Change::Grow, status, changing))?;
         let entry = &turn.0;
         let before = self.promise(entry, size)?;
         if let Err(error) = enlarge(entry, status, &before, size).await {
@@ -90,13 +69,47 @@ impl Machines {
         Ok(before)
     }
 
+    /// Gives a stopped machine another disk, the last one in the order in which its guest sees them.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::State`] if it is not stopped, [`MachineError::NoRoom`], or if there is no such image, or one where the new one
+    /// is to be; it has the disks that it had then.
+    pub async fn attach_disk(&self, name: &str, new: &NewDisk) -> Result<Machine> {
+        let (turn, _) = Turn::take(self.get(name)?, |status, changing| obstacle(Change::Attach, status, changing))?;
+        let entry = &turn.0;
+        spec::another_disk(new, &entry.record().disks)?;
+        let config = &self.inner.config;
+        let folder = config.machine_state_dir(name);
+        let planned = disk::plan(&folder, std::slice::from_ref(new), &config.shared_dirs)?;
+        disk::check_absent(&planned)?;
+        self.promise_new(entry, &planned)?;
+        // The image before the record: a file too many is told by its name, and a record of an image that is not there could not start.
+        let made = disk::create(&folder, &planned, &BTreeSet::new());
+        if let Err(error) = made.and_then(|()| self.save(entry).inspect_err(|_| disk::remove(&planned))) {
+            entry.state().record.disks.pop();
+            return Err(error);
+        }
+        Ok(entry.view(config))
+    }
+
+    /// Enters new disks; what they are to have is taken from the host's room.
+    fn promise_new(&self, entry: &Entry, planned: &[Disk]) -> Result<()> {
+        let entries = self.entries();
+        let present: Vec<_> = entries.values().map(|entry| entry.record()).collect();
+        let more = planned.iter().filter(|disk| disk.owned).map(|disk| disk.bytes).sum();
+        self.inner.room.check_growth(&self.inner.config.host, more, &present, self.inner.partial.allocated_bytes())?;
+        entry.state().record.disks.extend_from_slice(planned);
+        Ok(())
+    }
+
     /// Takes a disk from a stopped machine for good. Its image stays where it is and belongs to nobody from then on.
     ///
     /// # Errors
     ///
     /// [`MachineError::State`] if it is not stopped, [`MachineError::NoDisk`].
     pub async fn detach_disk(&self, name: &str, id: &str) -> Result<Disk> {
-        let (turn, _) = Turn::take(self.get(name)?, Change::Detach)?;
+        let (turn, _) = Turn::take(self.get(name)?, |status, changing| obstacle(Change::Detach, status, changing))?;
         let entry = &turn.0;
         find(entry, id)?;
         end_process(entry).await;
@@ -178,10 +191,11 @@ mod tests {
             let grows = matches!(status, Running | Paused | Stopped);
             assert_eq!(obstacle(Change::Grow, status, false).is_none(), grows, "{status:?}");
             assert_eq!(obstacle(Change::Detach, status, false).is_none(), status == Stopped, "{status:?}");
+            assert_eq!(obstacle(Change::Attach, status, false), obstacle(Change::Detach, status, false), "{status:?}");
             assert!(obstacle(Change::Grow, status, true).is_some() && obstacle(Change::Detach, status, true).is_some());
         }
         assert!(obstacle(Change::Grow, Migrating, false).is_some_and(|words| words.contains("cancel it")));
-        assert!(obstacle(Change::Detach, Running, false).is_some_and(|words| words.contains("turn itself off")));
+        assert!(obstacle(Change::Detach, Running, false).is_some_and(|words| words.contains("machine stop")));
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl Machines {
                 MachineStatus::Stopped if elsewhere => {
                     "it came from another host, and its kernel is a file of that host; delete it and create it anew with its disks"
                 }
-                MachineStatus::Stopped if state.changing => "a disk of it is being changed: try again in a moment",
+                MachineStatus::Stopped if state.changing => "it is being changed: try again in a moment",
                 MachineStatus::Stopped => "",
                 _ => "only a stopped machine can be started",
             };
@@ -77,7 +77,7 @@ impl Machines {
                 MachineStatus::Migrating => "cancel its migration first, or delete it where it arrives",
                 MachineStatus::InDoubt => "wait until both hosts have settled where it runs",
                 MachineStatus::Deleting => "it is being deleted already",
-                _ if state.changing => "a disk of it is being changed: try again in a moment",
+                _ if state.changing => "it is being changed: try again in a moment",
                 MachineStatus::Running | MachineStatus::Paused | MachineStatus::Stopped => "",
             };
             if !remedy.is_empty() {

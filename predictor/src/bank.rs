@@ -47,7 +47,7 @@ pub struct Bank {
     levels: Levels,
     /// Usual size of one step.
     step: f32,
-    /// Place of this step in `common` and `recent`.
+    /// Place of this step in `common`.
     place: u32,
     /// Place of this step in the shortest cycle, its length, and in how many phases it is told apart.
     cycle: [u32; 3],
@@ -60,9 +60,6 @@ pub struct Bank {
     /// What was the same for all horizons at each of the latest steps.
     #[serde(with = "gaps")]
     common: Vec<f32>,
-    /// Newest values, as many as the longest horizon, if maxima are forecast.
-    #[serde(with = "gaps")]
-    recent: Vec<f32>,
 }
 
 impl Bank {
@@ -81,17 +78,14 @@ impl Bank {
             slow: Ewma::new(0.03),
             holt: Holt::new(0.5, 0.1, 0.97),
             ridge: Ridge::new(&config.horizons, seasons, config.ridge_decay, config.ridge_penalty, config.refit_every)
-                .staggered(config.stagger),
+                .staggered(config.stagger)
+                .of(config.target),
             tracks,
             levels: Levels::default(),
             common: vec![f32::NAN; COMMON * config.horizons.last().copied().unwrap_or(1)],
             step: 0.0,
             place: 0,
             cycle: [0, config.cycle(), config.phases() as u32],
-            recent: match config.target {
-                Target::Value => Vec::new(),
-                Target::Maximum => vec![f32::NAN; config.horizons.last().copied().unwrap_or(1)],
-            },
             config,
             last: None,
             samples: 0,
@@ -130,7 +124,7 @@ impl Bank {
         self.ewma.update(value);
         self.slow.update(value);
         self.holt.update(value);
-        self.ridge.update_with(value, &outcomes);
+        self.ridge.update(value);
         if self.last.is_some() {
             self.announce();
         }
@@ -149,7 +143,7 @@ impl Bank {
     pub(crate) fn touch(&self) -> f32 {
         let (longest, place) = (self.common.len() / COMMON, self.place as usize);
         let phase = self.phase(0);
-        let mut read = self.ridge.touch();
+        let mut read = self.ridge.touch(&self.config.horizons);
         for track in &self.tracks {
             let steps = track.steps as usize;
             let then = if place >= steps { place - steps } else { place + longest - steps };
@@ -183,20 +177,14 @@ impl Bank {
 
     /// What came of the forecasts that are due now, by horizon. A window that ends in a gap has no outcome: its maximum may
     /// have been in the gap.
-    fn outcomes(&mut self, value: Option<f64>) -> [f32; MOST_HORIZONS] {
+    fn outcomes(&self, value: Option<f64>) -> [f32; MOST_HORIZONS] {
         let value = value.map_or(f32::NAN, |value| value as f32);
-        if self.recent.is_empty() {
-            return [value; MOST_HORIZONS];
-        }
-        let length = self.recent.len();
-        let place = self.place as usize;
-        self.recent[place] = value;
-        let mut outcomes = [f32::NAN; MOST_HORIZONS];
-        if !value.is_nan() {
-            let (mut highest, mut age) = (value, 0);
+        let mut outcomes = [value; MOST_HORIZONS];
+        if self.config.target == Target::Maximum && !value.is_nan() {
+            let (mut highest, mut age) = (value, 1);
             for (outcome, steps) in outcomes.iter_mut().zip(&self.config.horizons) {
                 while age < *steps {
-                    highest = highest.max(self.recent[(place + length - age) % length]);
+                    highest = highest.max(self.ridge.past(age - 1));
                     age += 1;
                 }
                 *outcome = highest;
@@ -394,7 +382,7 @@ impl Bank {
     pub fn state_bytes(&self) -> usize {
         let tracks: usize = self.tracks.iter().map(|track| 4 * track.pending.len()).sum();
         let inline = size_of::<Self>() - size_of::<BankConfig>() + self.tracks.len() * size_of::<Track>();
-        inline + tracks + 4 * (self.recent.len() + self.common.len()) + self.ridge.heap_bytes()
+        inline + tracks + 4 * self.common.len() + self.ridge.heap_bytes()
     }
 
     /// What it was made with.

@@ -10,6 +10,7 @@ mod equations;
 
 use super::Model;
 use crate::bank::Target;
+use crate::fetch::fetch;
 use crate::season::{Season, half, whole};
 use equations::{Equations, PATTERN, SHARE, dot};
 use serde::{Deserialize, Serialize};
@@ -110,23 +111,23 @@ impl Ridge {
         self
     }
 
-    /// See [`crate::bank::Bank::touch_places`].
-    pub(crate) fn touch_places(&self) -> f32 {
-        self.clock as f32 + self.means[MEANS.len() - 1] as f32 + self.weights.len() as f32
+    /// See [`crate::bank::Bank::fetch`].
+    pub(crate) fn fetch(&self) {
+        fetch(&*self.weights);
+        fetch(&*self.seasons);
+        fetch(&self.pending[self.clock as usize % self.pending.len()]);
+        if self.clock.wrapping_add(1) == self.next {
+            fetch(&*self.equations);
+            fetch(&*self.pending);
+        }
     }
 
-    /// See [`crate::bank::Bank::touch`].
-    pub(crate) fn touch(&self, horizons: &[usize]) -> f32 {
-        let mut read = self.deviations(1).iter().sum::<f32>();
-        for (weights, steps) in self.weights.iter().zip(horizons) {
-            read += self.deviations(1 + steps).iter().sum::<f32>();
-            read += weights.map_or(0.0, |weights| weights[0] + weights[P - 1]);
+    /// See [`crate::bank::Bank::fetch_seasons`].
+    pub(crate) fn fetch_seasons(&self, horizons: &[usize]) {
+        for season in &self.seasons {
+            season.fetch(0);
+            horizons.iter().for_each(|ahead| season.fetch(1 + ahead));
         }
-        if self.clock.wrapping_add(1) == self.next {
-            read += self.equations.iter().map(|equations| equations.touch(self.next)).sum::<f32>();
-            read += self.pending.iter().step_by(2).map(|kept| kept.scale).sum::<f32>();
-        }
-        read + self.pending[self.clock as usize % self.pending.len()].value
     }
 
     pub(crate) fn heap_bytes(&self) -> usize {
@@ -357,5 +358,31 @@ mod tests {
         let mut out = [f32::NAN];
         ridge.forecast(&[1], &mut out);
         assert!(out[0].is_nan() || (out[0] - 5.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn rows_that_wait_change_no_forecast() {
+        let horizons = [1, 3, 5];
+        for target in [Target::Value, Target::Maximum] {
+            let seasons = vec![Season::new(5, 5, 0.1), Season::new(40, 8, 0.1)];
+            let mut waits = Ridge::new(&horizons, seasons, 0.999, 1.0, 20).staggered(3).of(target);
+            let mut at_once = waits.clone();
+            let mut waited = 0;
+            for t in 0..2_000_u32 {
+                let value = (t % 41 != 7).then(|| f64::from(t * 7_919 % 101) + 30.0 * f64::from(t % 5));
+                at_once.next = t + 1;
+                at_once.equations.iter_mut().for_each(|equations| equations.due = t + 1);
+                waits.update(value);
+                at_once.update(value);
+                let said = [&waits, &at_once].map(|ridge| {
+                    let mut out = [-1.0; 3];
+                    ridge.forecast(&horizons, &mut out);
+                    out
+                });
+                assert_eq!(said[0], said[1], "at {t}");
+                waited = waited.max(waits.clock - waits.equations[0].learned);
+            }
+            assert_eq!(waited as usize, BATCH - 1, "they do wait");
+        }
     }
 }

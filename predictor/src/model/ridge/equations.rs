@@ -5,8 +5,6 @@ use serde::{Deserialize, Serialize};
 
 /// Entries of the upper triangle of the normal matrix.
 const TRIANGLE: usize = P * (P + 1) / 2;
-/// Numbers that a processor fetches together.
-const LINE: usize = 16;
 
 /// Sums for one horizon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,11 +70,6 @@ impl Equations {
         }
     }
 
-    /// See [`crate::bank::Bank::touch`], before the step of that number.
-    pub(super) fn touch(&self, step: u32) -> f32 {
-        if self.due == step { self.right[0] + self.matrix.iter().step_by(LINE).sum::<f32>() } else { 0.0 }
-    }
-
     pub(super) fn is_sparse(&self) -> bool {
         self.steps >= DENSE
     }
@@ -138,7 +131,8 @@ fn solved(mut a: [[f64; P]; P], mut b: [f64; P]) -> Option<[f64; P]> {
             squares += entry * entry;
         }
         let rest = a[j][j] - squares;
-        if rest < 0.0 || rest.is_nan() {
+        // At 0 the matrix is singular, and the divisions below would be by 0.
+        if rest <= 0.0 || rest.is_nan() {
             return None;
         }
         a[j][j] = rest.sqrt();
@@ -201,5 +195,27 @@ mod tests {
         indefinite[P - 1][P - 1] = -1.0;
         assert_eq!(solved(indefinite, b), None);
         assert_eq!(solved([[f64::NAN; P]; P], b), None);
+        // Singular: nothing was seen, all features always the same, and one of them always 0.
+        assert_eq!(solved([[0.0; P]; P], [0.0; P]), None);
+        assert_eq!(solved([[4.0; P]; P], [4.0; P]), None);
+        for feature in 0..P {
+            let mut without = a;
+            without[feature] = [0.0; P];
+            without.iter_mut().for_each(|row| row[feature] = 0.0);
+            assert_eq!(solved(without, b), None, "feature {feature}");
+        }
+    }
+
+    #[test]
+    fn a_penalty_makes_constant_features_solvable_and_without_one_nothing_is_said() {
+        let mut equations = Equations::new(1, 0.99);
+        for _ in 0..50 {
+            equations.learn(&[1.0; P], 2.0, &[0.0; P]);
+        }
+        let weights = equations.solution(3.0).expect("positive definite");
+        assert!((dot(&weights, &[1.0; P]) - 2.0).abs() < 0.1, "{weights:?}");
+        let nothing = Equations::new(1, 0.99);
+        assert_eq!(nothing.solution(0.0), None);
+        assert_eq!(nothing.solution(3.0), Some([0.0; P]));
     }
 }

@@ -1,5 +1,6 @@
 //! Times and sizes on generated data.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -14,7 +15,7 @@ use predictor::model::forest::Forest;
 use predictor::model::lstm::Lstm;
 use predictor::model::mstl::Mstl;
 use predictor::model::{Budget, Model};
-use predictor::{BankConfig, Maxima, PerResource, PoolConfig, Pools, Resource, Sample};
+use predictor::{BankConfig, BankError, Maxima, PerResource, PoolConfig, Pools, Resource, Sample};
 use serde::Serialize;
 
 /// One bank, as `headroom forecast evaluate` measures it.
@@ -169,9 +170,9 @@ fn banks(machines: usize) -> Result<(Times, Times)> {
     let config = BankConfig { seasons: predictor::bank::cycles(300.0), ..BankConfig::default() };
     let count = machines * Resource::ALL.len();
     // As a pool does with its machines: not all regressions at the same step.
-    let staggered = |number: usize| BankConfig { stagger: number as u32, ..config.clone() };
-    let banks = (0..count).map(|number| predictor::Bank::new(staggered(number)));
-    let mut banks = banks.collect::<Result<Vec<_>, _>>()?;
+    let shared = Arc::new(config.clone());
+    let banks = (0..count).map(|number| Ok(predictor::Bank::shared(&shared)?.staggered(number as u32)));
+    let mut banks = banks.collect::<Result<Vec<_>, BankError>>()?;
     let (since, mut state, mut updates, mut reads) = (Instant::now(), 1, Vec::new(), Vec::new());
     for t in 0..WARM + MEASURED {
         let values: Vec<f64> = (0..count).map(|_| 50.0 + 10.0 * noise(&mut state)).collect();

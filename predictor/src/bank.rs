@@ -5,13 +5,15 @@ mod track;
 
 pub use config::{BankConfig, BankError, LONGEST_HORIZON, MOST_HORIZONS, Target, cycles};
 
-use crate::conformal::{Basis, Levels};
+use crate::conformal::{Basis, Levels, Phased};
+use crate::fetch::fetch;
 use crate::forecast::{Forecast, LEVELS};
 use crate::model::{Model, ewma::Ewma, holt::Holt, naive::Naive, ridge::Ridge};
 use crate::sample::plausible;
 use crate::season::Season;
 use crate::window::gaps;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use track::{COMMON, FLAT, SLOT, Track};
 
 /// Number of forecasters in the bank.
@@ -37,18 +39,22 @@ enum Between {
 /// Forecasts one series of a machine or a pool. See the module's description.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Bank {
-    config: BankConfig,
-    naive: Naive,
+    /// Shared by banks that were made together.
+    config: Arc<BankConfig>,
     ewma: Ewma,
     slow: Ewma,
     holt: Holt,
     ridge: Ridge,
-    tracks: Vec<Track>,
+    tracks: Box<[Track]>,
+    /// Corrections by phase: for each phase those of all tracks.
+    phases: Box<[Phased]>,
     levels: Levels,
     /// Usual size of one step.
     step: f32,
-    /// Place of this step in `common` and `recent`.
+    /// Place of this step among those of which `noted` has what was the same for all horizons.
     place: u32,
+    /// The same for each horizon, among so many steps.
+    places: [u16; MOST_HORIZONS],
     /// Place of this step in the shortest cycle, its length, and in how many phases it is told apart.
     cycle: [u32; 3],
     /// The newest value that was measured.
@@ -57,12 +63,10 @@ pub struct Bank {
     /// Slowly forgetting extremes: forecasts stay within reach of them.
     low: f64,
     high: f64,
-    /// What was the same for all horizons at each of the latest steps.
+    /// What was said and waits for its outcome, as rings of so many steps: first, for the longest horizon, what was the same for all
+    /// of them, then what was said for each.
     #[serde(with = "gaps")]
-    common: Vec<f32>,
-    /// Newest values, as many as the longest horizon, if maxima are forecast.
-    #[serde(with = "gaps")]
-    recent: Vec<f32>,
+    noted: Box<[f32]>,
 }
 
 impl Bank {
@@ -71,33 +75,47 @@ impl Bank {
     /// # Errors
     /// [`BankError`] names the setting that cannot be used.
     pub fn new(config: BankConfig) -> Result<Self, BankError> {
+        Self::shared(&Arc::new(config))
+    }
+
+    /// As [`Bank::new`], for one of many banks with the same configuration, which then is in a cache for all of them.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn shared(config: &Arc<BankConfig>) -> Result<Self, BankError> {
         config.check()?;
+        let longest = config.horizons.last().copied().unwrap_or(1);
+        let noted = COMMON * longest + SLOT * config.horizons.iter().sum::<usize>();
         let seasons =
             config.seasons.iter().map(|length| Season::new(*length, MOST_PARTS, config.season_rate)).collect();
-        let tracks = config.horizons.iter().map(|steps| Track::new(*steps)).collect();
+        let tracks = config.horizons.iter().map(|_| Track::new()).collect();
         Ok(Self {
-            naive: Naive::default(),
             ewma: Ewma::new(0.3),
             slow: Ewma::new(0.03),
             holt: Holt::new(0.5, 0.1, 0.97),
             ridge: Ridge::new(&config.horizons, seasons, config.ridge_decay, config.ridge_penalty, config.refit_every)
-                .staggered(config.stagger),
+                .of(config.target),
             tracks,
+            phases: vec![Phased::default(); config.phases() * config.horizons.len()].into(),
             levels: Levels::default(),
-            common: vec![f32::NAN; COMMON * config.horizons.last().copied().unwrap_or(1)],
+            noted: vec![f32::NAN; noted].into(),
             step: 0.0,
             place: 0,
+            places: [0; MOST_HORIZONS],
             cycle: [0, config.cycle(), config.phases() as u32],
-            recent: match config.target {
-                Target::Value => Vec::new(),
-                Target::Maximum => vec![f32::NAN; config.horizons.last().copied().unwrap_or(1)],
-            },
-            config,
+            config: Arc::clone(config),
             last: None,
             samples: 0,
             low: f64::MAX,
             high: f64::MIN,
         })
+    }
+
+    /// The same, before its first sample, which solves its regressions so many steps earlier: banks that began together, each with its own
+    /// number, do not all solve them at the same step.
+    #[must_use]
+    pub fn staggered(self, steps: u32) -> Self {
+        Self { ridge: self.ridge.staggered(steps), ..self }
     }
 
     /// Takes the sample of the next step; `None`, and anything that cannot be a measurement, is a missing one. Nothing is
@@ -107,12 +125,17 @@ impl Bank {
         let outcomes = self.outcomes(value);
         if let Some(value) = value {
             let decay = 1.0 - std::f32::consts::LN_2 / self.config.loss_half_life as f32;
-            let phase = self.phase(0);
-            let longest = self.common.len() / COMMON;
-            for (track, outcome) in self.tracks.iter_mut().zip(outcomes) {
-                let (place, steps) = (self.place as usize, track.steps as usize);
-                let then = if place >= steps { place - steps } else { place + longest - steps };
-                track.learn(outcome, &self.common[then * COMMON..][..COMMON], decay, phase, &self.config);
+            let phased = self.phased(0, 0).unwrap_or(self.phases.len());
+            let (common, mut own) = self.noted.split_at(COMMON * self.longest());
+            let mut phased = self.phases[phased..].iter_mut();
+            let rings = self.config.horizons.iter().copied().zip(self.places);
+            for ((track, outcome), (steps, own_place)) in self.tracks.iter_mut().zip(outcomes).zip(rings) {
+                let place = self.place as usize;
+                let then = if place >= steps { place - steps } else { place + common.len() / COMMON - steps };
+                let (noted, others) = own.split_at(SLOT * steps);
+                own = others;
+                let noted = &noted[usize::from(own_place) * SLOT..][..SLOT];
+                track.learn(outcome, &common[then * COMMON..][..COMMON], noted, decay, phased.next(), &self.config);
             }
             if let Some(last) = self.last {
                 let young = 1.0 / self.samples.max(1) as f32;
@@ -126,77 +149,78 @@ impl Bank {
             self.low = (self.low + forget).min(value);
             self.high = (self.high - forget).max(value);
         }
-        self.naive.update(value);
         self.ewma.update(value);
         self.slow.update(value);
         self.holt.update(value);
-        self.ridge.update_with(value, &outcomes);
+        self.ridge.update(value);
         if self.last.is_some() {
             self.announce();
         }
         self.advance();
     }
 
-    /// Reads what [`Bank::touch`] has to know before it can read anything: itself, line by line, and where its tracks are.
-    pub(crate) fn touch_places(&self) -> f32 {
-        let places = self.place as usize + self.common.len() + self.config.horizons.len() + self.tracks.len();
-        let levels = self.levels.values()[0] + self.high as f32 + self.config.level_rate as f32;
-        places as f32 + levels + self.config.rates.gamma + self.ridge.touch_places()
+    /// Steps of the longest horizon.
+    fn longest(&self) -> usize {
+        self.config.horizons.last().copied().unwrap_or(1)
     }
 
-    /// Reads one number of all that the next sample is going to need, so that a processor fetches it all at the same time: of ten thousand
-    /// machines nothing is in a cache, and each wait on its own is longer than what is then computed. The result means nothing.
-    pub(crate) fn touch(&self) -> f32 {
-        let (longest, place) = (self.common.len() / COMMON, self.place as usize);
-        let phase = self.phase(0);
-        let mut read = self.ridge.touch();
-        for track in &self.tracks {
-            let steps = track.steps as usize;
-            let then = if place >= steps { place - steps } else { place + longest - steps };
-            let ends = [&self.common[then * COMMON..][..COMMON], &track.pending[track.place as usize * SLOT..][..SLOT]];
-            read += ends.iter().map(|slot| slot[0] + slot[slot.len() - 1]).sum::<f32>();
-            read += track.losses[0] + track.weights[MODELS - 1] + track.conformal.touch(phase);
+    /// Asks for what the next sample is going to need, itself left out, which has to be there already; then comes [`Bank::fetch_seasons`].
+    pub(crate) fn fetch(&self) {
+        fetch(&*self.tracks);
+        if let Some(first) = self.phased(0, 0) {
+            fetch(&self.phases[first..][..self.tracks.len()]);
         }
-        read + self.common[place * COMMON]
+        let (longest, place) = (self.longest(), self.place as usize);
+        let mut from = COMMON * longest;
+        for (steps, own) in self.config.horizons.iter().copied().zip(self.places) {
+            let then = if place >= steps { place - steps } else { place + longest - steps };
+            fetch(&self.noted[then * COMMON..][..COMMON]);
+            fetch(&self.noted[from + usize::from(own) * SLOT..][..SLOT]);
+            from += SLOT * steps;
+        }
+        fetch(&self.noted[place * COMMON..][..COMMON]);
+        self.ridge.fetch();
+    }
+
+    /// Asks for what could not be asked for before the rest was there.
+    pub(crate) fn fetch_seasons(&self) {
+        self.ridge.fetch_seasons(&self.config.horizons);
     }
 
     /// One step further in all rings. Counted and not divided: a division takes as long as ten multiplications.
     fn advance(&mut self) {
         let next = |place: u32, length: u32| if place + 1 >= length { 0 } else { place + 1 };
-        self.place = next(self.place, (self.common.len() / COMMON) as u32);
+        self.place = next(self.place, self.longest() as u32);
         self.cycle[0] = next(self.cycle[0], self.cycle[1]);
-        for track in &mut self.tracks {
-            track.place = next(track.place, track.steps);
+        for (place, steps) in self.places.iter_mut().zip(&self.config.horizons) {
+            // No horizon has more steps than fit.
+            *place = next(u32::from(*place), *steps as u32) as u16;
         }
     }
 
-    /// The phase of the shortest cycle `ahead` of this step, if there is a cycle.
-    fn phase(&self, ahead: u32) -> Option<usize> {
+    /// Where `phases` has what belongs to the track of that number at the phase of the shortest cycle `ahead` of this step, if there is
+    /// a cycle.
+    fn phased(&self, track: usize, ahead: u32) -> Option<usize> {
         let [place, length, phases] = self.cycle;
         if phases == 0 {
             return None;
         }
         let place = place + ahead;
         let place = if place < length { place } else { place % length };
-        Some((if phases == length { place } else { place * phases / length }) as usize)
+        let phase = if phases == length { place } else { place * phases / length };
+        Some(phase as usize * self.tracks.len() + track)
     }
 
     /// What came of the forecasts that are due now, by horizon. A window that ends in a gap has no outcome: its maximum may
     /// have been in the gap.
-    fn outcomes(&mut self, value: Option<f64>) -> [f32; MOST_HORIZONS] {
+    fn outcomes(&self, value: Option<f64>) -> [f32; MOST_HORIZONS] {
         let value = value.map_or(f32::NAN, |value| value as f32);
-        if self.recent.is_empty() {
-            return [value; MOST_HORIZONS];
-        }
-        let length = self.recent.len();
-        let place = self.place as usize;
-        self.recent[place] = value;
-        let mut outcomes = [f32::NAN; MOST_HORIZONS];
-        if !value.is_nan() {
-            let (mut highest, mut age) = (value, 0);
+        let mut outcomes = [value; MOST_HORIZONS];
+        if self.config.target == Target::Maximum && !value.is_nan() {
+            let (mut highest, mut age) = (value, 1);
             for (outcome, steps) in outcomes.iter_mut().zip(&self.config.horizons) {
                 while age < *steps {
-                    highest = highest.max(self.recent[(place + length - age) % length]);
+                    highest = highest.max(self.ridge.past(age - 1));
                     age += 1;
                 }
                 *outcome = highest;
@@ -210,15 +234,20 @@ impl Bank {
         let predictions = self.predictions();
         let levels = self.levels.values();
         let scales = self.scales();
-        for ((track, predictions), usual) in self.tracks.iter_mut().zip(&predictions).zip(scales) {
+        let (common, mut own) = self.noted.split_at_mut(COMMON * self.config.horizons.last().copied().unwrap_or(1));
+        let rings = self.config.horizons.iter().zip(self.places);
+        let tracks = self.tracks.iter_mut().zip(&predictions).zip(scales);
+        for (((track, predictions), usual), (steps, place)) in tracks.zip(rings) {
             let point = track.weights.iter().zip(predictions).map(|(weight, said)| weight * said).sum();
             track.point = point;
             let fast = track.fast(usual);
-            let noted = &mut track.pending[track.place as usize * SLOT..][..SLOT];
+            let (ring, others) = std::mem::take(&mut own).split_at_mut(SLOT * steps);
+            own = others;
+            let noted = &mut ring[usize::from(place) * SLOT..][..SLOT];
             noted[..MODELS - FLAT].copy_from_slice(&predictions[FLAT..]);
             noted[MODELS - FLAT..].copy_from_slice(&[point, usual, fast]);
         }
-        let noted = &mut self.common[self.place as usize * COMMON..][..COMMON];
+        let noted = &mut common[self.place as usize * COMMON..][..COMMON];
         noted[..FLAT].copy_from_slice(&predictions[0][..FLAT]);
         noted[FLAT] = self.step;
         noted[FLAT + 1..].copy_from_slice(&levels);
@@ -233,7 +262,7 @@ impl Bank {
         // These say the same for every horizon.
         let mut flat = [f32::NAN; FLAT];
         let [first, second, third] = &mut flat;
-        self.naive.forecast(&horizons[..1], std::slice::from_mut(first));
+        *first = naive;
         self.ewma.forecast(&horizons[..1], std::slice::from_mut(second));
         self.slow.forecast(&horizons[..1], std::slice::from_mut(third));
         let flat = flat.map(kept);
@@ -256,8 +285,8 @@ impl Bank {
         const ENOUGH: f32 = 4.0;
         let mut scales = [0.0; MOST_HORIZONS];
         let mut before = (0.05 * self.last.unwrap_or(0.0) as f32, 1.0);
-        for (scale, track) in scales.iter_mut().zip(&self.tracks) {
-            let (seen, steps, known) = (track.conformal.seen as f32, track.steps as f32, track.conformal.errors[0]);
+        for ((scale, track), steps) in scales.iter_mut().zip(&self.tracks).zip(&self.config.horizons) {
+            let (seen, steps, known) = (track.conformal.seen as f32, *steps as f32, track.conformal.errors[0]);
             // Outcomes overlap: they tell as much as their number over the square root of the horizon.
             *scale = if seen * seen >= ENOUGH * ENOUGH * steps {
                 known
@@ -320,10 +349,11 @@ impl Bank {
             last: self.last.unwrap_or(0.0) as f32,
             scales: [usual, track.fast(usual), self.step],
             levels: self.levels.values(),
-            // The cycle stands at the step after the newest sample.
-            phase: self.phase(track.steps - 1),
         };
-        track.conformal.quantiles(&basis)
+        // The cycle stands at the step after the newest sample.
+        let phased =
+            self.phased(index, self.config.horizons[index] as u32 - 1).and_then(|place| self.phases.get(place));
+        track.conformal.quantiles(&basis, phased)
     }
 
     /// The usual absolute error `steps` ahead, at the tracked horizon nearest above or the last; 0 before the first sample.
@@ -351,7 +381,7 @@ impl Bank {
         let share = 1.0 / scale;
         let far = |value: f32| (value - point) * share;
         let said = said[index];
-        let (levels, [now, ahead]) = (self.levels.values(), self.ridge.seasons(track.steps as usize));
+        let (levels, [now, ahead]) = (self.levels.values(), self.ridge.seasons(self.config.horizons[index]));
         let features =
             [last, said[1], said[2], said[3], said[4], levels[0], levels[1], levels[2], levels[3]].into_iter();
         let features = features.chain(self.told(index)).chain([self.low as f32, self.high as f32]).map(far);
@@ -392,9 +422,8 @@ impl Bank {
     /// Bytes that it takes, heap included, its configuration left out.
     #[must_use]
     pub fn state_bytes(&self) -> usize {
-        let tracks: usize = self.tracks.iter().map(|track| 4 * track.pending.len()).sum();
-        let inline = size_of::<Self>() - size_of::<BankConfig>() + self.tracks.len() * size_of::<Track>();
-        inline + tracks + 4 * (self.recent.len() + self.common.len()) + self.ridge.heap_bytes()
+        let inline = size_of::<Self>() + size_of_val(&*self.tracks);
+        inline + size_of_val(&*self.noted) + size_of_val(&*self.phases) + self.ridge.heap_bytes()
     }
 
     /// What it was made with.
@@ -416,9 +445,12 @@ mod tests {
             let value = (t % 29 != 5).then(|| 20.0 + 10.0 * f64::from(t % 12) + f64::from(t * 37 % 101) / 10.0);
             bank.update(value);
             // What was noted to be scored was noted before the rings went on.
+            let mut from = COMMON * bank.longest();
             for (index, track) in bank.tracks.iter().enumerate() {
-                let noted = (track.place + track.steps - 1) % track.steps;
-                let noted = &track.pending[noted as usize * SLOT..][..SLOT];
+                let steps = bank.config.horizons[index];
+                let place = (usize::from(bank.places[index]) + steps - 1) % steps;
+                let noted = &bank.noted[from + place * SLOT..][..SLOT];
+                from += SLOT * steps;
                 let mut before = bank.clone();
                 let (length, cycle) = (bank.cycle[1], &mut before.cycle[0]);
                 *cycle = (*cycle + length - 1) % length;
@@ -427,9 +459,10 @@ mod tests {
                     last: bank.last.unwrap_or(0.0) as f32,
                     scales: [noted[SLOT - 2], noted[SLOT - 1], bank.step],
                     levels: bank.levels.values(),
-                    phase: before.phase(track.steps),
                 };
-                assert_eq!(bank.told(index), track.conformal.quantiles(&basis), "at {t}, horizon {}", track.steps);
+                let phased = before.phased(index, steps as u32).map(|place| &bank.phases[place]);
+                let quantiles = track.conformal.quantiles(&basis, phased);
+                assert_eq!(bank.told(index), quantiles, "at {t}, horizon {steps}");
             }
         }
     }

@@ -16,6 +16,10 @@
 use crate::forecast::LEVELS;
 use serde::{Deserialize, Serialize};
 
+/// More of a correction at one phase of a short cycle, in parts of [`FINE`]. Kept by phase and not in [`Conformal`], since only one phase
+/// at a time is learned.
+pub(crate) type Phased = [i16; L - PHASED];
+
 /// Number of levels. All that is kept for each level stands in arrays of this length side by side, which compilers make vector
 /// instructions of.
 const L: usize = LEVELS.len();
@@ -50,8 +54,6 @@ pub(crate) struct Basis {
     pub scales: [f32; SCALED],
     /// Quantiles of the series itself.
     pub levels: Lanes,
-    /// Phase of the outcome in the short cycle, if there is one.
-    pub phase: Option<usize>,
 }
 
 /// How fast things are learned.
@@ -84,8 +86,6 @@ pub(crate) struct Conformal {
     /// Usual pinball loss of the mixture.
     losses: Lanes,
     correction: Lanes,
-    /// More of it for each phase of a short cycle, in parts of [`FINE`].
-    by_phase: [[i16; L - PHASED]; PHASES],
     /// Usual absolute error in slow and fast memory.
     pub(crate) errors: [f32; 2],
     pub(crate) seen: u32,
@@ -98,19 +98,9 @@ impl Conformal {
             weights: PRIOR.map(|weight| [weight; L]),
             losses: [0.0; L],
             correction: [0.0; L],
-            by_phase: [[0; L - PHASED]; PHASES],
             errors: [0.0; 2],
             seen: 0,
         }
-    }
-
-    /// See [`crate::bank::Bank::touch`].
-    #[inline]
-    pub(crate) fn touch(&self, phase: Option<usize>) -> f32 {
-        let multiples: f32 = self.multiples.iter().map(|lanes| lanes[0]).sum();
-        let weights: f32 = self.weights.iter().map(|lanes| lanes[0]).sum();
-        let phase = phase.and_then(|phase| self.by_phase.get(phase)).map_or(0, |corrections| corrections[0]);
-        multiples + weights + self.losses[0] + self.correction[L - 1] + self.errors[0] + f32::from(phase)
     }
 
     #[inline(always)]
@@ -126,9 +116,9 @@ impl Conformal {
     }
 
     #[inline(always)]
-    fn mixed(&self, basis: &Basis, experts: &[Lanes; EXPERTS]) -> Lanes {
+    fn mixed(&self, basis: &Basis, experts: &[Lanes; EXPERTS], phased: Option<&Phased>) -> Lanes {
         let mut corrections = self.correction;
-        if let Some(phase) = basis.phase.and_then(|phase| self.by_phase.get(phase)) {
+        if let Some(phase) = phased {
             for (correction, phase) in corrections[PHASED..].iter_mut().zip(phase) {
                 *correction += f32::from(*phase) / FINE;
             }
@@ -143,9 +133,9 @@ impl Conformal {
         mixed
     }
 
-    /// The quantiles of a forecast with that basis; ascending.
-    pub(crate) fn quantiles(&self, basis: &Basis) -> Lanes {
-        let mut quantiles = self.mixed(basis, &self.experts(basis));
+    /// The quantiles of a forecast with that basis, for an outcome at a phase of that correction, if there is a cycle; ascending.
+    pub(crate) fn quantiles(&self, basis: &Basis, phased: Option<&Phased>) -> Lanes {
+        let mut quantiles = self.mixed(basis, &self.experts(basis), phased);
         let mut before = 0.0_f32;
         for quantile in &mut quantiles {
             before = before.max(*quantile);
@@ -154,8 +144,8 @@ impl Conformal {
         quantiles
     }
 
-    /// Learns that `outcome` came of a forecast with that basis.
-    pub(crate) fn learn(&mut self, outcome: f32, basis: &Basis, rates: &Rates) {
+    /// Learns that `outcome` came of a forecast with that basis, at a phase of that correction.
+    pub(crate) fn learn(&mut self, outcome: f32, basis: &Basis, rates: &Rates, phased: Option<&mut Phased>) {
         if !outcome.is_finite() || !basis.point.is_finite() {
             return;
         }
@@ -163,7 +153,7 @@ impl Conformal {
         let young = 1.0 / self.seen as f32;
         self.learn_errors((outcome - basis.point).abs(), young, rates);
         let experts = self.experts(basis);
-        let mixed = self.mixed(basis, &experts);
+        let mixed = self.mixed(basis, &experts, phased.as_deref());
         // Larger moves at first, so that a short history is not ruled by where the tracking started.
         let gamma = rates.gamma.max(0.5 * young.sqrt());
         let mut losses = [[0.0; L]; EXPERTS];
@@ -185,7 +175,7 @@ impl Conformal {
             for level in 0..L {
                 self.correction[level] += rates.correction * steps[level];
             }
-            if let Some(phase) = basis.phase.and_then(|phase| self.by_phase.get_mut(phase)) {
+            if let Some(phase) = phased {
                 // The phases share what they have in common with the correction above.
                 for (correction, step) in phase.iter_mut().zip(&steps[PHASED..]) {
                     let moved = 0.999 * f32::from(*correction) + FINE * rates.by_phase * step;
@@ -297,13 +287,13 @@ mod tests {
             let error = -(1.0 - noise(&mut state)).ln();
             let scales = [tracker.errors[0], tracker.errors[1], 1.0];
             let basis = Basis { scales, ..Basis::default() };
-            let quantiles = tracker.quantiles(&basis);
+            let quantiles = tracker.quantiles(&basis, None);
             if t >= warm {
                 for (above, quantile) in above.iter_mut().zip(quantiles) {
                     *above += u32::from(error > quantile);
                 }
             }
-            tracker.learn(error, &basis, &Rates::default());
+            tracker.learn(error, &basis, &Rates::default(), None);
         }
         for (above, level) in above.iter().zip(LEVELS) {
             let share = 1.0 - f64::from(*above) / f64::from(total - warm);

@@ -6,6 +6,7 @@
 
 use crate::bank::{Bank, CIRCUMSTANCES, Predictions};
 use crate::conformal::PHASES;
+use crate::fetch::fetch;
 use crate::forecast::{Forecast, LEVELS};
 use crate::model::Budget;
 use crate::model::boost::{Growth, Loss};
@@ -24,6 +25,8 @@ const EVERY: u64 = 7;
 /// So many machines are learned from that often; of more, each more seldom. What is kept of them is bounded anyway, and each lesson asks
 /// the trees of all levels.
 const STUDENTS: usize = 2_000;
+/// Of more machines so many neighbours are learned from at the same step: the trees that they ask are then in a cache.
+const BLOCK: usize = 64;
 /// Step of a machine's own correction, in usual errors.
 const STEP: f32 = 0.06;
 /// Step of the correction of one phase, which all machines share.
@@ -44,6 +47,27 @@ pub struct Fleet {
     phases: Vec<[[f32; CORRECTED]; PHASES]>,
 }
 
+/// Where a machine stands among all that teach the same trees.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// In its pool.
+    pub number: usize,
+    /// Machines in the pools before.
+    pub before: usize,
+    /// All machines.
+    pub of: usize,
+}
+
+impl Place {
+    /// Whether it is learned from at step `time`, its own of that number.
+    fn teaches(&self, time: u64, own: u64) -> bool {
+        let every = every(self.of);
+        let turn =
+            if every == EVERY { own + self.number as u64 } else { time + ((self.before + self.number) / BLOCK) as u64 };
+        turn.is_multiple_of(every)
+    }
+}
+
 /// What one machine has said and waits for, and how its quantiles are corrected.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Member {
@@ -55,16 +79,11 @@ pub struct Member {
 }
 
 impl Member {
-    /// See [`Bank::touch_places`].
-    pub(crate) fn touch_places(&self) -> f32 {
-        self.clock as f32 + self.usual.len() as f32
-    }
-
-    /// See [`Bank::touch`].
-    pub(crate) fn touch(&self) -> f32 {
-        let due = self.said.front().map_or(0, |noted| noted.due);
-        let usual = self.usual.first().copied().unwrap_or(0.0);
-        usual + self.corrections.first().map_or(0.0, |all| all[0]) + due as f32
+    /// Asks for what [`Fleet::follow`] is going to read of it, itself left out; see [`Bank::fetch`].
+    pub(crate) fn fetch(&self) {
+        if let Some(noted) = self.said.front() {
+            fetch(&noted.due);
+        }
     }
 }
 
@@ -103,17 +122,18 @@ impl Fleet {
     /// After each sample that `bank` has taken: learns what came of what was said of the machine. `time` is the number of this step, counted
     /// alike for all machines; `number` tells machines apart.
     pub fn follow(&mut self, member: &mut Member, bank: &Bank, value: Option<f64>, time: u64, number: u64) {
-        self.follow_one_of(1, member, bank, value, (time, number));
+        let place = Place { number: number as usize, before: 0, of: 1 };
+        self.follow_one_of(place, member, bank, value, time);
     }
 
-    /// As [`Fleet::follow`] of one of so many machines.
+    /// As [`Fleet::follow`] of one of many machines.
     pub(crate) fn follow_one_of(
         &mut self,
-        machines: usize,
+        place: Place,
         member: &mut Member,
         bank: &Bank,
         value: Option<f64>,
-        (time, number): (u64, u64),
+        time: u64,
     ) {
         member.clock += 1;
         member.corrections.resize(self.models.len(), [0.0; CORRECTED]);
@@ -125,7 +145,7 @@ impl Fleet {
                 self.learn(&noted, &mut member.corrections[noted.horizon], [value as f32, weight], time);
             }
         }
-        if value.is_none() || !(member.clock + number).is_multiple_of(every(machines)) {
+        if value.is_none() || !place.teaches(time, member.clock) {
             return;
         }
         let said = bank.predictions();
@@ -233,6 +253,21 @@ mod tests {
         let steps = [1, 2_000, 2_001, 14_000, 14_001, usize::MAX].map(every);
         assert_eq!(&steps[..5], [7, 7, 49, 49, 343]);
         assert!(steps[5] > 343);
+    }
+
+    #[test]
+    fn of_many_machines_neighbours_are_learned_from_at_the_same_step() {
+        let taught = |of: usize, number: usize, before: usize| {
+            let place = Place { number, before, of };
+            (0..343_u64).filter(move |time| place.teaches(1_000 + time, 5 + time)).collect::<Vec<_>>()
+        };
+        let (few, next) = (taught(2_000, 3, 700), taught(2_000, 4, 700));
+        assert!(few.len() == 49 && few.iter().all(|step| (step + 5 + 3) % 7 == 0), "{few:?}");
+        assert_ne!(few, next);
+        let many = taught(10_000, 3, 6_400);
+        assert!(many.len() == 7 && many.windows(2).all(|pair| pair[1] - pair[0] == 49), "{many:?}");
+        assert_eq!(many, taught(10_000, BLOCK - 1, 6_400));
+        assert_ne!(many, taught(10_000, BLOCK, 6_400), "the next block has another step");
     }
 
     fn noise(state: &mut u64) -> f64 {

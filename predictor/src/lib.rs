@@ -26,6 +26,7 @@ pub mod course;
 pub mod evaluate;
 pub mod events;
 pub mod experience;
+mod fetch;
 pub mod fleet;
 pub mod forecast;
 pub mod guard;

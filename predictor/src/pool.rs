@@ -24,6 +24,7 @@ use crate::sample::{PerResource, Resource, Sample, plausible};
 use crate::window::Window;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 /// Starts of declared events that are told apart in the course of contention.
 const STARTS: usize = 8;
@@ -46,7 +47,7 @@ pub struct Tick<'a> {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PoolForecaster {
     config: PoolConfig,
-    bank_config: BankConfig,
+    bank_config: Arc<BankConfig>,
     machines: BTreeMap<String, MachineHistory>,
     /// Change by events of the whole pool that was taken out of each step's sum.
     taken_out: PerResource<Window>,
@@ -70,8 +71,8 @@ struct Series {
 }
 
 impl Series {
-    fn new(config: &BankConfig) -> Result<Self, BankError> {
-        Ok(Self { bank: Bank::new(config.clone())?, maxima: Maxima::new(config)? })
+    fn new(config: &Arc<BankConfig>) -> Result<Self, BankError> {
+        Ok(Self { bank: Bank::shared(config)?, maxima: Maxima::new(config)? })
     }
 
     fn update(&mut self, value: Option<f64>) {
@@ -104,7 +105,7 @@ impl PoolForecaster {
         if !(config.step_s.is_finite() && config.step_s > 0.0) {
             return Err(BankError::NotPositive { name: "step_s", value: config.step_s });
         }
-        let bank_config = BankConfig::for_horizon(config.step_s, config.horizon_steps);
+        let bank_config = Arc::new(BankConfig::for_horizon(config.step_s, config.horizon_steps));
         Ok(Self {
             machines: BTreeMap::new(),
             taken_out: PerResource::from_fn(|_| Window::new(config.history_steps)),
@@ -125,15 +126,16 @@ impl PoolForecaster {
     /// # Errors
     /// None with a configuration that [`PoolForecaster::new`] accepted.
     pub fn tick(&mut self, tick: &Tick<'_>) -> Result<Contention, BankError> {
-        self.tick_with(tick, None, 0)
+        self.tick_with(tick, None, [0; 2])
     }
 
-    /// As [`PoolForecaster::tick`], learning from and for all others that are given the same experience, so many machines in all.
+    /// As [`PoolForecaster::tick`], learning from and for all others that are given the same experience, with so many machines before and in
+    /// all.
     pub(crate) fn tick_with(
         &mut self,
         tick: &Tick<'_>,
         mut experience: Option<&mut PerResource<Experience>>,
-        of: usize,
+        of: [usize; 2],
     ) -> Result<Contention, BankError> {
         self.now_s = tick.now_s;
         self.capacity = tick.capacity;
@@ -178,8 +180,7 @@ impl PoolForecaster {
         let mut changed = self.machines.len() != before;
         for sample in samples {
             if !self.machines.contains_key(&sample.machine) {
-                let bank = BankConfig { stagger: number_of(&sample.machine), ..self.bank_config.clone() };
-                let history = MachineHistory::new(&self.config, &bank)?;
+                let history = MachineHistory::new(&self.config, &self.bank_config, number_of(&sample.machine))?;
                 self.machines.insert(sample.machine.clone(), history);
                 changed = true;
             }

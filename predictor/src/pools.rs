@@ -138,9 +138,13 @@ impl Pools {
         self.pool(pool)?;
         let Self { pools, experience, config, .. } = self;
         let experience = Some(experience).filter(|_| config.lessons > 0);
-        let machines = pools.values().map(PoolForecaster::size).sum();
+        let [mut before, mut of] = [0; 2];
+        for (name, forecaster) in pools.iter() {
+            of += forecaster.size();
+            before += if name.as_str() < pool { forecaster.size() } else { 0 };
+        }
         match pools.get_mut(pool) {
-            Some(forecaster) => forecaster.tick_with(tick, experience, machines),
+            Some(forecaster) => forecaster.tick_with(tick, experience, [before, of]),
             None => Err(BankError::NotPositive { name: "pools", value: 0.0 }),
         }
     }

@@ -1,5 +1,6 @@
 //! Cycles of known length, such as an hour or a day: how the series differs at each phase from its recent mean.
 
+use crate::fetch::fetch;
 use serde::{Deserialize, Serialize};
 
 /// The mean profile of one cycle, in as many parts as it has steps, or fewer.
@@ -8,7 +9,7 @@ pub struct Season {
     /// Steps of the cycle.
     length: u32,
     /// Deviation in each part, as the upper half of an `f32`: two digits are enough, and every machine has hundreds.
-    profile: Vec<u16>,
+    profile: Box<[u16]>,
     /// Weight of the newest cycle.
     rate: f32,
     /// Sum and number of the deviations in the part that the newest sample lies in. A part learns when it is left: what is said
@@ -29,7 +30,7 @@ impl Season {
     #[must_use]
     pub fn new(length: usize, parts: usize, rate: f64) -> Self {
         let length = length.clamp(2, 1 << 20);
-        let profile = vec![0; parts.clamp(1, length)];
+        let profile = vec![0; parts.clamp(1, length)].into();
         Self {
             length: length as u32,
             profile,
@@ -97,6 +98,11 @@ impl Season {
             let deviation = whole(self.profile[part]);
             self.profile[part] = half(deviation + (sum / f32::from(count) - deviation) * rate);
         }
+    }
+
+    /// Asks for what [`Season::deviation`] reads; see [`crate::bank::Bank::fetch`].
+    pub(crate) fn fetch(&self, ahead: usize) {
+        fetch(&self.profile[self.part(ahead)]);
     }
 
     /// The deviation `ahead` steps after the newest sample (0 = at it); 0 before the first cycle is complete.

@@ -1,5 +1,6 @@
 //! The last samples of a series, missing ones included.
 
+use crate::fetch::fetch;
 use serde::{Deserialize, Serialize};
 
 /// A bounded history, oldest first. Values are kept as `f32` (seven digits are more than any meter gives); a missing sample
@@ -46,10 +47,12 @@ impl Window {
         self.next = (self.next + 1) % self.capacity;
     }
 
-    /// See [`crate::bank::Bank::touch`].
-    pub(crate) fn touch(&self) -> f32 {
+    /// Asks for what the next sample is going to need; see [`crate::bank::Bank::fetch`].
+    pub(crate) fn fetch(&self) {
         // Where the next one goes, or the one before it.
-        self.values.get(self.next).or(self.values.last()).copied().unwrap_or(0.0)
+        if let Some(place) = self.values.get(self.next).or(self.values.last()) {
+            fetch(place);
+        }
     }
 
     /// How many samples it holds, missing ones included.
@@ -113,7 +116,7 @@ pub(crate) mod gaps {
         options.serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<f32>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>, T: FromIterator<f32>>(deserializer: D) -> Result<T, D::Error> {
         let options = Vec::<Option<f32>>::deserialize(deserializer)?;
         Ok(options.into_iter().map(|value| value.unwrap_or(f32::NAN)).collect())
     }

@@ -166,6 +166,8 @@ fn configurations_that_cannot_work_are_refused_by_name() {
     }
     let refused = Bank::new(BankConfig { level_rate: f64::NAN, ..BankConfig::default() });
     assert!(refused.is_err_and(|error| error.to_string().contains("level_rate")));
+    let refused = Bank::new(BankConfig { ridge_penalty: 0.0, ..BankConfig::default() });
+    assert!(refused.is_err_and(|error| error.to_string().contains("ridge_penalty")));
     for steps in [0, 1, 2, 7, 30, 60, 288, usize::MAX] {
         Bank::new(BankConfig::for_horizon(300.0, steps)).expect("every horizon can be asked for");
     }
@@ -227,7 +229,7 @@ fn one_enormous_sample_leaves_finite_forecasts() {
 #[test]
 fn banks_that_began_together_solve_at_different_steps() {
     let config = BankConfig { horizons: vec![1], ..BankConfig::default() };
-    let staggered = |stagger| Bank::new(BankConfig { stagger, ..config.clone() }).expect("sound");
+    let staggered = |steps| Bank::new(config.clone()).expect("sound").staggered(steps);
     let (mut early, mut late) = (staggered(40), staggered(0));
     let mut noise = Noise::new(23);
     let (mut apart, mut near) = (0, 0);

@@ -47,8 +47,6 @@ pub struct BankConfig {
     pub ridge_penalty: f64,
     /// Steps between two solutions of the ridge regression.
     pub refit_every: u32,
-    /// At which of these steps: banks that began together, each with its own number here, do not all solve at the same one.
-    pub stagger: u32,
 }
 
 impl Default for BankConfig {
@@ -65,7 +63,6 @@ impl Default for BankConfig {
             ridge_decay: 0.998,
             ridge_penalty: 3.0,
             refit_every: 96,
-            stagger: 0,
         }
     }
 }
@@ -109,6 +106,7 @@ impl BankConfig {
         positive("loss_half_life", self.loss_half_life)?;
         positive("sharpness", f64::from(self.sharpness))?;
         positive("level_rate", self.level_rate)?;
+        positive("ridge_penalty", self.ridge_penalty)?;
         positive("gamma", f64::from(self.rates.gamma))
     }
 }

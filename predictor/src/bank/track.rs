@@ -1,14 +1,13 @@
 //! What a bank keeps of one horizon: how its models do there, and what was said and waits for its outcome.
 
 use super::{BankConfig, MODELS};
-use crate::conformal::{Basis, Conformal};
+use crate::conformal::{Basis, Conformal, Phased};
 use crate::forecast::LEVELS;
-use crate::window::gaps;
 use serde::{Deserialize, Serialize};
 
 /// Models that say the same for every horizon come first: naive and the means.
 pub(super) const FLAT: usize = 3;
-/// Numbers kept of each step for each horizon.
+/// Numbers kept of each step for each horizon: the models that tell horizons apart, point, usual errors.
 pub(super) const SLOT: usize = MODELS - FLAT + 3;
 /// Numbers kept of each step for all horizons: the flat models, the usual step, the series' own quantiles.
 pub(super) const COMMON: usize = FLAT + 1 + LEVELS.len();
@@ -16,9 +15,6 @@ pub(super) const COMMON: usize = FLAT + 1 + LEVELS.len();
 /// What is kept for one horizon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Track {
-    pub(super) steps: u32,
-    /// Place of this step in `pending`.
-    pub(super) place: u32,
     /// Usual absolute error of each model.
     pub(super) losses: [f32; MODELS],
     pub(super) seen: u32,
@@ -27,23 +23,17 @@ pub(super) struct Track {
     pub(super) weights: [f32; MODELS],
     /// What is forecast now. Its quantiles are made when somebody asks: nothing that they are made of changes before the next sample.
     pub(super) point: f32,
-    /// What was said at each of the last `steps` steps: the models that tell horizons apart, point, usual errors.
-    #[serde(with = "gaps")]
-    pub(super) pending: Vec<f32>,
 }
 
 impl Track {
-    /// Of so many steps, with naive alone trusted.
-    pub(super) fn new(steps: usize) -> Self {
+    /// With naive alone trusted.
+    pub(super) fn new() -> Self {
         Self {
-            steps: steps as u32,
-            place: 0,
             losses: [0.0; MODELS],
             seen: 0,
             conformal: Conformal::new(),
             weights: std::array::from_fn(|model| if model == 0 { 1.0 } else { 0.0 }),
             point: 0.0,
-            pending: vec![f32::NAN; steps * SLOT],
         }
     }
 
@@ -52,16 +42,16 @@ impl Track {
         if self.conformal.seen < 10 { usual } else { self.conformal.errors[1] }
     }
 
-    /// Scores what was said `steps` ago.
+    /// Scores what was said `steps` ago: for all horizons, and for this one.
     pub(super) fn learn(
         &mut self,
         outcome: f32,
         common: &[f32],
+        noted: &[f32],
         decay: f32,
-        phase: Option<usize>,
+        phased: Option<&mut Phased>,
         config: &BankConfig,
     ) {
-        let noted = &self.pending[self.place as usize * SLOT..][..SLOT];
         if noted[0].is_nan() || common[0].is_nan() || outcome.is_nan() {
             return;
         }
@@ -76,8 +66,8 @@ impl Track {
         levels.copy_from_slice(&common[FLAT + 1..]);
         // The first flat model is the last value itself.
         let scales = [usual, fast, common[FLAT]];
-        let basis = Basis { point, last: common[0], scales, levels, phase };
-        self.conformal.learn(outcome, &basis, &config.rates);
+        let basis = Basis { point, last: common[0], scales, levels };
+        self.conformal.learn(outcome, &basis, &config.rates, phased);
         self.weigh(config.sharpness);
     }
 

@@ -237,10 +237,10 @@ impl Panel {
             let loss = |quantile: f32| crate::replay::pinball(0.95, f64::from(quantile), f64::from(value)) as f32;
             for (model, track) in self.tracks[horizon].iter_mut().enumerate() {
                 let Some(basis) = said.basis(model) else { continue };
-                let quantile = track.conformal.quantiles(&basis)[2];
+                let quantile = track.conformal.quantiles(&basis, None)[2];
                 track.seen = track.seen.saturating_add(1);
                 track.loss += (loss(quantile) - track.loss) * RATE.max(1.0 / track.seen as f32);
-                track.conformal.learn(value, &basis, &Rates::default());
+                track.conformal.learn(value, &basis, &Rates::default(), None);
             }
             let seen = self.tracks[horizon].iter().map(|track| track.seen).max().unwrap_or(1).max(1);
             self.bank[horizon] += (loss(said.bank) - self.bank[horizon]) * RATE.max(1.0 / seen as f32);
@@ -273,7 +273,7 @@ impl Panel {
         let said = self.said.front()?.get(horizon)?;
         let track = self.tracks.get(horizon)?.get(model)?;
         let point = said.points[model]?;
-        let quantiles = track.conformal.quantiles(&said.basis(model)?);
+        let quantiles = track.conformal.quantiles(&said.basis(model)?, None);
         Some(Forecast {
             steps,
             point: f64::from(point.max(0.0)),
@@ -344,7 +344,7 @@ impl Said {
     fn basis(&self, model: usize) -> Option<Basis> {
         let [slow, fast] = self.scales[model];
         let scales = [slow, fast, self.step];
-        Some(Basis { point: self.points[model]?, last: self.last, scales, levels: self.levels, phase: None })
+        Some(Basis { point: self.points[model]?, last: self.last, scales, levels: self.levels })
     }
 }
 

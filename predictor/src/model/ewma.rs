@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ewma {
     alpha: f64,
-    level: Option<f64>,
+    /// Of nothing, while none was seen.
+    level: f64,
     seen: u32,
 }
 
@@ -16,13 +17,13 @@ impl Ewma {
     /// `alpha` in 0..=1 is the weight of the newest sample.
     #[must_use]
     pub fn new(alpha: f64) -> Self {
-        Self { alpha: alpha.clamp(0.0, 1.0), level: None, seen: 0 }
+        Self { alpha: alpha.clamp(0.0, 1.0), level: 0.0, seen: 0 }
     }
 
     /// The mean so far.
     #[must_use]
     pub fn level(&self) -> Option<f64> {
-        self.level
+        (self.seen > 0).then_some(self.level)
     }
 }
 
@@ -31,14 +32,14 @@ impl Model for Ewma {
 
     fn update(&mut self, value: Option<f64>) {
         let Some(value) = value else { return };
+        let level = self.level().unwrap_or(value);
         self.seen = self.seen.saturating_add(1);
         let alpha = self.alpha.max(1.0 / f64::from(self.seen));
-        let level = self.level.unwrap_or(value);
-        self.level = Some(level + alpha * (value - level));
+        self.level = level + alpha * (value - level);
     }
 
     fn forecast(&self, _horizons: &[usize], out: &mut [f32]) {
-        if let Some(level) = self.level {
+        if let Some(level) = self.level() {
             out.fill(level as f32);
         }
     }

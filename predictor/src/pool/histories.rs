@@ -14,7 +14,7 @@ impl PoolForecaster {
         &self,
         samples: impl IntoIterator<Item = PerResource<Option<f64>>>,
     ) -> Result<MachineHistory, BankError> {
-        let mut history = MachineHistory::new(&self.config, &self.bank_config)?;
+        let mut history = MachineHistory::new(&self.config, &self.bank_config, 0)?;
         for sample in samples {
             for resource in Resource::ALL {
                 history.take(resource, plausible(sample[resource]));

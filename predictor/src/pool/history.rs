@@ -2,10 +2,12 @@
 
 use super::{PoolConfig, each};
 use crate::bank::{Bank, BankConfig, BankError};
+use crate::fetch::fetch;
 use crate::fleet::Member;
 use crate::sample::{PerResource, Resource};
 use crate::window::Window;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// The history of one machine, without the effect of events; travels with it from pool to pool.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,25 +22,34 @@ pub struct MachineHistory {
 }
 
 impl MachineHistory {
-    pub(super) fn new(config: &PoolConfig, bank: &BankConfig) -> Result<Self, BankError> {
+    /// Of a machine with that number, which differs between machines.
+    pub(super) fn new(config: &PoolConfig, bank: &Arc<BankConfig>, number: u32) -> Result<Self, BankError> {
         Ok(Self {
-            windows: PerResource::from_fn(|_| Window::staggered(config.history_steps, bank.stagger)),
-            banks: each(|| Bank::new(bank.clone()))?,
+            windows: PerResource::from_fn(|_| Window::staggered(config.history_steps, number)),
+            banks: each(|| Ok(Bank::shared(bank)?.staggered(number)))?,
             silent: PerResource::default(),
             members: PerResource::default(),
         })
     }
 
-    /// Reads where all is that [`MachineHistory::touch`] reads.
-    pub(super) fn touch_places(&self) {
-        let of = |resource: Resource| self.banks[resource].touch_places() + self.members[resource].touch_places();
-        std::hint::black_box(Resource::ALL.map(of));
+    /// Asks for what is kept here of that resource; then come the others of these three, each when what the one before asked for is there.
+    pub(super) fn fetch_places(&self, resource: Resource) {
+        fetch(&self.banks[resource]);
+        fetch(&self.members[resource]);
+        fetch(&self.windows[resource]);
+        fetch(&self.silent[resource]);
     }
 
-    /// See [`Bank::touch`].
-    pub(super) fn touch(&self, resource: Resource) {
-        let bank = self.banks[resource].touch();
-        std::hint::black_box(bank + self.members[resource].touch() + self.windows[resource].touch());
+    /// See [`Bank::fetch`].
+    pub(super) fn fetch(&self, resource: Resource) {
+        self.banks[resource].fetch();
+        self.members[resource].fetch();
+        self.windows[resource].fetch();
+    }
+
+    /// See [`Bank::fetch_seasons`].
+    pub(super) fn fetch_seasons(&self, resource: Resource) {
+        self.banks[resource].fetch_seasons();
     }
 
     pub(super) fn take(&mut self, resource: Resource, value: Option<f64>) {

@@ -3,8 +3,14 @@
 use super::{MachineHistory, PoolForecaster, Tick};
 use crate::events::{EventBook, Evidence, Scope};
 use crate::experience::Experience;
+use crate::fleet::Place;
 use crate::sample::{PerResource, Resource, Sample, plausible};
 use std::collections::HashMap;
+
+/// How many banks ahead of the one that learns memory is asked for, in this order.
+const PLACES_AHEAD: usize = 4;
+const AHEAD: usize = 2;
+const SEASONS_AHEAD: usize = 1;
 
 /// The believed effect of events now on the scope that `concerned` tells.
 fn effect_now(events: &EventBook, concerned: impl Fn(&Scope) -> bool, resource: Resource, baseline: f64) -> f64 {
@@ -13,6 +19,24 @@ fn effect_now(events: &EventBook, concerned: impl Fn(&Scope) -> bool, resource: 
         .filter(|effect| concerned(&effect.event.scope))
         .filter_map(|effect| Some(effect.probability * effect.size * effect.event.change[resource]?.amount(baseline)))
         .sum()
+}
+
+/// Asks for what is needed after the bank of that number, counted over the resources of all members in turn: first where all is of one
+/// some banks away, then what is there of one that is nearer.
+fn fetch_ahead(members: &[(&Sample, &mut MachineHistory)], number: usize) {
+    let of = |ahead: usize| {
+        let (number, resource) = ((number + ahead) / Resource::ALL.len(), (number + ahead) % Resource::ALL.len());
+        Some((&members.get(number)?.1, Resource::ALL[resource]))
+    };
+    if let Some((history, resource)) = of(PLACES_AHEAD) {
+        history.fetch_places(resource);
+    }
+    if let Some((history, resource)) = of(AHEAD) {
+        history.fetch(resource);
+    }
+    if let Some((history, resource)) = of(SEASONS_AHEAD) {
+        history.fetch_seasons(resource);
+    }
 }
 
 impl PoolForecaster {
@@ -36,7 +60,7 @@ impl PoolForecaster {
         &mut self,
         samples: &[Sample],
         mut experience: Option<&mut PerResource<Experience>>,
-        of: usize,
+        [before, of]: [usize; 2],
     ) {
         let time = self.step_number();
         let Self { machines, events, .. } = self;
@@ -53,14 +77,10 @@ impl PoolForecaster {
                 .extend(samples.iter().filter_map(|sample| Some((sample, by_name.remove(sample.machine.as_str())?))));
         }
         for number in 0..members.len() {
-            let (upto, next) = members.split_at_mut(number + 1);
-            let Some((sample, history)) = upto.last_mut() else { break };
-            if let Some((_, history)) = next.get(1) {
-                history.touch_places();
-            }
-            Resource::ALL.iter().for_each(|resource| history.touch(*resource));
-            let own = |scope: &Scope| matches!(scope, Scope::Machine(name) if *name == sample.machine);
-            for resource in Resource::ALL {
+            for (place, resource) in Resource::ALL.into_iter().enumerate() {
+                fetch_ahead(&members, Resource::ALL.len() * number + place);
+                let (sample, history) = &mut members[number];
+                let own = |scope: &Scope| matches!(scope, Scope::Machine(name) if *name == sample.machine);
                 let value = plausible(sample.values[resource]);
                 let effect = if some_event {
                     let expected = history.banks[resource].point(1).or(value).unwrap_or(0.0);
@@ -73,7 +93,7 @@ impl PoolForecaster {
                 history.take(resource, without);
                 if let Some(experience) = experience.as_deref_mut() {
                     let (member, bank) = (&mut history.members[resource], &history.banks[resource]);
-                    experience[resource].fleet.follow_one_of(of, member, bank, without, (time, number as u64));
+                    experience[resource].fleet.follow_one_of(Place { number, before, of }, member, bank, without, time);
                 }
             }
         }

@@ -5,10 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// Entries of the upper triangle of the normal matrix.
 const TRIANGLE: usize = P * (P + 1) / 2;
-/// Numbers that a processor fetches together.
-const LINE: usize = 16;
 
-/// Sums and weights for one horizon.
+/// Sums for one horizon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Equations {
     /// Upper triangle of the sum of x x', row by row.
@@ -16,18 +14,19 @@ pub(super) struct Equations {
     matrix: [f32; TRIANGLE],
     /// Sum of x y.
     pub(super) right: [f32; P],
-    pub(super) weights: [f32; P],
     pub(super) steps: u32,
     /// What is left of an outcome's weight when the next is learned from.
     decay: f32,
     /// Outcomes learned from so far.
     pub(super) seen: u32,
-    pub(super) solved: bool,
+    /// The step up to which it has learned, and the one at which it has to learn again.
+    pub(super) learned: u32,
+    pub(super) due: u32,
 }
 
 /// Outcomes of neighbouring origins overlap and tell almost the same: of horizons beyond the first steps, three of seven are
 /// learned from. Seven divides no minute, hour or day, so that no phase of a cycle is left out.
-const PATTERN: u32 = 7;
+pub(super) const PATTERN: u32 = 7;
 const LEARNED: [bool; PATTERN as usize] = [true, false, true, false, true, false, false];
 pub(super) const SHARE: f64 = 3.0 / 7.0;
 /// Horizons of fewer steps are learned from always.
@@ -63,18 +62,12 @@ impl Equations {
         Self {
             matrix: [0.0; TRIANGLE],
             right: [0.0; P],
-            weights: [0.0; P],
             steps: u32::try_from(steps).unwrap_or(u32::MAX),
             decay: remaining(steps, decay),
             seen: 0,
-            solved: false,
+            learned: 0,
+            due: 1,
         }
-    }
-
-    /// See [`crate::bank::Bank::touch`]: the weights, and what learning changes if that is due.
-    pub(super) fn touch(&self, learns: bool) -> f32 {
-        let weights = self.weights[0] + self.weights[P - 1];
-        if learns { weights + self.right[0] + self.matrix.iter().step_by(LINE).sum::<f32>() } else { weights }
     }
 
     pub(super) fn is_sparse(&self) -> bool {
@@ -86,10 +79,10 @@ impl Equations {
         !self.is_sparse() || LEARNED[(clock.wrapping_add(index as u32) % PATTERN) as usize]
     }
 
-    /// Learns that `y` came of features `x`.
-    pub(super) fn learn(&mut self, x: &[f32; P], y: f32) {
+    /// Learns that `y` came of features `x`, of which `weights` would have said otherwise.
+    pub(super) fn learn(&mut self, x: &[f32; P], y: f32, weights: &[f32; P]) {
         let decay = self.decay;
-        let error = (y - dot(&self.weights, x)).abs();
+        let error = (y - dot(weights, x)).abs();
         let weight = 1.0 / error.max(1.0);
         let weighted = x.map(|x| weight * x);
         for (right, weighted) in self.right.iter_mut().zip(weighted) {
@@ -110,8 +103,8 @@ impl Equations {
         self.seen = self.seen.saturating_add(1);
     }
 
-    /// Solves (X'X + penalty I) w = X'y; keeps the old weights if that is not possible.
-    pub(super) fn solve(&mut self, penalty: f64) {
+    /// Solves (X'X + penalty I) w = X'y, if that is possible.
+    pub(super) fn solution(&self, penalty: f64) -> Option<[f32; P]> {
         let mut matrix = [[0.0; P]; P];
         let mut entries = self.matrix.iter();
         for i in 0..P {
@@ -120,12 +113,8 @@ impl Equations {
             }
             matrix[i][i] = matrix[i][i] * 1.001 + penalty;
         }
-        let Some(solution) = solved(matrix, self.right.map(f64::from)) else { return };
-        let weights = solution.map(|weight| weight as f32);
-        if weights.iter().all(|weight| weight.is_finite()) {
-            self.weights = weights;
-            self.solved = true;
-        }
+        let weights = solved(matrix, self.right.map(f64::from))?.map(|weight| weight as f32);
+        weights.iter().all(|weight| weight.is_finite()).then_some(weights)
     }
 }
 
@@ -142,7 +131,8 @@ fn solved(mut a: [[f64; P]; P], mut b: [f64; P]) -> Option<[f64; P]> {
             squares += entry * entry;
         }
         let rest = a[j][j] - squares;
-        if rest < 0.0 || rest.is_nan() {
+        // At 0 the matrix is singular, and the divisions below would be by 0.
+        if rest <= 0.0 || rest.is_nan() {
             return None;
         }
         a[j][j] = rest.sqrt();
@@ -180,7 +170,7 @@ mod tests {
                 }
                 right[i] = right[i] * equations.decay + x[i] * y;
             }
-            equations.learn(&x, y);
+            equations.learn(&x, y, &[0.0; P]);
         }
         let expected: Vec<f32> = (0..P).flat_map(|i| matrix[i][i..].to_vec()).collect();
         assert_eq!((equations.matrix.to_vec(), equations.right), (expected, right));
@@ -205,5 +195,27 @@ mod tests {
         indefinite[P - 1][P - 1] = -1.0;
         assert_eq!(solved(indefinite, b), None);
         assert_eq!(solved([[f64::NAN; P]; P], b), None);
+        // Singular: nothing was seen, all features always the same, and one of them always 0.
+        assert_eq!(solved([[0.0; P]; P], [0.0; P]), None);
+        assert_eq!(solved([[4.0; P]; P], [4.0; P]), None);
+        for feature in 0..P {
+            let mut without = a;
+            without[feature] = [0.0; P];
+            without.iter_mut().for_each(|row| row[feature] = 0.0);
+            assert_eq!(solved(without, b), None, "feature {feature}");
+        }
+    }
+
+    #[test]
+    fn a_penalty_makes_constant_features_solvable_and_without_one_nothing_is_said() {
+        let mut equations = Equations::new(1, 0.99);
+        for _ in 0..50 {
+            equations.learn(&[1.0; P], 2.0, &[0.0; P]);
+        }
+        let weights = equations.solution(3.0).expect("positive definite");
+        assert!((dot(&weights, &[1.0; P]) - 2.0).abs() < 0.1, "{weights:?}");
+        let nothing = Equations::new(1, 0.99);
+        assert_eq!(nothing.solution(0.0), None);
+        assert_eq!(nothing.solution(3.0), Some([0.0; P]));
     }
 }

@@ -7,8 +7,8 @@ use axum::routing::{delete, get, post, put};
 use axum::{Extension, Json};
 
 use super::body::{Answer, Body, Segment};
-use super::control::{about, object};
 use super::problem::Failure;
+use super::subject::{about, object};
 use super::types::{ChangedLimits, MigrateRequest, Migration};
 use super::{Route, Shared, route};
 use crate::security::access::{Action, Actor, Object};

@@ -6,10 +6,12 @@
 pub mod body;
 pub mod control;
 mod host;
+mod machines;
 mod migration;
 pub mod peer;
 pub mod problem;
 pub mod serve;
+mod subject;
 pub mod types;
 
 use std::sync::Arc;

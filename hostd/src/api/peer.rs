@@ -7,8 +7,8 @@ use axum::routing::{get, post};
 use axum::{Extension, Json};
 
 use super::body::{Answer, Body, Segment};
-use super::control::object;
 use super::problem::Failure;
+use super::subject::object;
 use super::types::{MigrateRequest, Migration, OnFailedProbe};
 use super::{Route, Shared};
 use crate::pool::wire::{MigrateOrder, PeerSummary, Reservation, ReserveRequest, Settlement, Verified};

@@ -5,10 +5,12 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use hostd::api::types::{DiskSize, MigrationStage, NewDisk};
+use hostd::api::types::{DiskSize, NewDisk};
 use hostd::lab::HostSpec;
 use tests::world::{Spec, World};
 use tests::{Need, mounts, ready};
+
+use super::shared::{handed_over, in_use, machine, refused};
 
 /// A loop device, detached when dropped.
 struct Loop(PathBuf);
@@ -22,7 +24,7 @@ impl Loop {
     }
 
     fn in_use(&self) -> bool {
-        File::open(&self.0).unwrap().try_lock().is_err()
+        in_use(&self.0)
     }
 }
 
@@ -105,26 +107,15 @@ fn a_shared_block_device_is_handed_over_there_and_back() {
     let world = World::new(&["a1", "b1", "b2"].map(|host| HostSpec::new(host, &host[..1])), |config| {
         config.shared_dirs = if config.host == "b2" { Vec::new() } else { dirs.clone() };
     });
-    let spec = Spec::busy("vm1", 0);
-    let request = |path: &Path| {
-        let mut request = spec.request();
-        let path = Some(path.to_owned());
-        request.disks = vec![NewDisk { id: "disk0".into(), size_mib: None, path, read_only: false, shared: true }];
-        request
-    };
-    let refused = world.ask("a1", async |client| client.create_machine(&request(&outside)).await).unwrap_err();
-    assert!(refused.status() == Some(422) && refused.to_string().contains("/dev/mapper"), "{refused}");
-    world.ask("a1", async |client| client.create_machine(&request(&name)).await).unwrap();
+    let (_, request) = machine(&outside);
+    let error = world.ask("a1", async |client| client.create_machine(&request).await).unwrap_err();
+    assert!(error.status() == Some(422) && error.to_string().contains("/dev/mapper"), "{error}");
+    let (spec, request) = machine(&name);
+    world.ask("a1", async |client| client.create_machine(&request).await).unwrap();
     world.check_oracles(&spec);
     assert!(device.in_use() && !other.in_use());
     for (from, to) in [("a1", "b1"), ("b1", "a1")] {
-        let migration = world.migrate("vm1", from, to, None);
-        assert_eq!(migration.stage, MigrationStage::Completed, "{:?}\n{}", migration.error, world.logs());
-        let report = migration.report.expect("a report");
-        assert_eq!((report.disk.bytes_sent, report.disk.bytes_skipped), (0, 0), "{:?}", report.disk);
-        let there = world.ask(to, async |client| client.machine("vm1").await).unwrap();
-        assert!(there.disks[0].shared && !there.disks[0].owned && there.disks[0].path == name, "{there:?}");
-        world.check_oracles(&spec);
+        handed_over(&world, &spec, from, to, &name);
         assert!(device.in_use(), "nobody else can have it");
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "a device needs no mark");
@@ -134,17 +125,8 @@ fn a_shared_block_device_is_handed_over_there_and_back() {
     let exchange = format!("mount -t tmpfs other {shown}; ln -s {} {shown}/vm1", other.0.display());
     mounts::restart(&world, "b1", &exchange);
     for (host, expected) in [("b1", "cannot be told from other devices"), ("b2", "shared_dirs")] {
-        let error = match world.start_migration("vm1", "a1", host, None) {
-            Err(error) => error.to_string(),
-            Ok(migration) => {
-                let migration = world.wait_migration("a1", &migration.id);
-                assert_eq!(migration.stage, MigrationStage::Failed, "{migration:?}");
-                migration.error.expect("why it failed")
-            }
-        };
-        assert!(error.contains(expected), "`{expected}` is not in the error: {error}");
-        assert!(device.in_use() && !other.in_use(), "the source still has it");
-        world.check_oracles(&spec);
+        refused(&world, &spec, host, expected, &device.0);
+        assert!(!other.in_use());
     }
     world.ask("a1", async |client| client.delete_machine("vm1").await).unwrap();
     assert!(!device.in_use(), "it is nobody's, and still there");

@@ -9,6 +9,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub use crate::device::virtio::fuzzing::{balloon, block_state, disk_request, new_block_state, virtqueue};
 
 use crate::config::{MachineConfig, SerialConfig};
+use crate::device::BusDevice;
+use crate::device::keyboard::{self, Keyboard};
 use crate::device::serial::{self, Console};
 use crate::device::state::decode;
 use crate::device::virtio::fuzzing::Deaf;
@@ -46,21 +48,36 @@ pub fn snapshot(data: &[u8]) {
     }
 }
 
-/// The saved state of a processor, a clock, or the interrupt controller; the first byte says which.
+/// The saved state of a processor, a clock, the interrupt controller, the serial port or the keyboard; the first byte says which. What a
+/// keyboard takes over it also has to live with.
 pub fn state(data: &[u8]) {
     let Some((&which, bytes)) = data.split_first() else { return };
     let slot = DeviceSlot { name: "fuzz".to_owned(), version: 1 };
     let payload = StatePayload { slot: slot.clone(), bytes: bytes.to_vec() };
-    match which % 4 {
+    match which % 5 {
         0 => drop(decode::<crate::vcpu::state::VcpuStateV1>(&slot, &payload)),
         1 => drop(decode::<crate::kvm::clock::ClockStateV1>(&slot, &payload)),
         2 => drop(decode::<crate::kvm::irq::IrqchipStateV1>(&slot, &payload)),
-        _ => {
+        3 => {
             let serial = StatePayload { slot: serial::slot(), bytes: bytes.to_vec() };
             if let Ok(console) = Console::new(&SerialConfig::Off, Arc::new(Deaf))
                 && console.restore(&serial).is_ok()
             {
                 assert!(console.save().is_ok());
+            }
+        }
+        _ => {
+            let saved = StatePayload { slot: keyboard::slot(), bytes: bytes.to_vec() };
+            let mut keyboard = Keyboard::new(Arc::new(Deaf), || {});
+            if keyboard.restore(&saved).is_ok() {
+                keyboard.press();
+                for port in 0..=4 {
+                    keyboard.read(port, &mut [0]);
+                    keyboard.write(port, &[0xff]);
+                }
+                assert!(
+                    keyboard.save().is_ok_and(|again| Keyboard::new(Arc::new(Deaf), || {}).restore(&again).is_ok())
+                );
             }
         }
     }

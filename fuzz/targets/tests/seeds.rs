@@ -133,6 +133,8 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             [&[which][..], &[0; 1500]].concat(),
         ));
     }
+    // Its control byte, with interrupts on; nothing waits.
+    seeds.push(("state", "keyboard", vec![4, 0x45, 0, 0, 0]));
     seeds
 }
 

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod migrate;
 pub mod service;
 pub mod signals;
+mod slice;
 pub mod snapshot;
 pub mod terminal;
 pub mod vcpu;

@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue::VirtQueue;
 use crate::device::DeviceError;
+use crate::slice;
 
 /// Enough for the deepest call with room to spare; only touched pages cost memory.
 const STACK_BYTES: usize = 256 * 1024;
@@ -125,6 +126,7 @@ impl<B: Backend> Drop for Worker<B> {
 }
 
 fn serve<B: Backend>(mut backend: B, control: &EventFd, calls: &mpsc::Receiver<Call<B>>) {
+    slice::ask_for(slice::DEVICE);
     let mut events = [EpollEvent::default(); 8];
     loop {
         let count = match backend.epoll().wait(-1, &mut events) {

@@ -3,12 +3,15 @@
 //! A migration is for guests that already get too little: what it sends ahead must not take their processors. What a guest
 //! stands still for must not wait behind other guests either.
 
-use rustix::process::{getpriority_process, nice, setpriority_process};
-use rustix::thread::{Pid, gettid};
+use std::time::{Duration, Instant};
 
-/// Added to the niceness of threads that carry what nobody waits for. At 5 such a thread gets a quarter of what one gets that the
-/// guest waits for: a busy guest slows its own migration down and does not stop it.
-const BULK_NICENESS: i32 = 5;
+use rustix::process::{getpriority_process, nice, setpriority_process};
+use rustix::thread::{Pid, gettid, sched_yield};
+
+/// Added to the niceness of threads that carry what nobody waits for: such a thread gets half of what one gets that the guest waits for,
+/// and less since it passes its turns ([`Turns`]). A busy guest slows its own migration down and does not stop it. Why not more:
+/// `docs/design/0010`.
+const BULK_NICENESS: i32 = 3;
 
 /// A thread that carries what nobody waits for: vCPUs, devices, and the threads that answer the guest's faults go first.
 ///
@@ -37,6 +40,34 @@ impl Bulk {
         let Some(usual) = self.usual else { return };
         if let Err(error) = setpriority_process(Some(self.thread), usual) {
             tracing::debug!(%error, "a thread does not get its niceness back; allow it by LimitNICE");
+        }
+    }
+}
+
+/// So long such a thread works in one go.
+const TURN: Duration = Duration::from_millis(1);
+
+/// The turns of a thread that carries what nobody waits for.
+///
+/// Niceness says how much of a processor a thread gets, and not in which pieces: who has to wait for one, waits for a tick of the clock
+/// or two, 4 to 10 ms each. So such a thread offers its processor to others by itself, once in a while; where nobody wants it, that costs
+/// one system call.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    since: Instant,
+}
+
+impl Turns {
+    /// The first begins now.
+    pub(crate) fn new() -> Self {
+        Self { since: Instant::now() }
+    }
+
+    /// Between two pieces of work, each well below a millisecond.
+    pub(crate) fn pass(&mut self) {
+        if self.since.elapsed() >= TURN {
+            sched_yield();
+            self.since = Instant::now();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the threads of the data channels tell the one of the control channel.
 
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use crate::error::MigrationError;
 use crate::page::Bitmap;
 use crate::transport::TransportError;
 use crate::transport::tcp::TICK;
-use crate::urgency::Bulk;
+use crate::urgency::{Bulk, Turns};
 use crate::wire::message::Totals;
 
 /// A data channel may rest for as long as the control channel lives.
@@ -23,6 +24,8 @@ const LAST_WORDS: Duration = Duration::from_millis(700);
 pub(super) struct Arrivals {
     state: Mutex<State>,
     changed: Condvar,
+    /// The guest waits for what is on its way.
+    urgent: AtomicBool,
     control_socket: TcpStream,
     pub(super) control: Control,
 }
@@ -46,7 +49,13 @@ struct State {
 impl Arrivals {
     /// Of channels whose control channel is this one.
     pub(super) fn new(control_socket: TcpStream, control: Control) -> Self {
-        Self { state: Mutex::default(), changed: Condvar::new(), control_socket, control }
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            urgent: AtomicBool::new(false),
+            control_socket,
+            control,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -102,8 +111,16 @@ impl Arrivals {
 
     /// The source has stopped the guest: what is still on its way is waited for.
     pub(super) fn hurry(&self) {
+        self.urgent.store(true, Ordering::Relaxed);
         for thread in &self.state().bulk {
             thread.hurry();
+        }
+    }
+
+    /// Lets others have the processor from time to time, as long as the guest does not wait.
+    pub(super) fn pass(&self, turns: &mut Turns) {
+        if !self.urgent.load(Ordering::Relaxed) {
+            turns.pass();
         }
     }
 

@@ -7,6 +7,7 @@ use crate::error::{Doing, MigrationError};
 use crate::guest::{BlockReader, BlockWriter, DestinationGuest, DiskLayout, MachineLayout};
 use crate::page::Bitmap;
 use crate::transport::channels::{Channel, Incoming};
+use crate::urgency::Turns;
 use crate::wire::WireError;
 use crate::wire::message::{MAX_REUSABLE, Message, Totals};
 
@@ -99,7 +100,7 @@ pub(super) fn receive_blocks(
         let reader = if reuse { Some(disk.reader().doing("opening a disk for reading")?) } else { None };
         disks.push(OneDisk { layout, writer, reader, dirty: false, arrived: Bitmap::new(layout.blocks()) });
     }
-    let mut totals = Totals::default();
+    let (mut totals, mut turns) = (Totals::default(), Turns::new());
     loop {
         match channel.next("waiting for blocks").map_err(by_peer)? {
             Incoming::Block { length } => {
@@ -107,6 +108,7 @@ pub(super) fn receive_blocks(
                 disk(&mut disks, head.disk)?.store(head.disk, head.block, data)?;
                 totals.data += 1;
                 arrivals.control.progress(u64::from(length), 0);
+                arrivals.pass(&mut turns);
             }
             Incoming::Message(Message::ZeroBlocks { disk: number, first, count }) => {
                 disk(&mut disks, number)?.zero(number, first, count)?;

@@ -9,6 +9,7 @@ use crate::error::{Doing, MigrationError};
 use crate::guest::{DestinationGuest, MachineLayout, PAGE_BYTES};
 use crate::page::{Bitmap, delta};
 use crate::transport::channels::{Channel, Incoming, PageSink};
+use crate::urgency::Turns;
 use crate::wire::WireError;
 use crate::wire::message::{Message, Totals};
 
@@ -66,11 +67,13 @@ pub(super) fn receive_pages(
     let pages = layout.pages();
     let (arrived, totals, held) = (Bitmap::new(pages), Totals::default(), Vec::new());
     let mut store = Store { guest, control: &arrivals.control, arrived, totals, held };
+    let mut turns = Turns::new();
     loop {
         match channel.next("waiting for pages").map_err(by_peer)? {
             Incoming::Pages { length } => {
                 let bytes = channel.read_pages(length, pages, &mut store)?;
                 store.control.progress(bytes, 0);
+                arrivals.pass(&mut turns);
             }
             Incoming::Message(Message::RoundEnd { round, last, totals }) => {
                 check_totals("pages", totals, store.totals)?;

@@ -23,7 +23,7 @@ use crate::guest::{MachineLayout, PAGE_BYTES};
 use crate::transport::TransportError;
 use crate::transport::channels::{Channel, Incoming, PageSink};
 use crate::transport::tcp::TICK;
-use crate::urgency::Bulk;
+use crate::urgency::{Bulk, Turns};
 use crate::wire::WireError;
 use crate::wire::handshake::Role;
 use crate::wire::message::{Message, Totals};
@@ -277,7 +277,7 @@ fn take(work: &Work, channel: &mut Channel) -> Result<(), MigrationError> {
 /// A channel that the source pushes to, until its last marker.
 fn receive(work: &Work, channel: &mut Channel) -> Result<(), MigrationError> {
     channel.set_patience(FOREVER);
-    let mut counted = Totals::default();
+    let (mut counted, mut turns) = (Totals::default(), Turns::new());
     loop {
         match channel.next("waiting for pages and blocks").map_err(by_peer)? {
             Incoming::Message(Message::RoundEnd { totals, .. }) => {
@@ -291,6 +291,7 @@ fn receive(work: &Work, channel: &mut Channel) -> Result<(), MigrationError> {
                 let mut sink = Sink { board: &work.board, totals: &mut counted };
                 let bytes = channel.read_pages(length, work.layout.pages(), &mut sink)?;
                 work.control.progress(bytes, 0);
+                turns.pass();
             }
             other => {
                 let zero = matches!(other, Incoming::Message(Message::ZeroBlocks { .. }));

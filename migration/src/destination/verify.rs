@@ -16,7 +16,7 @@ use crate::page::{Bitmap, digest, zero_block, zero_page};
 use crate::report::Verification;
 use crate::source::differences;
 use crate::transport::channels::Incoming;
-use crate::urgency::Bulk;
+use crate::urgency::{Bulk, Turns};
 use crate::wire::WireError;
 use crate::wire::frame::{Digests, Subject};
 use crate::wire::message::{Comparison, Message};
@@ -148,12 +148,13 @@ struct MemoryCheck<'a> {
     suspects: Bitmap,
     checked: u64,
     buffer: Vec<u8>,
+    turns: Turns,
 }
 
 impl<'a> MemoryCheck<'a> {
     fn new(context: &'a Context, arrived: Bitmap) -> Self {
         let buffer = vec![0; (CHUNK_PAGES * PAGE_BYTES) as usize];
-        Self { context, suspects: Bitmap::new(arrived.len()), arrived, checked: 0, buffer }
+        Self { context, suspects: Bitmap::new(arrived.len()), arrived, checked: 0, buffer, turns: Turns::new() }
     }
 
     /// Pages `first..` should have these digests.
@@ -183,6 +184,7 @@ impl<'a> MemoryCheck<'a> {
             }
         }
         self.checked += values.len() as u64;
+        self.turns.pass();
         Ok(())
     }
 

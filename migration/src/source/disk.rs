@@ -17,6 +17,7 @@ use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
 use crate::transport::stop::Stop;
 use crate::transport::tcp::TICK;
+use crate::urgency::Turns;
 use crate::wire::message::Message;
 
 struct OneDisk {
@@ -34,6 +35,7 @@ pub(super) struct DiskWorker {
     control: Control,
     stop: Stop,
     limiter: Arc<Limiter>,
+    turns: Turns,
 }
 
 impl DiskWorker {
@@ -58,16 +60,25 @@ impl DiskWorker {
                 digests: Arc::clone(digests),
             });
         }
-        Ok(Self { reuse, disks, control: context.control.clone(), stop: context.stop.clone(), limiter })
+        Ok(Self {
+            reuse,
+            disks,
+            control: context.control.clone(),
+            stop: context.stop.clone(),
+            limiter,
+            turns: Turns::new(),
+        })
     }
 }
 
 impl Carry for DiskWorker {
     fn carry(&mut self, job: &Job, channel: &mut Channel) -> Result<Share, MigrationError> {
         let mut share = Share::default();
-        let Self { reuse, disks, control, stop, limiter } = self;
+        let Self { reuse, disks, control, stop, limiter, turns } = self;
+        let mut turns = if job.last { None } else { Some(turns) };
         for (disk, (data, holes)) in disks.iter_mut().zip(job.disk.data.iter().zip(&job.disk.holes)) {
-            let mut out = Outgoing { channel: &mut *channel, share: &mut share, control, stop, limiter };
+            let turns = turns.as_deref_mut();
+            let mut out = Outgoing { channel: &mut *channel, share: &mut share, control, stop, limiter, turns };
             disk.holes(holes, &mut out)?;
             // Later rounds carry what was written since.
             if *reuse && job.round == 0 {
@@ -120,6 +131,8 @@ struct Outgoing<'a> {
     control: &'a Control,
     stop: &'a Stop,
     limiter: &'a Limiter,
+    /// Unless the guest waits.
+    turns: Option<&'a mut Turns>,
 }
 
 impl Outgoing<'_> {
@@ -142,6 +155,9 @@ impl Outgoing<'_> {
         self.share.bytes += sent;
         self.share.data_bytes += bytes.len() as u64;
         self.control.progress(sent, bytes.len() as u64);
+        if let Some(turns) = &mut self.turns {
+            turns.pass();
+        }
         Ok(())
     }
 }

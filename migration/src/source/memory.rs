@@ -14,6 +14,7 @@ use crate::transport::TransportError;
 use crate::transport::channels::Channel;
 use crate::transport::limiter::Limiter;
 use crate::transport::stop::Stop;
+use crate::urgency::Turns;
 use crate::wire::frame::{MAX_RUNS, PageRun, RunKind};
 
 const PAGE: usize = PAGE_BYTES as usize;
@@ -33,6 +34,7 @@ pub(super) struct MemoryWorker {
     skipped: Skipped,
     copies: Arc<Copies>,
     batch: Batch,
+    turns: Turns,
 }
 
 /// Pages on their way into one frame.
@@ -164,6 +166,7 @@ impl MemoryWorker {
                 zeroes: 0,
                 runs: Vec::with_capacity(BATCH_PAGES),
             },
+            turns: Turns::new(),
         }
     }
 
@@ -236,6 +239,9 @@ impl Carry for MemoryWorker {
             self.look(pages, job.memory.free())?;
             if self.batch.room() == 0 {
                 self.send(channel, job.round, &mut share)?;
+                if !job.last {
+                    self.turns.pass();
+                }
             }
         }
         self.send(channel, job.round, &mut share)?;

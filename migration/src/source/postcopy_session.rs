@@ -24,7 +24,7 @@ use crate::transport::limiter::Limiter;
 use crate::transport::pack::Packing;
 use crate::transport::stop::Stop;
 use crate::transport::tcp::TICK;
-use crate::urgency::Bulk;
+use crate::urgency::{Bulk, Turns};
 use crate::wire::WireError;
 use crate::wire::frame::{PageRun, RunKind};
 use crate::wire::handshake::Role;
@@ -268,11 +268,12 @@ fn answer(work: &Work, channel: &mut Channel) -> Result<PostcopyFigures, Migrati
 }
 
 fn push_pages(work: &Work, channel: &mut Channel) -> Result<(), MigrationError> {
-    let mut pages = Pages::new(work, PUSH_PAGES as usize);
+    let (mut pages, mut turns) = (Pages::new(work, PUSH_PAGES as usize), Turns::new());
     work.wait_committed();
     loop {
         // The budget first: what waits for it must still be there for a demand.
         work.wait(channel)?;
+        turns.pass();
         match work.board.next_pages(PUSH_PAGES) {
             Some(run) => pages.send(channel, run)?,
             None => return end_of_push(channel, pages.totals),

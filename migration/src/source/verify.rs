@@ -17,7 +17,7 @@ use crate::error::{Doing, MigrationError};
 use crate::guest::{BLOCK_BYTES, PAGE_BYTES};
 use crate::page::{Digests, digest};
 use crate::transport::channels::Channel;
-use crate::urgency::Bulk;
+use crate::urgency::{Bulk, Turns};
 use crate::wire::WireError;
 use crate::wire::frame::{MAX_DIGESTS, Subject};
 use crate::wire::message::{Comparison, Message};
@@ -126,6 +126,7 @@ fn send_memory(context: &Context, control: &mut Channel, sent: &Sent) -> Result<
     let (pages, zero) = (sent.layout.pages(), digest(&[0; PAGE_BYTES as usize]));
     let mut buffer = vec![0; READ_PAGES * PAGE_BYTES as usize];
     let (mut values, mut from, mut queued) = (Vec::with_capacity(READ_PAGES), 0, 0);
+    let mut turns = Turns::new();
     while let Some(run) = context.guest.next_populated(from).doing("looking for populated memory")? {
         let end = run.end.min(pages);
         if run.start >= end {
@@ -144,6 +145,7 @@ fn send_memory(context: &Context, control: &mut Channel, sent: &Sent) -> Result<
                 control.flush()?;
                 queued = 0;
             }
+            turns.pass();
         }
         from = end;
     }

@@ -1,11 +1,9 @@
-//! Protection of records (RFC 8446, section 5) from one buffer into another, or in place.
+//! Protection of records (RFC 8446, section 5), from one buffer into another.
 //!
 //! rustls runs the handshake, and would protect records too, but copies each byte twice more at the receiving end and once
 //! more at the sending one; `docs/design/0008` has the measurements.
 
-use std::ops::Range;
-
-use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce, TlsProtocolId, TlsRecordOpeningKey, TlsRecordSealingKey};
+use aws_lc_rs::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce, TlsProtocolId, TlsRecordSealingKey, UnboundKey};
 use aws_lc_rs::error::Unspecified;
 use rustls::AlertDescription;
 
@@ -107,7 +105,7 @@ const KEY_UPDATE_BOTH: [u8; 5] = [24, 0, 0, 1, 1];
 /// Opens what arrives.
 pub(super) struct Opener {
     traffic: Traffic,
-    key: TlsRecordOpeningKey,
+    key: LessSafeKey,
     iv: [u8; NONCE_LEN],
     sequence: u64,
 }
@@ -115,8 +113,8 @@ pub(super) struct Opener {
 /// What became of a record.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Opened {
-    /// Data lies here in the record.
-    Data(Range<usize>),
+    /// So many bytes of data.
+    Data(usize),
     /// The peer says goodbye.
     Goodbye,
     /// The peer gives up.
@@ -130,7 +128,7 @@ pub(super) enum Opened {
 impl Opener {
     pub(super) fn new(traffic: Traffic) -> Result<Self, Unspecified> {
         let Keys { aead, key, iv } = traffic.keys();
-        let key = TlsRecordOpeningKey::new(aead, TlsProtocolId::TLS13, &key)?;
+        let key = LessSafeKey::new(UnboundKey::new(aead, &key)?);
         Ok(Self { traffic, key, iv, sequence: 0 })
     }
 
@@ -147,12 +145,19 @@ impl Opener {
         Ok(Some(length))
     }
 
-    /// Opens a whole record in place.
-    pub(super) fn open(&mut self, record: &mut [u8]) -> Result<Opened, Refused> {
+    /// Bytes that [`Opener::open`] needs for what it finds in a record of this length.
+    pub(super) fn room(length: usize) -> usize {
+        length.saturating_sub(HEAD + TAG)
+    }
+
+    /// Opens a whole record, into the beginning of `out`, which holds [`Opener::room`].
+    pub(super) fn open(&mut self, record: &[u8], out: &mut [u8]) -> Result<Opened, Refused> {
         let bad = refused(AlertDescription::BadRecordMac, "what arrived was changed on its way");
-        let (head, body) = record.split_at_mut(HEAD);
-        let (nonce, aad) = (nonce(&self.iv, self.sequence), Aad::from(&*head));
-        let inner = self.key.open_in_place(nonce, aad, body).map_err(|_| bad)?;
+        let inner = out.get_mut(..Self::room(record.len())).ok_or(bad)?;
+        let (head, body) = record.split_at_checked(HEAD).ok_or(bad)?;
+        let (body, tag) = body.split_at_checked(inner.len()).ok_or(bad)?;
+        let (nonce, aad) = (nonce(&self.iv, self.sequence), Aad::from(head));
+        self.key.open_separate_gather(nonce, aad, body, tag, inner).map_err(|_| bad)?;
         self.sequence += 1;
         if inner.len() > MAX_PLAIN + 1 {
             return Err(refused(AlertDescription::RecordOverflow, "a record carries more than TLS allows"));
@@ -163,7 +168,7 @@ impl Opener {
         };
         let (plain, content) = (&inner[..end], inner[end]);
         match content {
-            content if content == Content::Data as u8 => Ok(Opened::Data(HEAD..HEAD + end)),
+            content if content == Content::Data as u8 => Ok(Opened::Data(end)),
             content if content == Content::Alert as u8 => alert(plain),
             content if content == Content::Handshake as u8 => self.handshake(plain),
             _ => Err(refused(AlertDescription::UnexpectedMessage, "a record is of no kind that may come now")),
@@ -186,8 +191,8 @@ impl Opener {
         };
         self.traffic.update();
         let Keys { aead, key, iv } = self.traffic.keys();
-        self.key = TlsRecordOpeningKey::new(aead, TlsProtocolId::TLS13, &key)
-            .map_err(|_| refused(AlertDescription::InternalError, "the next key cannot be used"))?;
+        let unusable = refused(AlertDescription::InternalError, "the next key cannot be used");
+        self.key = LessSafeKey::new(UnboundKey::new(aead, &key).map_err(|_| unusable)?);
         (self.iv, self.sequence) = (iv, 0);
         Ok(opened)
     }
@@ -216,6 +221,19 @@ mod tests {
         (Sealer::new(rfc8448_client()).expect(ready), Opener::new(rfc8448_client()).expect(ready))
     }
 
+    fn open(opener: &mut Opener, record: &[u8]) -> Result<(Opened, Vec<u8>), Refused> {
+        let mut out = vec![0; Opener::room(record.len())];
+        let opened = opener.open(record, &mut out)?;
+        out.truncate(if let Opened::Data(length) = opened { length } else { 0 });
+        Ok((opened, out))
+    }
+
+    fn data(opener: &mut Opener, record: &[u8]) -> Result<Vec<u8>, Refused> {
+        let (opened, data) = open(opener, record)?;
+        assert_eq!(opened, Opened::Data(data.len()));
+        Ok(data)
+    }
+
     fn sealed(sealer: &mut Sealer, content: Content, plain: &[u8]) -> Vec<u8> {
         let mut out = vec![0; MAX_SENT];
         let length = sealer.seal(content, plain, &mut out).expect("sealed");
@@ -241,19 +259,27 @@ mod tests {
     fn what_was_sealed_opens_once_in_its_order() {
         let (mut sealer, mut opener) = pair();
         let full = vec![7; MAX_PLAIN];
-        let mut records: Vec<_> =
+        let records: Vec<_> =
             [&b"one"[..], b"", &full].iter().map(|plain| sealed(&mut sealer, Content::Data, plain)).collect();
         assert_eq!(Opener::length(&records[0]), Ok(Some(records[0].len())));
         assert_eq!(Opener::length(&records[0][..4]), Ok(None));
-        let again = records[0].clone();
-        assert_eq!(opener.open(&mut records[0]), Ok(Opened::Data(5..8)));
-        assert_eq!(&records[0][5..8], b"one");
-        assert_eq!(
-            opener.open(&mut again.clone()).map_err(|refused| refused.alert),
-            Err(AlertDescription::BadRecordMac)
-        );
-        assert_eq!(opener.open(&mut records[1]), Ok(Opened::Data(5..5)));
-        assert_eq!(opener.open(&mut records[2]), Ok(Opened::Data(5..5 + MAX_PLAIN)));
+        assert_eq!(data(&mut opener, &records[0]), Ok(b"one".to_vec()));
+        let again = open(&mut opener, &records[0]).map_err(|refused| refused.alert);
+        assert_eq!(again, Err(AlertDescription::BadRecordMac));
+        assert_eq!(data(&mut opener, &records[1]), Ok(Vec::new()));
+        assert_eq!(data(&mut opener, &records[2]), Ok(full));
+    }
+
+    #[test]
+    fn a_record_without_room_or_shorter_than_its_tag_is_refused() {
+        let (mut sealer, mut opener) = pair();
+        let record = sealed(&mut sealer, Content::Data, b"abc");
+        let bad = Err(AlertDescription::BadRecordMac);
+        assert_eq!(opener.open(&record, &mut [0; 3]).map_err(|refused| refused.alert), bad);
+        for length in 0..HEAD + TAG {
+            assert_eq!(opener.open(&record[..length], &mut [0; 4]).map_err(|refused| refused.alert), bad);
+        }
+        assert_eq!(data(&mut opener, &record), Ok(b"abc".to_vec()));
     }
 
     #[test]
@@ -263,7 +289,7 @@ mod tests {
             let mut record = sealed(&mut sealer, Content::Data, b"abc");
             assert_eq!(record.len(), 25);
             record[at] ^= 1;
-            assert!(opener.open(&mut record).is_err(), "byte {at}");
+            assert!(open(&mut opener, &record).is_err(), "byte {at}");
         }
     }
 
@@ -273,28 +299,27 @@ mod tests {
         sealer.key_records = 2;
         assert!(!sealer.is_worn());
         for _ in 0..2 {
-            let mut record = sealed(&mut sealer, Content::Data, b"before");
-            assert_eq!(opener.open(&mut record), Ok(Opened::Data(5..11)));
+            let record = sealed(&mut sealer, Content::Data, b"before");
+            assert_eq!(data(&mut opener, &record), Ok(b"before".to_vec()));
         }
         assert!(sealer.is_worn());
         let mut update = vec![0; MAX_SENT];
         let length = sealer.update(&mut update).expect("updated");
         assert!(!sealer.is_worn());
-        let mut after = sealed(&mut sealer, Content::Data, b"after");
-        assert!(pair().1.open(&mut after.clone()).is_err(), "the first key opens it");
-        assert_eq!(opener.open(&mut update[..length]), Ok(Opened::Nothing));
-        assert_eq!(opener.open(&mut after), Ok(Opened::Data(5..10)));
-        assert_eq!(
-            opener.open(&mut sealed(&mut sealer, Content::Handshake, &KEY_UPDATE_BOTH)),
-            Ok(Opened::UpdateAsked)
-        );
+        let after = sealed(&mut sealer, Content::Data, b"after");
+        assert!(open(&mut pair().1, &after).is_err(), "the first key opens it");
+        assert_eq!(open(&mut opener, &update[..length]), Ok((Opened::Nothing, Vec::new())));
+        assert_eq!(data(&mut opener, &after), Ok(b"after".to_vec()));
+        let both = sealed(&mut sealer, Content::Handshake, &KEY_UPDATE_BOTH);
+        assert_eq!(open(&mut opener, &both), Ok((Opened::UpdateAsked, Vec::new())));
     }
 
     #[test]
     fn what_may_not_come_is_refused_by_its_name() {
         let refusal = |content: Content, plain: &[u8]| {
             let (mut sealer, mut opener) = pair();
-            opener.open(&mut sealed(&mut sealer, content, plain)).map_err(|refused| refused.alert)
+            let opened = open(&mut opener, &sealed(&mut sealer, content, plain));
+            opened.map(|(opened, _)| opened).map_err(|refused| refused.alert)
         };
         assert_eq!(refusal(Content::Handshake, &[4, 0, 0, 1, 9]), Ok(Opened::Nothing));
         assert_eq!(refusal(Content::Handshake, &[1, 0, 0, 1, 9]), Err(AlertDescription::UnexpectedMessage));

@@ -16,14 +16,26 @@ use super::tcp;
 use super::tls::{Session, TlsError, explain};
 use crate::report::TlsInfo;
 
-/// Read from the socket at once, and opened where it lies: as much as fits into the second-level cache.
+/// Read from the socket at once: as much as fits into the second-level cache.
 const READ_BYTES: usize = 256 << 10;
+
+/// Opened at once: data of several records lies side by side then, and is stored in fewer pieces. Four full records, and the head of
+/// a frame before them; 64 KiB are what memory is quickest filled with (`vmm/src/memory/filling.rs`).
+const OPENED_BYTES: usize = 66 << 10;
+const _: () = assert!(OPENED_BYTES > MAX_RECORD);
 
 /// What is kept of memory for records on their way out.
 const KEPT_BYTES: usize = 512 << 10;
 
 /// Records without data in a row, after which a peer is only keeping this end busy.
 const MAX_IDLE_RECORDS: u32 = 32;
+
+/// What the peer said, or did, last.
+enum End {
+    Goodbye,
+    Alert(AlertDescription),
+    Refused(Refused),
+}
 
 /// A TLS session.
 pub struct TlsStream {
@@ -33,8 +45,11 @@ pub struct TlsStream {
     inbox: Box<[u8]>,
     /// What arrived and is not opened yet.
     sealed: Range<usize>,
-    /// What was opened and can be taken.
+    opened: Box<[u8]>,
+    /// What of it can be taken.
     ready: Range<usize>,
+    /// How the session ends once that has been taken.
+    end: Option<End>,
     /// Records in a row that brought no data.
     idle_records: u32,
     /// Room for records; see `unsent`.
@@ -66,7 +81,9 @@ impl TlsStream {
             line,
             inbox,
             sealed: rest,
+            opened: vec![0; OPENED_BYTES].into_boxed_slice(),
             ready: 0..0,
+            end: None,
             idle_records: 0,
             outbox: Vec::new(),
             unsent: 0..0,
@@ -169,20 +186,26 @@ impl TlsStream {
         Ok(())
     }
 
-    /// Decrypted bytes, at least one, at most a record; waits for them.
+    /// Decrypted bytes, at least one; waits for them.
     ///
     /// # Errors
     ///
     /// As [`TlsStream::flush`], and [`TransportError::Closed`] at the end of the stream.
     pub fn fill(&mut self, doing: &'static str) -> Result<&[u8], TransportError> {
         while self.ready.is_empty() {
+            match self.end.take() {
+                None => {}
+                Some(End::Goodbye) => return Err(TransportError::Closed { doing }),
+                Some(End::Alert(alert)) => return Err(explain(&Error::AlertReceived(alert), &[]).into()),
+                Some(End::Refused(refused)) => return Err(self.refuse(refused)),
+            }
+            self.ready = 0..0;
             match self.record() {
-                Ok(Some(length)) => self.open(length, doing)?,
                 Ok(None) => self.read_in(doing)?,
-                Err(refused) => return Err(self.refuse(refused)),
+                _ => self.open(doing)?,
             }
         }
-        Ok(&self.inbox[self.ready.clone()])
+        Ok(&self.opened[self.ready.clone()])
     }
 
     /// Takes bytes that [`TlsStream::fill`] has shown.
@@ -193,7 +216,7 @@ impl TlsStream {
     /// Whether there is something to [`TlsStream::fill`] from that the socket no longer shows: then it must not be polled
     /// for more.
     pub fn has_input(&self) -> bool {
-        !self.ready.is_empty() || !matches!(self.record(), Ok(None))
+        !self.ready.is_empty() || self.end.is_some() || !matches!(self.record(), Ok(None))
     }
 
     /// Fills `buffer`.
@@ -219,24 +242,37 @@ impl TlsStream {
         Ok(length.filter(|&length| length <= self.sealed.len()))
     }
 
-    fn open(&mut self, length: usize, doing: &'static str) -> Result<(), TransportError> {
-        let start = self.sealed.start;
-        self.sealed.start += length;
-        match self.opener.open(&mut self.inbox[start..start + length]) {
-            Ok(Opened::Data(data)) => self.ready = start + data.start..start + data.end,
-            Ok(Opened::Nothing) => {}
-            Ok(Opened::UpdateAsked) => {
-                self.put(|sealer, out| sealer.update(out))?;
-                self.write_out(doing)?;
+    /// Opens records that have arrived, as long as there is room. What ends the session waits until what came before it was taken.
+    fn open(&mut self, doing: &'static str) -> Result<(), TransportError> {
+        while self.end.is_none() {
+            let length = match self.record() {
+                Ok(Some(length)) if self.ready.end + Opener::room(length) <= self.opened.len() => length,
+                Ok(_) => break,
+                Err(refused) => {
+                    self.end = Some(End::Refused(refused));
+                    break;
+                }
+            };
+            let start = self.sealed.start;
+            self.sealed.start += length;
+            let mut count = 0;
+            match self.opener.open(&self.inbox[start..start + length], &mut self.opened[self.ready.end..]) {
+                Ok(Opened::Data(data)) => count = data,
+                Ok(Opened::Nothing) => {}
+                Ok(Opened::UpdateAsked) => {
+                    self.put(|sealer, out| sealer.update(out))?;
+                    self.write_out(doing)?;
+                }
+                Ok(Opened::Goodbye) => self.end = Some(End::Goodbye),
+                Ok(Opened::Alert(alert)) => self.end = Some(End::Alert(alert)),
+                Err(refused) => self.end = Some(End::Refused(refused)),
             }
-            Ok(Opened::Goodbye) => return Err(TransportError::Closed { doing }),
-            Ok(Opened::Alert(alert)) => return Err(explain(&Error::AlertReceived(alert), &[]).into()),
-            Err(refused) => return Err(self.refuse(refused)),
-        }
-        self.idle_records = if self.ready.is_empty() { self.idle_records + 1 } else { 0 };
-        if self.idle_records > MAX_IDLE_RECORDS {
-            let (alert, detail) = (AlertDescription::UnexpectedMessage, "too many records in a row carry nothing");
-            return Err(self.refuse(Refused { alert, detail }));
+            self.ready.end += count;
+            self.idle_records = if count == 0 { self.idle_records + 1 } else { 0 };
+            if self.idle_records > MAX_IDLE_RECORDS {
+                let (alert, detail) = (AlertDescription::UnexpectedMessage, "too many records in a row carry nothing");
+                self.end = Some(End::Refused(Refused { alert, detail }));
+            }
         }
         Ok(())
     }

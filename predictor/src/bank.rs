@@ -1,13 +1,16 @@
 //! Several forecasters for one series, combined by how well each has done lately.
 
+mod circumstances;
 mod config;
+mod told;
 mod track;
 
-pub use config::{BankConfig, BankError, LONGEST_HORIZON, MOST_HORIZONS, Target, cycles};
+pub use crate::model::Target;
+pub(crate) use circumstances::CIRCUMSTANCES;
+pub use config::{BankConfig, BankError, LONGEST_HORIZON, MOST_HORIZONS, cycles};
 
-use crate::conformal::{Basis, Levels, Phased};
+use crate::conformal::{Levels, Phased};
 use crate::fetch::fetch;
-use crate::forecast::{Forecast, LEVELS};
 use crate::model::{Model, ewma::Ewma, holt::Holt, naive::Naive, ridge::Ridge};
 use crate::sample::plausible;
 use crate::season::Season;
@@ -22,19 +25,8 @@ const MODELS: usize = 5;
 pub const MODEL_NAMES: [&str; MODELS] = [Naive::NAME, Ewma::NAME, "slow ewma", Holt::NAME, Ridge::NAME];
 /// What each model says for each tracked horizon.
 pub(crate) type Predictions = [[f32; MODELS]; MOST_HORIZONS];
-/// Numbers that [`Bank::circumstances`] gives.
-pub(crate) const CIRCUMSTANCES: usize = 30;
 /// The most parts of a cycle that have a mean of their own.
 const MOST_PARTS: usize = 288;
-
-/// Where a number of steps lies among the tracked horizons.
-#[derive(Clone, Copy, Debug)]
-enum Between {
-    /// At the horizon of this number or below it, at this share of the way from the one before.
-    Known { above: usize, share: f64 },
-    /// Further than the longest, so that quantiles are so many times as far from the point.
-    Beyond { longest: usize, wider: f64 },
-}
 
 /// Forecasts one series of a machine or a pool. See the module's description.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -299,108 +291,6 @@ impl Bank {
         scales
     }
 
-    /// The forecast for `steps` ahead: exact at the configured horizons, by straight lines between them, and beyond the last
-    /// with a spread that grows as a random walk's does. `None` before the first sample.
-    #[must_use]
-    pub fn forecast(&self, steps: usize) -> Option<Forecast> {
-        let (last, point) = (self.last?, self.point(steps)?);
-        let at = |index: usize| self.told(index).map(|value| f64::from(value.max(0.0)));
-        let quantiles = match self.between(steps) {
-            Between::Beyond { longest, wider } => at(longest).map(|value| (point + wider * (value - point)).max(0.0)),
-            Between::Known { above, share } => {
-                let before = above.checked_sub(1).map_or([last; LEVELS.len()], at);
-                let after = at(above);
-                std::array::from_fn(|i| before[i] + share * (after[i] - before[i]))
-            }
-        };
-        Some(Forecast { steps, point, quantiles })
-    }
-
-    /// The point of [`Bank::forecast`] without its quantiles.
-    pub(crate) fn point(&self, steps: usize) -> Option<f64> {
-        let last = self.last?;
-        let at = |index: usize| f64::from(self.tracks[index].point);
-        Some(match self.between(steps) {
-            Between::Beyond { longest, .. } => at(longest),
-            Between::Known { above, share } => {
-                let before = above.checked_sub(1).map_or(last, at);
-                before + share * (at(above) - before)
-            }
-        })
-    }
-
-    /// Where `steps` ahead lies among the tracked horizons.
-    fn between(&self, steps: usize) -> Between {
-        let horizons = &self.config.horizons;
-        let above = horizons.partition_point(|known| *known < steps);
-        if above == horizons.len() {
-            let longest = above - 1;
-            return Between::Beyond { longest, wider: (steps as f64 / horizons[longest] as f64).sqrt() };
-        }
-        let from = above.checked_sub(1).map_or(0, |before| horizons[before]);
-        Between::Known { above, share: (steps - from) as f64 / (horizons[above] - from) as f64 }
-    }
-
-    /// Quantiles at the tracked horizon `index`, made of what was known when its point was.
-    fn told(&self, index: usize) -> [f32; LEVELS.len()] {
-        let (track, usual) = (&self.tracks[index], self.scales()[index]);
-        let basis = Basis {
-            point: track.point,
-            last: self.last.unwrap_or(0.0) as f32,
-            scales: [usual, track.fast(usual), self.step],
-            levels: self.levels.values(),
-        };
-        // The cycle stands at the step after the newest sample.
-        let phased =
-            self.phased(index, self.config.horizons[index] as u32 - 1).and_then(|place| self.phases.get(place));
-        track.conformal.quantiles(&basis, phased)
-    }
-
-    /// The usual absolute error `steps` ahead, at the tracked horizon nearest above or the last; 0 before the first sample.
-    #[must_use]
-    pub fn usual_error(&self, steps: usize) -> f64 {
-        let index = self.config.horizons.partition_point(|known| *known < steps).min(self.tracks.len() - 1);
-        f64::from(self.scales()[index])
-    }
-
-    /// The share of each of [`MODEL_NAMES`] in the forecast at the tracked horizon nearest to `steps`.
-    #[must_use]
-    pub fn weights(&self, steps: usize) -> [f64; MODELS] {
-        let index = self.config.horizons.partition_point(|known| *known < steps).min(self.tracks.len() - 1);
-        self.tracks[index].weights.map(f64::from)
-    }
-
-    /// What may bear on how far a value lies from its forecast at the tracked horizon `index`, in usual errors from the point: into
-    /// `row`, which has room for [`CIRCUMSTANCES`]; `said` is [`Bank::predictions`]. Returns point and usual error; `None` before there are any.
-    pub(crate) fn circumstances(&self, said: &Predictions, index: usize, row: &mut [f32]) -> Option<(f32, f32)> {
-        let (last, track) = (self.last? as f32, self.tracks.get(index)?);
-        let (point, scale) = (track.point, self.scales()[index]);
-        if scale.is_nan() || scale <= 0.0 || row.len() < CIRCUMSTANCES {
-            return None;
-        }
-        let share = 1.0 / scale;
-        let far = |value: f32| (value - point) * share;
-        let said = said[index];
-        let (levels, [now, ahead]) = (self.levels.values(), self.ridge.seasons(self.config.horizons[index]));
-        let features =
-            [last, said[1], said[2], said[3], said[4], levels[0], levels[1], levels[2], levels[3]].into_iter();
-        let features = features.chain(self.told(index)).chain([self.low as f32, self.high as f32]).map(far);
-        let features = features.chain(now).chain(ahead).chain(self.ridge.common());
-        let features = features.chain([track.conformal.errors[1], self.step, last].map(|size| size * share));
-        let naive = track.losses[0].max(f32::MIN_POSITIVE);
-        let features = features.chain([track.losses[4] / naive, scale / naive, track.weights[0]]);
-        row[..CIRCUMSTANCES].fill(0.0);
-        for (place, feature) in row[..CIRCUMSTANCES].iter_mut().zip(features) {
-            *place = if feature.is_finite() { feature.clamp(-1e6, 1e6) } else { 0.0 };
-        }
-        Some((point, scale))
-    }
-
-    /// Quantiles at the tracked horizon `index`.
-    pub(crate) fn quantiles(&self, index: usize) -> Option<[f32; LEVELS.len()]> {
-        (index < self.tracks.len()).then(|| self.told(index))
-    }
-
     /// The bounds within which forecasts are kept: as far beyond what the series has shown lately as that was wide.
     pub(crate) fn reach(&self) -> (f32, f32) {
         let span = self.high - self.low;
@@ -436,6 +326,7 @@ impl Bank {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conformal::Basis;
 
     #[test]
     fn what_is_asked_for_later_is_what_was_said_when_the_sample_came() {

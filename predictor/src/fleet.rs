@@ -296,7 +296,7 @@ mod tests {
                     _ => 20.0 + (noise(state) - 0.5) * if *value > 10.5 { 12.0 } else { 0.2 },
                 };
                 if t > 5_000 {
-                    loss += crate::replay::pinball(0.95, *said, *value);
+                    loss += crate::quantile::pinball(0.95, *said, *value);
                     covered += f64::from(u8::from(*value <= *said));
                     count += 1.0;
                 }

@@ -36,6 +36,7 @@ pub mod model;
 pub mod plan;
 pub mod pool;
 pub mod pools;
+pub mod quantile;
 pub mod recurrence;
 pub mod replay;
 pub mod sample;

@@ -172,7 +172,7 @@ fn what_is_evaluated_is_what_runs() {
     let capacity = |series: &[Option<f64>]| {
         let mut known: Vec<f64> = series[..protocol.test_from].iter().flatten().copied().collect();
         known.sort_by(f64::total_cmp);
-        predictor::replay::sorted_quantile(&known, protocol.capacity_quantile)
+        predictor::quantile::sorted_quantile(&known, protocol.capacity_quantile)
     };
     let mut pools = Pools::new(pool_config).expect("sound");
     let mut expected = said[3].iter();

@@ -1,6 +1,7 @@
 //! What a bank is told when it is made, and what it refuses.
 
 use crate::conformal::{PHASES, Rates};
+use crate::model::Target;
 use crate::model::ridge::MOST_SEASONS;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -9,17 +10,6 @@ use thiserror::Error;
 pub const MOST_HORIZONS: usize = 6;
 /// The furthest horizon in steps: each step costs memory in every bank.
 pub const LONGEST_HORIZON: usize = 2_016;
-
-/// What is forecast for a horizon.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Target {
-    /// The value at its end.
-    #[default]
-    Value,
-    /// The highest value from the next step to its end.
-    Maximum,
-}
 
 /// What a bank is told when it is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

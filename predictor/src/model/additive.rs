@@ -4,7 +4,7 @@
 //! Fourier terms for each cycle, and one regressor for each kind of event, here fitted at once by smartcore's ridge regression. What is
 //! left over at the newest sample fades as an autoregression of first order.
 
-use super::dear::{Dear, History};
+use super::fit::{Dear, History};
 use super::{Budget, CostClass, Model};
 use serde::{Deserialize, Serialize};
 use smartcore::linalg::basic::arrays::Array;
@@ -164,7 +164,7 @@ impl Dear for Additive {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dear::test::{error_over_naive, noise};
+    use super::super::fit::test::{error_over_naive, noise};
     use super::*;
 
     fn series(steps: u32, events: &[(u64, u64)]) -> Vec<Option<f64>> {

@@ -4,7 +4,8 @@
 //! autoregression gives the innovations, which are then regressors beside the lags. Orders up to (3, 1, 2) by AICc, as Hyndman and
 //! Khandakar do (*Journal of Statistical Software* 27, 2008), here over all of them instead of step by step.
 
-use super::dear::{Dear, History, least_squares};
+use super::fit::{Dear, History};
+use super::squares::least_squares;
 use super::{Budget, CostClass, Model};
 use serde::{Deserialize, Serialize};
 
@@ -166,7 +167,7 @@ impl Dear for Arima {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dear::test::{error_over_naive, noise};
+    use super::super::fit::test::{error_over_naive, noise};
     use super::*;
 
     #[test]

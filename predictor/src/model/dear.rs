@@ -7,101 +7,17 @@
 use super::additive::Additive;
 use super::arima::Arima;
 use super::ets::Ets;
+use super::fit::{Dear, History};
 use super::forest::Forest;
 use super::lstm::Lstm;
 use super::mstl::Mstl;
-use super::{Budget, CostClass, Model};
+use super::{Budget, Model};
 use crate::bank::Bank;
 use crate::conformal::{Basis, Conformal, Levels, Rates};
 use crate::forecast::{Forecast, LEVELS};
+use crate::quantile::pinball;
 use serde::{Deserialize, Serialize};
-use smartcore::linalg::basic::arrays::{Array, Array2, MutArray};
-use smartcore::linalg::basic::matrix::DenseMatrix;
-use smartcore::linalg::traits::cholesky::CholeskyDecomposable;
 use std::collections::VecDeque;
-
-/// What a model is fitted to.
-#[derive(Clone, Copy, Debug)]
-pub struct History<'a> {
-    /// Samples, oldest first.
-    pub values: &'a [Option<f64>],
-    /// Number of the first sample's step, counted alike always: phases of cycles are told by it.
-    pub first: u64,
-    /// First and last step, counted likewise, of times that are known to be different: one list for each regressor.
-    pub events: &'a [Vec<(u64, u64)>],
-}
-
-impl<'a> History<'a> {
-    /// See the fields.
-    #[must_use]
-    pub fn new(values: &'a [Option<f64>], first: u64, events: &'a [Vec<(u64, u64)>]) -> Self {
-        Self { values, first, events }
-    }
-
-    /// From the first measured sample on, a gap bridged by the value before it; `None` if there is nothing.
-    #[must_use]
-    pub fn filled(&self) -> Option<Vec<f64>> {
-        let mut last = self.values.iter().flatten().copied().next()?;
-        let skipped = self.values.iter().position(Option::is_some)?;
-        let bridge = |value: &Option<f64>| {
-            last = value.unwrap_or(last);
-            last
-        };
-        Some(self.values[skipped..].iter().map(bridge).collect())
-    }
-}
-
-/// A model that has to be fitted.
-pub trait Dear: Model {
-    /// Where it may run.
-    const COST: CostClass;
-
-    /// Visits that a fit to `history` takes (see [`Budget`]).
-    fn work(&self, history: &History<'_>) -> u64;
-
-    /// Fits it to `history`, after which it stands at its newest sample. Keeps the old fit and returns false if the budget or the
-    /// history is too short.
-    fn fit(&mut self, history: &History<'_>, budget: &mut Budget) -> bool;
-
-    /// Bytes that it takes.
-    fn state_bytes(&self) -> usize;
-}
-
-/// Least squares with a small penalty; returns weights and the sum of squares that is left. Rows are walked twice.
-pub(crate) fn least_squares<R>(
-    rows: impl Iterator<Item = (R, f64)> + Clone,
-    width: usize,
-    penalty: f64,
-) -> Option<(Vec<f64>, f64)>
-where
-    R: Iterator<Item = f64>,
-{
-    let mut matrix = DenseMatrix::<f64>::zeros(width, width);
-    let mut right = DenseMatrix::<f64>::zeros(width, 1);
-    let mut row = vec![0.0; width];
-    let (mut sums, mut products) = (vec![0.0; width * width], vec![0.0; width]);
-    for (features, target) in rows.clone() {
-        row.iter_mut().zip(features).for_each(|(place, feature)| *place = feature);
-        for i in 0..width {
-            products[i] += row[i] * target;
-            for j in i..width {
-                sums[i * width + j] += row[i] * row[j];
-            }
-        }
-    }
-    for i in 0..width {
-        right.set((i, 0), products[i]);
-        for j in i..width {
-            let entry = sums[i * width + j];
-            matrix.set((i, j), if i == j { entry * (1.0 + penalty) + 1e-9 } else { entry });
-            matrix.set((j, i), if i == j { entry * (1.0 + penalty) + 1e-9 } else { entry });
-        }
-    }
-    let solved = matrix.cholesky_solve_mut(right).ok()?;
-    let weights: Vec<f64> = (0..width).map(|i| *solved.get((i, 0))).collect();
-    let left = rows.map(|(row, target)| (target - row.zip(&weights).map(|(x, w)| x * w).sum::<f64>()).powi(2)).sum();
-    weights.iter().all(|weight| weight.is_finite()).then_some((weights, left))
-}
 
 /// Names of the dear models, in the order of [`Panel::losses`].
 pub const DEAR_NAMES: [&str; MODELS] = [Ets::NAME, Mstl::NAME, Arima::NAME, Additive::NAME, Forest::NAME, Lstm::NAME];
@@ -234,7 +150,7 @@ impl Panel {
             if said.bank.is_nan() || said.points.iter().all(Option::is_none) {
                 continue;
             }
-            let loss = |quantile: f32| crate::replay::pinball(0.95, f64::from(quantile), f64::from(value)) as f32;
+            let loss = |quantile: f32| pinball(0.95, f64::from(quantile), f64::from(value)) as f32;
             for (model, track) in self.tracks[horizon].iter_mut().enumerate() {
                 let Some(basis) = said.basis(model) else { continue };
                 let quantile = track.conformal.quantiles(&basis, None)[2];
@@ -349,33 +265,9 @@ impl Said {
 }
 
 #[cfg(test)]
-pub(crate) mod test {
+mod tests {
+    use super::super::fit::test::noise;
     use super::*;
-
-    /// Between -1 and 1.
-    pub(crate) fn noise(state: &mut u64) -> f64 {
-        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (*state >> 40) as f64 / (1_u64 << 23) as f64 - 1.0
-    }
-
-    /// Fitted once to the first `until` samples: mean absolute error after that, `steps` ahead, over that of naive.
-    pub(crate) fn error_over_naive<D: Dear>(mut model: D, series: &[Option<f64>], until: usize, steps: usize) -> f64 {
-        let history = History::new(&series[..until], 0, &[]);
-        assert!(!model.fit(&history, &mut Budget::new(10)), "ten visits are not enough");
-        assert!(model.fit(&history, &mut Budget::unlimited()), "{} could not be fitted", D::NAME);
-        let (mut error, mut naive, mut last) = (0.0, 0.0, 0.0);
-        for t in until..series.len() {
-            model.update(series[t]);
-            last = series[t].unwrap_or(last);
-            let Some(outcome) = series.get(t + steps).copied().flatten() else { continue };
-            let mut out = [f32::NAN];
-            model.forecast(&[steps], &mut out);
-            error += (outcome - f64::from(out[0])).abs();
-            naive += (outcome - last).abs();
-        }
-        assert!(model.state_bytes() > 0);
-        error / naive
-    }
 
     /// Models that this build can fit.
     const FITTED: usize = if Lstm::CAN_BE_FITTED { MODELS } else { MODELS - 1 };
@@ -405,8 +297,8 @@ pub(crate) mod test {
             }
             let Some(outcome) = series[t + 12].filter(|_| t > 3_000) else { continue };
             let (said, bank) = (panel.forecast(1, &bank).expect("samples"), bank.forecast(12).expect("samples"));
-            own += crate::replay::pinball(0.95, said.quantile(0.95), outcome);
-            banks += crate::replay::pinball(0.95, bank.quantile(0.95), outcome);
+            own += pinball(0.95, said.quantile(0.95), outcome);
+            banks += pinball(0.95, bank.quantile(0.95), outcome);
             covered += f64::from(u8::from(outcome <= said.quantile(0.95)));
             count += 1.0;
         }
@@ -438,8 +330,8 @@ pub(crate) mod test {
                 panel.refit(&History::new(&series[..=t], 0, &[]), &mut Budget::unlimited());
             }
             if let Some(outcome) = series[t + 3].filter(|_| t > 1_200) {
-                own += crate::replay::pinball(0.95, panel.forecast(1, &bank).expect("samples").quantile(0.95), outcome);
-                banks += crate::replay::pinball(0.95, bank.forecast(3).expect("samples").quantile(0.95), outcome);
+                own += pinball(0.95, panel.forecast(1, &bank).expect("samples").quantile(0.95), outcome);
+                banks += pinball(0.95, bank.forecast(3).expect("samples").quantile(0.95), outcome);
             }
         }
         assert!(own < 1.03 * banks, "{own} against {banks}");

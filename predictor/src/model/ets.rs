@@ -4,7 +4,7 @@
 //! 2): simple (A,N,N), damped trend (A,Ad,N), season (A,N,A) and both (A,Ad,A: Holt-Winters, *Management Science* 6, 1960). Smoothing
 //! parameters by descent along one coordinate after the other from a coarse grid; which components, by AICc.
 
-use super::dear::{Dear, History};
+use super::fit::{Dear, History};
 use super::{Budget, CostClass, Model};
 use serde::{Deserialize, Serialize};
 
@@ -184,7 +184,7 @@ impl Dear for Ets {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dear::test::{error_over_naive, noise};
+    use super::super::fit::test::{error_over_naive, noise};
     use super::*;
 
     #[test]

@@ -6,7 +6,7 @@
 //! together with the state around them.
 
 use super::boost::{Boosted, Growth, Lessons};
-use super::dear::{Dear, History};
+use super::fit::{Dear, History};
 use super::{Budget, CostClass, Model};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -161,7 +161,7 @@ impl Dear for Forest {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dear::test::{error_over_naive, noise};
+    use super::super::fit::test::{error_over_naive, noise};
     use super::*;
 
     #[test]

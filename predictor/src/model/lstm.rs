@@ -11,7 +11,7 @@
 #[cfg(feature = "lstm")]
 mod train;
 
-use super::dear::{Dear, History};
+use super::fit::{Dear, History};
 use super::{Budget, CostClass, Model};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;

@@ -9,6 +9,7 @@ pub mod boost;
 pub mod dear;
 pub mod ets;
 pub mod ewma;
+pub mod fit;
 pub mod forest;
 pub mod holt;
 pub mod lstm;
@@ -16,8 +17,20 @@ pub mod mstl;
 pub mod naive;
 pub mod ridge;
 pub mod shared;
+mod squares;
 
 use serde::{Deserialize, Serialize};
+
+/// What is forecast for a horizon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The value at its end.
+    #[default]
+    Value,
+    /// The highest value from the next step to its end.
+    Maximum,
+}
 
 /// What one forecaster does.
 pub trait Model {

@@ -4,8 +4,8 @@
 //! with the others taken out (MSTL: Bandara, Hyndman and Bergmeir, 2021). Forecasts repeat the last cycle of each season on top of
 //! exponential smoothing of the rest.
 
-use super::dear::{Dear, History};
 use super::ets::Ets;
+use super::fit::{Dear, History};
 use super::{Budget, CostClass, Model};
 use serde::{Deserialize, Serialize};
 
@@ -199,7 +199,7 @@ impl Dear for Mstl {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dear::test::{error_over_naive, noise};
+    use super::super::fit::test::{error_over_naive, noise};
     use super::*;
 
     #[test]

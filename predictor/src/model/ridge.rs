@@ -8,8 +8,7 @@
 
 mod equations;
 
-use super::Model;
-use crate::bank::Target;
+use super::{Model, Target};
 use crate::fetch::fetch;
 use crate::season::{Season, half, whole};
 use equations::{Equations, PATTERN, SHARE, dot};

@@ -401,7 +401,7 @@ fn loss(kind: Loss, said: f32, target: f32) -> f64 {
     let (said, target) = (f64::from(said), f64::from(target));
     match kind {
         Loss::Squared => (said - target).powi(2),
-        Loss::Pinball(level) => crate::replay::pinball(level, said, target),
+        Loss::Pinball(level) => crate::quantile::pinball(level, said, target),
         // Squared error of the probability: Brier's score, by which probabilities are judged here.
         Loss::Logistic => (1.0 / (1.0 + (-said).exp()) - target).powi(2),
     }

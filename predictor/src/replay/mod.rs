@@ -11,6 +11,7 @@ use crate::bank::{Bank, BankConfig, BankError};
 use crate::experience::{Experience, LESSONS};
 use crate::fleet::{Fleet, Member};
 use crate::model::Budget;
+use crate::quantile::{pinball, sorted_quantile};
 use crate::sample::plausible;
 use serde::{Deserialize, Serialize};
 
@@ -164,22 +165,6 @@ pub struct MachineScore {
     pub scale: f64,
     /// One for each horizon.
     pub horizons: Vec<HorizonSums>,
-}
-
-/// Pinball loss of `quantile` at `level`.
-#[must_use]
-pub fn pinball(level: f64, quantile: f64, outcome: f64) -> f64 {
-    let above = outcome - quantile;
-    if above >= 0.0 { level * above } else { (level - 1.0) * above }
-}
-
-/// The quantile of sorted values by straight lines; `None` if there are none.
-#[must_use]
-pub fn sorted_quantile(sorted: &[f64], level: f64) -> Option<f64> {
-    let place = level.clamp(0.0, 1.0) * sorted.len().checked_sub(1)? as f64;
-    let below = place as usize;
-    let above = (below + 1).min(sorted.len() - 1);
-    Some(sorted[below] + (place - below as f64) * (sorted[above] - sorted[below]))
 }
 
 fn quantile(mut values: Vec<f64>, level: f64) -> Option<f64> {

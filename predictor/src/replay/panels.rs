@@ -4,12 +4,14 @@
 //! bank it sits on, with the bank as corrected by trees over all series, and with the better of the two by what each has lost
 //! so far, which is what a daemon with both would tell.
 
-use super::{Protocol, naive_scale, pinball};
+use super::{Protocol, naive_scale};
 use crate::bank::{Bank, BankConfig, BankError};
 use crate::experience::{Experience, LESSONS};
 use crate::fleet::{Fleet, Member};
 use crate::model::Budget;
-use crate::model::dear::{DEAR_NAMES, History, Panel};
+use crate::model::dear::{DEAR_NAMES, Panel};
+use crate::model::fit::History;
+use crate::quantile::pinball;
 use crate::sample::plausible;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};

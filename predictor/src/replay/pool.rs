@@ -1,11 +1,12 @@
 //! Probabilities that a pool exceeds its capacity within a window, replayed and scored.
 
-use super::{Protocol, fill_forward, sorted_quantile};
+use super::{Protocol, fill_forward};
 use crate::bank::{BankConfig, BankError};
 use crate::experience::{Experience, LESSONS};
 use crate::insight::{Insight, Waiting};
 use crate::maximum::Maxima;
 use crate::model::Budget;
+use crate::quantile::sorted_quantile;
 use serde::{Deserialize, Serialize};
 
 /// What was said and what came at one origin.

@@ -11,7 +11,7 @@
 //!
 //! and to what the policy said of that pool at the step before, which was the last at which a move could have helped.
 
-use super::World;
+use super::world::World;
 use crate::candidates::{Obstacle, Rejection};
 use serde::{Deserialize, Serialize};
 

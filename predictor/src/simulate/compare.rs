@@ -7,7 +7,7 @@ use super::{Scenario, World, play, run};
 use crate::bank::BankError;
 use crate::cost::MigrationShape;
 use crate::evaluate::{EvaluateError, Trace, pool_columns, sum};
-use crate::replay::sorted_quantile;
+use crate::quantile::sorted_quantile;
 use serde::{Deserialize, Serialize};
 
 /// Violation minutes that a move of the predictor has to avoid, for its curve.

@@ -1,6 +1,6 @@
 //! Events put into a trace, since no public trace has declared ones: batch windows that are announced, and mostly keep to it.
 
-use super::Injected;
+use super::world::Injected;
 use crate::events::{Change, Event, Scope};
 use crate::sample::PerResource;
 use serde::{Deserialize, Serialize};

@@ -1,9 +1,11 @@
 //! Pools whose overload is known beforehand.
 
 use super::cause::{Cause, Held, Kind};
-use super::policy::{Nobody, Oracle, Predictor, Reactive, Setting};
+use super::policy::{Nobody, Oracle, Order, Predictor, Reactive, Setting};
 use super::*;
-use crate::events::{Change, Scope};
+use crate::cost::MigrationShape;
+use crate::evaluate::Series;
+use crate::events::{Change, Event, Scope};
 use crate::sample::PerResource;
 
 /// Ten days of ten minutes; pool 0 has four machines of 2 with noise, pool 1 three of 1; capacity 10 each.

@@ -174,8 +174,8 @@ fn learn(model: &Lstm, measures: &Measures, values: &[f32], first: u64) -> Resul
 #[cfg(test)]
 mod tests {
     use super::super::super::arima::Arima;
-    use super::super::super::dear::test::{error_over_naive, noise};
-    use super::super::super::dear::{Dear, History};
+    use super::super::super::fit::test::{error_over_naive, noise};
+    use super::super::super::fit::{Dear, History};
     use super::super::super::{Budget, Model};
     use super::*;
 

@@ -8,8 +8,8 @@ pub use oracle::Oracle;
 pub use predictor::{Predictor, Setting};
 pub use reactive::Reactive;
 
-use super::World;
 use super::cause::Held;
+use super::world::World;
 use crate::bank::BankError;
 use crate::candidates::{MoveLog, PlanLimits};
 use crate::sample::PerResource;

@@ -2,7 +2,7 @@
 
 use super::{MoveLog, Order, PlanLimits, Policy, limits, pool_name};
 use crate::bank::BankError;
-use crate::simulate::World;
+use crate::simulate::world::World;
 
 /// Knows what comes: moves the machine that avoids most violations within twice the horizon, if it avoids at least `least` steps of
 /// them. It looks at one move at a time, so that it is a strong reference and not the optimum.

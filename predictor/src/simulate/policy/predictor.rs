@@ -13,7 +13,7 @@ use crate::pool::{PoolConfig, PoolForecaster, Tick};
 use crate::pools::Pools;
 use crate::sample::Sample;
 use crate::simulate::cause::Held;
-use crate::simulate::{Scenario, World};
+use crate::simulate::world::{Scenario, World};
 use crate::trigger::{Decision, Hold};
 
 /// When the predictor acts.

@@ -2,8 +2,8 @@
 
 use super::{MoveLog, Order, PlanLimits, Policy, Trigger, limits, pool_name, trigger};
 use crate::bank::BankError;
-use crate::simulate::World;
 use crate::simulate::cause::Held;
+use crate::simulate::world::World;
 use crate::trigger::{Decision, Hold};
 
 /// Acts when a pool uses more than a share of its capacity, and moves the smallest machine that brings it below again, or else the

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,9 +20,6 @@ use crate::digest::{hex, sha256};
 
 /// How long a VMM may take until its API answers: its RAM is only reserved, so this is long even on a busy host.
 const START_PATIENCE: Duration = Duration::from_secs(20);
-
-/// First descriptor number that taps get in the VMM.
-const FIRST_TAP_FD: i32 = 10;
 
 /// Where the program is: as configured, beside the running program, or in `PATH`.
 ///
@@ -107,15 +104,16 @@ pub(super) fn disk_config(disk: &crate::api::types::Disk) -> DiskConfig {
     DiskConfig { id: disk.id.clone(), source, read_only: disk.read_only, shared: disk.shared }
 }
 
-type Taps = (Vec<(OwnedFd, i32)>, Vec<NetworkConfig>);
+type Taps = (Vec<OwnedFd>, Vec<NetworkConfig>);
 
 fn open_taps(config: &HostConfig, record: &MachineRecord) -> Result<Taps, MachineError> {
     let mut descriptors = Vec::new();
     let mut networks = Vec::new();
-    for (network, number) in record.networks.iter().zip(FIRST_TAP_FD..) {
-        descriptors.push((tap::create(&network.tap, config.bridge.as_deref())?, number));
-        let source = TapSource::Fd(number);
+    for network in &record.networks {
+        let tap = tap::create(&network.tap, config.bridge.as_deref())?;
+        let source = TapSource::Fd(tap.as_raw_fd());
         networks.push(NetworkConfig { id: network.id.clone(), source, mac: network.mac.clone() });
+        descriptors.push(tap);
     }
     Ok((descriptors, networks))
 }

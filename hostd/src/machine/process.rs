@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
-use tokio::process::Command;
+use tokio::process::{ChildStdin, Command};
 use tokio::sync::watch;
 
 /// A process, beyond doubt: pids are used again, a pid together with its start time is not.
@@ -55,17 +55,18 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` in a process group of its own: a Ctrl-C on hostd's terminal is not meant for its machines.
+    /// Starts `program` in a process group of its own: a Ctrl-C on hostd's terminal is not meant for its machines. Also returns its
+    /// standard input, which ends when hostd does.
     ///
     /// # Errors
     ///
     /// If it cannot be executed.
-    pub fn spawn(program: Program) -> io::Result<Self> {
+    pub fn spawn(program: Program) -> io::Result<(Self, ChildStdin)> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&program.log)?;
         let mut command = Command::new(&program.path);
         command
             .args(&program.arguments)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0)
@@ -76,7 +77,8 @@ impl Process {
         unsafe { command.pre_exec(move || numbers.iter().try_for_each(|number| keep_open(*number))) };
         let mut child = command.spawn()?;
         drop(program.descriptors);
-        let pid = child.id().ok_or_else(|| io::Error::other("the process ended at once"))?;
+        let early = || io::Error::other("the process ended at once");
+        let (pid, input) = (child.id().ok_or_else(early)?, child.stdin.take().ok_or_else(early)?);
         // It may have ended already; it is not reaped before it is waited for below, so the pid is still its own.
         let (id, _) = ProcessId::look(pid)?;
         let pidfd = open_pidfd(pid)?;
@@ -88,7 +90,7 @@ impl Process {
             };
             sender.send_replace(Some(how));
         });
-        Ok(Self { id, pidfd, ended })
+        Ok((Self { id, pidfd, ended }, input))
     }
 
     /// Finds a process again that an earlier hostd started.
@@ -201,7 +203,8 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_a_process_is_noticed_with_its_last_words() {
         let folder = tempfile::tempdir().unwrap();
-        let process = Process::spawn(program(folder.path(), "echo cannot open the disk >&2; exit 3")).unwrap();
+        let (process, _input) =
+            Process::spawn(program(folder.path(), "echo cannot open the disk >&2; exit 3")).unwrap();
         let how = wait_end(process.watch(), Duration::from_secs(10)).await.unwrap();
         assert!(how.contains('3'), "{how}");
         assert_eq!(log_tail(&folder.path().join("log"), 2), "cannot open the disk");
@@ -210,7 +213,7 @@ mod tests {
     #[tokio::test]
     async fn a_process_is_found_again_and_can_be_killed() {
         let folder = tempfile::tempdir().unwrap();
-        let process = Process::spawn(program(folder.path(), "exec sleep 600")).unwrap();
+        let (process, _input) = Process::spawn(program(folder.path(), "exec sleep 600")).unwrap();
         let adopted = Process::adopt(process.id()).unwrap();
         assert_eq!(adopted.ended(), None);
         adopted.kill();
@@ -236,7 +239,7 @@ mod tests {
         let mut program = program(folder.path(), &script);
         program.path = "/bin/bash".into();
         program.descriptors = vec![first, second];
-        let process = Process::spawn(program).unwrap();
+        let (process, _input) = Process::spawn(program).unwrap();
         wait_end(process.watch(), Duration::from_secs(10)).await.unwrap();
         let written = ["first", "second"].map(|name| std::fs::read_to_string(path(name)).unwrap());
         assert_eq!(written, ["one\n", "two\n"]);

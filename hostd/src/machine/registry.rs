@@ -14,7 +14,7 @@ use vmm::api::{MachineInfo, MachineState};
 use super::entry::{Entry, MachineRecord};
 use super::launch::{last_words, launch};
 use super::partial::Partial;
-use super::process::Process;
+use super::process::{Process, ProcessId};
 use super::{MachineError, disk, name, spec};
 use crate::api::types::{Capacity, CreateMachine, Machine, MachineStatus, Network};
 use crate::clock::unix_ms;
@@ -166,7 +166,8 @@ impl Machines {
         disk::make_folder(&folder)?;
         let reused = source.map(|source| self.inner.partial.hand_over(&record, source)).unwrap_or_default();
         disk::create(&folder, &record.disks, &reused)?;
-        let (process, info) = launch(&self.inner.config, &record, source.is_some()).await?;
+        let note = |id| self.note_process(&entry, id);
+        let (process, info) = launch(&self.inner.config, &record, source.is_some(), note).await?;
         self.attach(&entry, process, Some(&info));
         self.save(&entry)?;
         guard.keep();
@@ -208,6 +209,12 @@ impl Machines {
     pub fn save(&self, entry: &Entry) -> Result<()> {
         let record = entry.record();
         Ok(self.inner.store.put(Kind::Machine, &record.name, &record)?)
+    }
+
+    /// Stores which process is a machine's.
+    fn note_process(&self, entry: &Entry, id: ProcessId) -> Result<()> {
+        entry.state().record.process = Some(id);
+        self.save(entry)
     }
 
     /// Gives an entry its process and watches for the end of it.

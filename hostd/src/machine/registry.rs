@@ -3,6 +3,8 @@
 mod disks;
 mod life;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::collections::BTreeMap;
@@ -15,7 +17,7 @@ use super::entry::{Entry, MachineRecord};
 use super::launch::{last_words, launch};
 use super::partial::Partial;
 use super::process::{Process, ProcessId};
-use super::{MachineError, disk, name, spec};
+use super::{MachineError, chain, disk, name, spec};
 use crate::api::types::{Capacity, CreateMachine, Machine, MachineStatus, Network};
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
@@ -114,7 +116,10 @@ impl Machines {
         };
         let (entry, _) = self.build(record, None).await?;
         entry.state().record.status = MachineStatus::Running;
-        self.save(&entry)?;
+        if let Err(error) = self.save(&entry) {
+            self.discard(&entry).await?;
+            return Err(error);
+        }
         Ok(entry.view(&self.inner.config))
     }
 
@@ -308,8 +313,15 @@ impl Machines {
             state.record.status = MachineStatus::Migrating;
             state.record.migration = Some(id.to_owned());
         }
-        self.save(&entry)?;
+        self.save(&entry).inspect_err(|_| self.stays(&entry))?;
         Ok(entry)
+    }
+
+    /// A migration that could not be stored does not begin.
+    pub fn stays(&self, entry: &Entry) {
+        if let Err(error) = self.set_status(entry, MachineStatus::Running, None) {
+            tracing::warn!(error = chain(&error), "cannot store that a machine stays");
+        }
     }
 
     /// Sets what a machine does once a migration has ended, or is in doubt.

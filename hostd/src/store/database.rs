@@ -108,61 +108,15 @@ pub(super) fn blocking<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Resul
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{Arc, Mutex};
+    use redb::{ReadableDatabase, TableDefinition};
 
-    use redb::{ReadableDatabase, StorageBackend, TableDefinition};
-
+    use super::super::testing::Disk;
     use super::*;
 
     const TABLE: TableDefinition<'_, &str, u64> = TableDefinition::new("t");
 
-    /// A file on a disk that can become full.
-    #[derive(Clone, Debug, Default)]
-    struct Disk {
-        bytes: Arc<Mutex<Vec<u8>>>,
-        full: Arc<AtomicBool>,
-    }
-
-    impl Disk {
-        fn room(&self) -> io::Result<()> {
-            if self.full.load(Ordering::SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-        }
-    }
-
-    impl StorageBackend for Disk {
-        fn len(&self) -> io::Result<u64> {
-            Ok(self.bytes.lock().unwrap().len() as u64)
-        }
-
-        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-            let (bytes, start) = (self.bytes.lock().unwrap(), offset as usize);
-            out.copy_from_slice(&bytes[start..start + out.len()]);
-            Ok(())
-        }
-
-        fn set_len(&self, length: u64) -> io::Result<()> {
-            self.room()?;
-            self.bytes.lock().unwrap().resize(length as usize, 0);
-            Ok(())
-        }
-
-        fn sync_data(&self) -> io::Result<()> {
-            self.room()
-        }
-
-        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-            self.room()?;
-            let start = offset as usize;
-            self.bytes.lock().unwrap()[start..start + data.len()].copy_from_slice(data);
-            Ok(())
-        }
-    }
-
     fn database(disk: &Disk, pause: Duration) -> Reopened {
-        let disk = disk.clone();
-        Reopened::new(move || Ok(Database::builder().create_with_backend(disk.clone())?), pause).unwrap()
+        Reopened::new(disk.opener(), pause).unwrap()
     }
 
     fn put(database: &Reopened, key: &str, value: u64) -> Result<(), StoreError> {
@@ -184,11 +138,11 @@ mod tests {
         let disk = Disk::default();
         let database = database(&disk, Duration::ZERO);
         put(&database, "before", 1).unwrap();
-        disk.full.store(true, Ordering::SeqCst);
+        disk.fill();
         for _ in 0..3 {
             assert!(put(&database, "meanwhile", 2).is_err(), "there is no room");
         }
-        disk.full.store(false, Ordering::SeqCst);
+        disk.make_room();
         put(&database, "after", 3).unwrap();
         let found = ["before", "meanwhile", "after"].map(|key| get(&database, key));
         assert_eq!(found, [Some(1), None, Some(3)]);
@@ -198,9 +152,9 @@ mod tests {
     fn a_repair_is_not_tried_at_each_call() {
         let disk = Disk::default();
         let database = database(&disk, Duration::from_secs(3600));
-        disk.full.store(true, Ordering::SeqCst);
+        disk.fill();
         assert!(matches!(put(&database, "a", 1), Err(StoreError::Access(_))));
-        disk.full.store(false, Ordering::SeqCst);
+        disk.make_room();
         let closed = put(&database, "a", 1).unwrap_err();
         assert!(matches!(closed, StoreError::Closed), "{closed}");
     }

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
@@ -91,7 +92,15 @@ impl Store {
                 .create(&path)
                 .map_err(|error| StoreError::Open { path: path.clone(), source: Box::new(error.into()) })
         };
-        let store = Self { database: Arc::new(Reopened::new(open, PAUSE)?) };
+        Self::opened(open, PAUSE)
+    }
+
+    /// A store that is opened by `open`, again at the earliest `pause` after a failure.
+    pub(super) fn opened(
+        open: impl Fn() -> Result<Database, StoreError> + Send + Sync + 'static,
+        pause: Duration,
+    ) -> Result<Self, StoreError> {
+        let store = Self { database: Arc::new(Reopened::new(open, pause)?) };
         store.write(|write| {
             for kind in [Kind::Machine, Kind::Migration, Kind::Plan, Kind::Event, Kind::Host] {
                 write.open_table(kind.table())?;

@@ -6,6 +6,8 @@ pub mod embedded;
 mod error;
 mod levels;
 pub mod samples;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use embedded::Store;
 pub use error::StoreError;

@@ -39,7 +39,12 @@ impl Machines {
             state.record.status = MachineStatus::Running;
             (state.reason, state.record.why_stopped) = (None, None);
         }
-        self.save(entry)?;
+        if let Err(error) = self.save(entry) {
+            // The next daemon would find it stopped, and end it.
+            entry.state().stopped(chain(&error));
+            end_process(entry).await;
+            return Err(error);
+        }
         Ok(entry.view(&self.inner.config))
     }
 
@@ -50,7 +55,7 @@ impl Machines {
     /// [`MachineError::State`] while it is being created or moved.
     pub async fn delete(&self, name: &str) -> Result<()> {
         let entry = self.get(name)?;
-        {
+        let before = {
             let mut state = entry.state();
             let remedy = match state.record.status {
                 MachineStatus::Creating | MachineStatus::Incoming => "wait until it is there",
@@ -63,9 +68,9 @@ impl Machines {
             if !remedy.is_empty() {
                 return Err(MachineError::State { name: name.to_owned(), status: state.record.status, remedy });
             }
-            state.record.status = MachineStatus::Deleting;
-        }
-        self.save(&entry)?;
+            std::mem::replace(&mut state.record.status, MachineStatus::Deleting)
+        };
+        self.save(&entry).inspect_err(|_| entry.state().record.status = before)?;
         self.discard(&entry).await
     }
 

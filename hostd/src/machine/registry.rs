@@ -161,6 +161,9 @@ impl Machines {
 
     /// Enters a machine, makes its disks and starts its VMM, or leaves nothing.
     async fn build(&self, record: MachineRecord, source: Option<&str>) -> Result<(Arc<Entry>, bool)> {
+        if self.entries().contains_key(&record.name) {
+            return Err(MachineError::Exists(record.name));
+        }
         // Before the record says that they are ours: whatever goes wrong later, images of the record are removed.
         disk::check_absent(&record.disks)?;
         let entry = self.enter(record, source)?;

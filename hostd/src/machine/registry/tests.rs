@@ -34,3 +34,16 @@ async fn what_cannot_be_stored_does_not_begin() {
     machines.delete("vm").await.unwrap();
     assert!(machines.all().is_empty());
 }
+
+#[tokio::test]
+async fn a_name_that_is_taken_is_told_and_not_the_image_of_who_has_it() {
+    let (folder, disk) = (tempfile::tempdir().unwrap(), Disk::default());
+    let machines = machines(folder.path(), &disk);
+    machines.enter(record(16, 1), None).unwrap();
+    let images = machines.inner.config.machine_state_dir("vm");
+    std::fs::create_dir_all(&images).unwrap();
+    std::fs::write(images.join("d.raw"), b"its disk").unwrap();
+    let again = r#"{"name": "vm", "memory_mib": 16, "disks": [{"id": "d", "size_mib": 1}]}"#;
+    let refused = machines.create(&serde_json::from_str(again).unwrap()).await.unwrap_err();
+    assert!(matches!(refused, MachineError::Exists(_)), "{refused}");
+}

@@ -257,7 +257,7 @@ pub enum SerialConfig {
     Off,
     /// Standard output (and input, if it is a terminal).
     Stdio,
-    /// Appended to a file.
+    /// Appended to a file. At 1 MiB it gets the ending `.old`, in place of the one before it, and a new one begins.
     File(PathBuf),
 }
 

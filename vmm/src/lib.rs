@@ -10,6 +10,7 @@ pub mod disk;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod kvm;
+pub mod log;
 pub mod memory;
 pub mod migrate;
 pub mod service;

@@ -1,6 +1,6 @@
 //! `headroom-vmm`: one process, one virtual machine.
 
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -79,7 +79,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments, started: Started) -> anyhow::Result<ExitCode> {
-    start_log(&arguments.log)?;
+    let filter = &arguments.log;
+    vmm::log::start(filter).with_context(|| format!("--log {filter} is no filter: try info, debug or vmm=trace"))?;
     // Blocked before the first thread exists: they all inherit it, and the signals arrive where they are waited for.
     let signals = signals::Signals::block().context("cannot wait for signals")?;
     let quit = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).context("cannot make an event descriptor")?;
@@ -155,16 +156,4 @@ fn read_config(path: &Path) -> anyhow::Result<MachineConfig> {
     serde_json::from_str(&text).with_context(|| {
         format!("the configuration {} is not one of a machine (see headroom-vmm --help for an example)", path.display())
     })
-}
-
-fn start_log(filter: &str) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .with_context(|| format!("--log {filter} is no filter: try info, debug or vmm=trace"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    Ok(())
 }

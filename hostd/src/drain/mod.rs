@@ -346,6 +346,10 @@ pub async fn run(daemon: Arc<Daemon>, mut stop: watch::Receiver<bool>) {
             _ = ticks.tick() => {}
             () = stopped(&mut stop) => return,
         }
+        // Most hosts are open for all of their life: no thread is woken for nothing four times a second.
+        if !daemon.gate.closed() {
+            continue;
+        }
         let worker = Arc::clone(&daemon);
         // Stores, and therefore blocks.
         if let Err(error) = tokio::task::spawn_blocking(move || worker.step_drain()).await {

@@ -291,7 +291,7 @@ impl Executor {
             ..Migration::new(&id, machine, MigrationSide::Source, &inner.config.host, &request.destination)
         };
         let entry = inner.machines.begin_migration(machine, &migration.id)?;
-        let active = self.enter(migration.clone())?;
+        let active = self.enter(migration.clone()).inspect_err(|_| inner.machines.stays(&entry))?;
         let executor = self.clone();
         tokio::spawn(async move { executor.run_source(&active, &entry).await });
         Ok(migration)

@@ -2,17 +2,18 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tokio::io::AsyncWriteExt;
 use vmm::api::MachineInfo;
 use vmm::api::client::Client;
 use vmm::config::{BalloonConfig, DiskConfig, DiskSource, MachineConfig, NetworkConfig, SerialConfig, TapSource};
 
 use super::entry::MachineRecord;
-use super::process::{Process, Program, log_tail};
+use super::process::{Process, ProcessId, Program, log_tail};
 use super::{MachineError, disk, tap};
 use crate::api::types::KernelChoice;
 use crate::config::HostConfig;
@@ -20,9 +21,6 @@ use crate::digest::{hex, sha256};
 
 /// How long a VMM may take until its API answers: its RAM is only reserved, so this is long even on a busy host.
 const START_PATIENCE: Duration = Duration::from_secs(20);
-
-/// First descriptor number that taps get in the VMM.
-const FIRST_TAP_FD: i32 = 10;
 
 /// Where the program is: as configured, beside the running program, or in `PATH`.
 ///
@@ -47,36 +45,44 @@ pub fn find_vmm(configured: Option<&Path>) -> Result<PathBuf, MachineError> {
 
 /// Starts the VMM of `record` and waits until its API answers. With `incoming` it waits for a migration.
 ///
+/// Should hostd be killed meanwhile, no process is left that nobody knows of: `note` is told of it before it is told what to do, and
+/// without that it ends by itself.
+///
 /// # Errors
 ///
-/// With the VMM's own last words where it has some. Neither process nor tap nor file is left behind.
+/// With the VMM's own last words where it has some, or that of `note`. Neither process nor tap nor file is left behind.
 pub async fn launch(
     config: &HostConfig,
     record: &MachineRecord,
     incoming: bool,
+    note: impl FnOnce(ProcessId) -> Result<(), MachineError>,
 ) -> Result<(Process, MachineInfo), MachineError> {
     let folder = config.machine_run_dir(&record.name);
     let guard = FolderGuard { folder: Some(folder.clone()) };
     let _ = std::fs::remove_dir_all(&folder);
     disk::make_folder(&folder)?;
     let log = folder.join("vmm.log");
-    let program = prepare(config, record, incoming, &folder, &log)?;
+    let (program, machine) = prepare(config, record, incoming, &folder, &log)?;
     let path = program.path.clone();
-    let process = Process::spawn(program).map_err(|source| MachineError::Spawn { path, source })?;
+    let (process, mut input) = Process::spawn(program).map_err(|source| MachineError::Spawn { path, source })?;
     let process = KillGuard { process: Some(process) };
+    note(process.get().id())?;
+    // One that has ended meanwhile says why in its log.
+    let _ = input.write_all(&machine).await;
+    drop(input);
     let info = wait_for_api(&record.name, process.get(), &folder.join("api.sock"), &log).await?;
     guard.keep();
     Ok((process.keep(), info))
 }
 
-/// The command line and configuration of a VMM, with taps open.
+/// The command line of a VMM, with taps open, and its configuration.
 fn prepare(
     config: &HostConfig,
     record: &MachineRecord,
     incoming: bool,
     folder: &Path,
     log: &Path,
-) -> Result<Program, MachineError> {
+) -> Result<(Program, Vec<u8>), MachineError> {
     let vmm = find_vmm(config.vmm.as_deref())?;
     let (descriptors, networks) = open_taps(config, record)?;
     let kernel = if incoming { None } else { Some(kernel_path(config, &record.kernel)?) };
@@ -93,13 +99,13 @@ fn prepare(
         serial: SerialConfig::File(folder.join("console.log")),
         dirty_tracking: config.migration.dirty_tracking,
     };
-    let path = folder.join("machine.json");
-    write_json(&path, &machine)?;
-    let mut arguments = vec!["--config".into(), path.into(), "--api-socket".into(), folder.join("api.sock").into()];
+    // It reads its standard input; the file is for whoever wants to know what it was.
+    let machine = write_json(&folder.join("machine.json"), &machine)?;
+    let mut arguments = vec!["--config".into(), "-".into(), "--api-socket".into(), folder.join("api.sock").into()];
     if incoming {
         arguments.push("--incoming".into());
     }
-    Ok(Program { path: vmm, arguments, log: log.to_owned(), descriptors })
+    Ok((Program { path: vmm, arguments, log: log.to_owned(), descriptors }, machine))
 }
 
 pub(super) fn disk_config(disk: &crate::api::types::Disk) -> DiskConfig {
@@ -107,15 +113,16 @@ pub(super) fn disk_config(disk: &crate::api::types::Disk) -> DiskConfig {
     DiskConfig { id: disk.id.clone(), source, read_only: disk.read_only, shared: disk.shared }
 }
 
-type Taps = (Vec<(OwnedFd, i32)>, Vec<NetworkConfig>);
+type Taps = (Vec<OwnedFd>, Vec<NetworkConfig>);
 
 fn open_taps(config: &HostConfig, record: &MachineRecord) -> Result<Taps, MachineError> {
     let mut descriptors = Vec::new();
     let mut networks = Vec::new();
-    for (network, number) in record.networks.iter().zip(FIRST_TAP_FD..) {
-        descriptors.push((tap::create(&network.tap, config.bridge.as_deref())?, number));
-        let source = TapSource::Fd(number);
+    for network in &record.networks {
+        let tap = tap::create(&network.tap, config.bridge.as_deref())?;
+        let source = TapSource::Fd(tap.as_raw_fd());
         networks.push(NetworkConfig { id: network.id.clone(), source, mac: network.mac.clone() });
+        descriptors.push(tap);
     }
     Ok((descriptors, networks))
 }
@@ -193,10 +200,13 @@ pub fn bundled_kernel(folder: &Path) -> Result<PathBuf, MachineError> {
     Ok(path)
 }
 
-fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), MachineError> {
-    let write = || -> io::Result<()> {
+/// Returns what was written.
+fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, MachineError> {
+    let write = || -> io::Result<Vec<u8>> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        file.write_all(&serde_json::to_vec_pretty(value)?)
+        let text = serde_json::to_vec_pretty(value)?;
+        file.write_all(&text)?;
+        Ok(text)
     };
     write().map_err(|source| MachineError::File { action: "write", path: path.to_owned(), source })
 }

@@ -1,14 +1,14 @@
 //! The VMM process of a machine: started here, or found again after a restart of hostd.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
-use tokio::process::Command;
+use tokio::process::{ChildStdin, Command};
 use tokio::sync::watch;
 
 /// A process, beyond doubt: pids are used again, a pid together with its start time is not.
@@ -42,8 +42,8 @@ pub struct Program {
     pub arguments: Vec<std::ffi::OsString>,
     /// Where standard output and error go; appended.
     pub log: PathBuf,
-    /// Descriptors that the process gets under the given numbers.
-    pub descriptors: Vec<(OwnedFd, i32)>,
+    /// Descriptors that the process gets, under the numbers that they have here.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// A running process whose end is noticed.
@@ -55,29 +55,30 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program` in a process group of its own: a Ctrl-C on hostd's terminal is not meant for its machines.
+    /// Starts `program` in a process group of its own: a Ctrl-C on hostd's terminal is not meant for its machines. Also returns its
+    /// standard input, which ends when hostd does.
     ///
     /// # Errors
     ///
     /// If it cannot be executed.
-    pub fn spawn(program: Program) -> io::Result<Self> {
+    pub fn spawn(program: Program) -> io::Result<(Self, ChildStdin)> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&program.log)?;
         let mut command = Command::new(&program.path);
         command
             .args(&program.arguments)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0)
             .kill_on_drop(false);
-        let pairs: Vec<(i32, i32)> =
-            program.descriptors.iter().map(|(descriptor, number)| (descriptor.as_raw_fd(), *number)).collect();
-        // SAFETY: the closure runs between fork and exec and calls only dup2 and fcntl, which are async-signal-safe. It
-        // allocates nothing: `pairs` was made before the fork.
-        unsafe { command.pre_exec(move || pass_descriptors(&pairs)) };
+        let numbers: Vec<RawFd> = program.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        // SAFETY: the closure runs between fork and exec and calls only fcntl, which is async-signal-safe. It allocates
+        // nothing: `numbers` was made before the fork.
+        unsafe { command.pre_exec(move || numbers.iter().try_for_each(|number| keep_open(*number))) };
         let mut child = command.spawn()?;
         drop(program.descriptors);
-        let pid = child.id().ok_or_else(|| io::Error::other("the process ended at once"))?;
+        let early = || io::Error::other("the process ended at once");
+        let (pid, input) = (child.id().ok_or_else(early)?, child.stdin.take().ok_or_else(early)?);
         // It may have ended already; it is not reaped before it is waited for below, so the pid is still its own.
         let (id, _) = ProcessId::look(pid)?;
         let pidfd = open_pidfd(pid)?;
@@ -89,7 +90,7 @@ impl Process {
             };
             sender.send_replace(Some(how));
         });
-        Ok(Self { id, pidfd, ended })
+        Ok((Self { id, pidfd, ended }, input))
     }
 
     /// Finds a process again that an earlier hostd started.
@@ -151,27 +152,11 @@ pub async fn wait_end(mut watch: watch::Receiver<Option<String>>, patience: Dura
     }
 }
 
-fn pass_descriptors(pairs: &[(i32, i32)]) -> io::Result<()> {
-    // Sources may sit on the numbers that others are to get: move all of them out of the way first. 200 is above
-    // every target and below the usual limit of 1024 descriptors.
-    for (index, (source, _)) in pairs.iter().enumerate() {
-        // SAFETY: both descriptors are plain numbers of this process; the result is checked.
-        let moved = unsafe { libc::dup2(*source, 200 + index as i32) };
-        if moved < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    for (index, (_, target)) in pairs.iter().enumerate() {
-        let parked = 200 + index as i32;
-        // SAFETY: as above; dup2 leaves the copy open across exec, and the parked one is closed again.
-        let passed = unsafe { libc::dup2(parked, *target) };
-        // SAFETY: `parked` was opened by the loop above.
-        unsafe { libc::close(parked) };
-        if passed < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
+/// Has the program that is executed next inherit a descriptor. It keeps its number: moving it could close another one that is still
+/// needed, and which numbers are free is not known.
+fn keep_open(number: RawFd) -> io::Result<()> {
+    // SAFETY: takes two integers, and the result is checked.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, 0) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
@@ -218,7 +203,8 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_a_process_is_noticed_with_its_last_words() {
         let folder = tempfile::tempdir().unwrap();
-        let process = Process::spawn(program(folder.path(), "echo cannot open the disk >&2; exit 3")).unwrap();
+        let (process, _input) =
+            Process::spawn(program(folder.path(), "echo cannot open the disk >&2; exit 3")).unwrap();
         let how = wait_end(process.watch(), Duration::from_secs(10)).await.unwrap();
         assert!(how.contains('3'), "{how}");
         assert_eq!(log_tail(&folder.path().join("log"), 2), "cannot open the disk");
@@ -227,7 +213,7 @@ mod tests {
     #[tokio::test]
     async fn a_process_is_found_again_and_can_be_killed() {
         let folder = tempfile::tempdir().unwrap();
-        let process = Process::spawn(program(folder.path(), "exec sleep 600")).unwrap();
+        let (process, _input) = Process::spawn(program(folder.path(), "exec sleep 600")).unwrap();
         let adopted = Process::adopt(process.id()).unwrap();
         assert_eq!(adopted.ended(), None);
         adopted.kill();
@@ -238,16 +224,24 @@ mod tests {
         assert!(Process::adopt(other).is_err(), "a pid alone is not enough");
     }
 
+    /// Two cards of a machine, in a daemon that has many files open.
     #[tokio::test]
-    async fn descriptors_arrive_under_their_numbers() {
+    async fn each_descriptor_arrives_whatever_their_numbers_are() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("passed");
-        let file = std::fs::File::create(&path).unwrap();
-        let mut program = program(folder.path(), "echo through 20 >&20");
+        let path = |name: &str| folder.path().join(name);
+        let at = |name: &str, number: RawFd| {
+            let file = std::fs::File::create(path(name)).unwrap();
+            // SAFETY: F_DUPFD_CLOEXEC makes a descriptor that belongs to nobody else.
+            unsafe { OwnedFd::from_raw_fd(libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number)) }
+        };
+        let (first, second) = (at("first", 199), at("second", 200));
+        let script = format!("echo one >&{}; echo two >&{}", first.as_raw_fd(), second.as_raw_fd());
+        let mut program = program(folder.path(), &script);
         program.path = "/bin/bash".into();
-        program.descriptors = vec![(file.into(), 20)];
-        let process = Process::spawn(program).unwrap();
+        program.descriptors = vec![first, second];
+        let (process, _input) = Process::spawn(program).unwrap();
         wait_end(process.watch(), Duration::from_secs(10)).await.unwrap();
-        assert_eq!(std::fs::read_to_string(path).unwrap(), "through 20\n");
+        let written = ["first", "second"].map(|name| std::fs::read_to_string(path(name)).unwrap());
+        assert_eq!(written, ["one\n", "two\n"]);
     }
 }

@@ -3,6 +3,8 @@
 mod disks;
 mod life;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 use std::collections::BTreeMap;
@@ -14,8 +16,8 @@ use vmm::api::{MachineInfo, MachineState};
 use super::entry::{Entry, MachineRecord};
 use super::launch::{last_words, launch};
 use super::partial::Partial;
-use super::process::Process;
-use super::{MachineError, disk, name, spec};
+use super::process::{Process, ProcessId};
+use super::{MachineError, chain, disk, name, spec};
 use crate::api::types::{Capacity, CreateMachine, Machine, MachineStatus, Network};
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
@@ -114,7 +116,10 @@ impl Machines {
         };
         let (entry, _) = self.build(record, None).await?;
         entry.state().record.status = MachineStatus::Running;
-        self.save(&entry)?;
+        if let Err(error) = self.save(&entry) {
+            self.discard(&entry).await?;
+            return Err(error);
+        }
         Ok(entry.view(&self.inner.config))
     }
 
@@ -156,6 +161,9 @@ impl Machines {
 
     /// Enters a machine, makes its disks and starts its VMM, or leaves nothing.
     async fn build(&self, record: MachineRecord, source: Option<&str>) -> Result<(Arc<Entry>, bool)> {
+        if self.entries().contains_key(&record.name) {
+            return Err(MachineError::Exists(record.name));
+        }
         // Before the record says that they are ours: whatever goes wrong later, images of the record are removed.
         disk::check_absent(&record.disks)?;
         let entry = self.enter(record, source)?;
@@ -166,7 +174,8 @@ impl Machines {
         disk::make_folder(&folder)?;
         let reused = source.map(|source| self.inner.partial.hand_over(&record, source)).unwrap_or_default();
         disk::create(&folder, &record.disks, &reused)?;
-        let (process, info) = launch(&self.inner.config, &record, source.is_some()).await?;
+        let note = |id| self.note_process(&entry, id);
+        let (process, info) = launch(&self.inner.config, &record, source.is_some(), note).await?;
         self.attach(&entry, process, Some(&info));
         self.save(&entry)?;
         guard.keep();
@@ -208,6 +217,12 @@ impl Machines {
     pub fn save(&self, entry: &Entry) -> Result<()> {
         let record = entry.record();
         Ok(self.inner.store.put(Kind::Machine, &record.name, &record)?)
+    }
+
+    /// Stores which process is a machine's.
+    fn note_process(&self, entry: &Entry, id: ProcessId) -> Result<()> {
+        entry.state().record.process = Some(id);
+        self.save(entry)
     }
 
     /// Gives an entry its process and watches for the end of it.
@@ -301,8 +316,15 @@ impl Machines {
             state.record.status = MachineStatus::Migrating;
             state.record.migration = Some(id.to_owned());
         }
-        self.save(&entry)?;
+        self.save(&entry).inspect_err(|_| self.stays(&entry))?;
         Ok(entry)
+    }
+
+    /// A migration that could not be stored does not begin.
+    pub fn stays(&self, entry: &Entry) {
+        if let Err(error) = self.set_status(entry, MachineStatus::Running, None) {
+            tracing::warn!(error = chain(&error), "cannot store that a machine stays");
+        }
     }
 
     /// Sets what a machine does once a migration has ended, or is in doubt.

@@ -1,7 +1,7 @@
 //! History of measurements, down-sampled: every sample for two hours, one value a minute for a week, one a quarter of an
 //! hour for ninety days. Coarser values are means of what fell into their span.
 
-use redb::{Durability, ReadableDatabase, ReadableTable};
+use redb::{Durability, ReadableTable};
 
 use super::levels::LEVELS;
 use super::{Store, StoreError};
@@ -14,23 +14,19 @@ impl Store {
     ///
     /// If it cannot be written.
     pub fn add_samples(&self, at_unix_ms: u64, samples: &[(String, Usage)], durable: bool) -> Result<(), StoreError> {
-        super::embedded::blocking(|| self.add(at_unix_ms, samples, durable))
-    }
-
-    fn add(&self, at_unix_ms: u64, samples: &[(String, Usage)], durable: bool) -> Result<(), StoreError> {
-        let mut write = self.database.begin_write()?;
-        let durability = if durable { Durability::Immediate } else { Durability::None };
-        write.set_durability(durability).map_err(|error| StoreError::Access(Box::new(error.into())))?;
-        for level in &LEVELS {
-            let mut table = write.open_table(level.table)?;
-            let start = at_unix_ms - at_unix_ms % level.span_ms;
-            for (series, usage) in samples {
-                let before = table.get((series.as_str(), start))?.map(|value| value.value());
-                table.insert((series.as_str(), start), merge(before, usage))?;
+        self.write(|write| {
+            let durability = if durable { Durability::Immediate } else { Durability::None };
+            write.set_durability(durability).map_err(|error| StoreError::Access(Box::new(error.into())))?;
+            for level in &LEVELS {
+                let mut table = write.open_table(level.table)?;
+                let start = at_unix_ms - at_unix_ms % level.span_ms;
+                for (series, usage) in samples {
+                    let before = table.get((series.as_str(), start))?.map(|value| value.value());
+                    table.insert((series.as_str(), start), merge(before, usage))?;
+                }
             }
-        }
-        write.commit()?;
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Names of the series that begin with `prefix` and have single samples.
@@ -40,19 +36,21 @@ impl Store {
     /// If they cannot be read.
     pub fn series(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         use std::ops::Bound::{Excluded, Included, Unbounded};
-        let table = self.database.begin_read()?.open_table(LEVELS[0].table)?;
-        let mut found: Vec<String> = Vec::new();
-        loop {
-            let after = match found.last() {
-                Some(last) => Excluded((last.as_str(), u64::MAX)),
-                None => Included((prefix, 0)),
-            };
-            let next = table.range::<(&str, u64)>((after, Unbounded))?.next().transpose()?;
-            match next.map(|(key, _)| key.value().0.to_owned()).filter(|series| series.starts_with(prefix)) {
-                Some(series) => found.push(series),
-                None => return Ok(found),
+        self.read(|read| {
+            let table = read.open_table(LEVELS[0].table)?;
+            let mut found: Vec<String> = Vec::new();
+            loop {
+                let after = match found.last() {
+                    Some(last) => Excluded((last.as_str(), u64::MAX)),
+                    None => Included((prefix, 0)),
+                };
+                let next = table.range::<(&str, u64)>((after, Unbounded))?.next().transpose()?;
+                match next.map(|(key, _)| key.value().0.to_owned()).filter(|series| series.starts_with(prefix)) {
+                    Some(series) => found.push(series),
+                    None => return Ok(found),
+                }
             }
-        }
+        })
     }
 
     /// Measurements of a series since `since_unix_ms` in the finest resolution that reaches back so far.
@@ -63,13 +61,15 @@ impl Store {
     pub fn samples(&self, series: &str, since_unix_ms: u64, now_unix_ms: u64) -> Result<Vec<(u64, Usage)>, StoreError> {
         let age = now_unix_ms.saturating_sub(since_unix_ms);
         let level = LEVELS.iter().find(|level| level.keep_ms >= age).unwrap_or(&LEVELS[LEVELS.len() - 1]);
-        let table = self.database.begin_read()?.open_table(level.table)?;
-        let mut samples = Vec::new();
-        for entry in table.range((series, since_unix_ms)..=(series, u64::MAX))? {
-            let (key, value) = entry?;
-            samples.push((key.value().1, usage(value.value())));
-        }
-        Ok(samples)
+        self.read(|read| {
+            let table = read.open_table(level.table)?;
+            let mut samples = Vec::new();
+            for entry in table.range((series, since_unix_ms)..=(series, u64::MAX))? {
+                let (key, value) = entry?;
+                samples.push((key.value().1, usage(value.value())));
+            }
+            Ok(samples)
+        })
     }
 
     /// Forgets measurements that are older than their resolution keeps, and returns how many.
@@ -78,23 +78,19 @@ impl Store {
     ///
     /// If it cannot be written.
     pub fn expire_samples(&self, now_unix_ms: u64) -> Result<usize, StoreError> {
-        super::embedded::blocking(|| self.expire(now_unix_ms))
-    }
-
-    fn expire(&self, now_unix_ms: u64) -> Result<usize, StoreError> {
-        let write = self.database.begin_write()?;
-        let mut expired = 0;
-        for level in &LEVELS {
-            let oldest = now_unix_ms.saturating_sub(level.keep_ms);
-            let mut table = write.open_table(level.table)?;
-            table.retain(|(_, at), _| {
-                let keep = at >= oldest;
-                expired += usize::from(!keep);
-                keep
-            })?;
-        }
-        write.commit()?;
-        Ok(expired)
+        self.write(|write| {
+            let mut expired = 0;
+            for level in &LEVELS {
+                let oldest = now_unix_ms.saturating_sub(level.keep_ms);
+                let mut table = write.open_table(level.table)?;
+                table.retain(|(_, at), _| {
+                    let keep = at >= oldest;
+                    expired += usize::from(!keep);
+                    keep
+                })?;
+            }
+            Ok(expired)
+        })
     }
 }
 

@@ -20,6 +20,7 @@
 
 use migration::guest::{DeviceSlot, StatePayload};
 
+mod bounded;
 pub mod bus;
 pub mod keyboard;
 mod line;

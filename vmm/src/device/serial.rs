@@ -1,6 +1,5 @@
 //! The first serial port: a 16550 at port 0x3f8, GSI 4, by vm-superio.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 
+use super::bounded::Bounded;
 use super::state::{self, StateError};
 use super::{BusDevice, Line};
 use crate::config::SerialConfig;
@@ -75,7 +75,9 @@ impl Console {
         let output: Output = match config {
             SerialConfig::Off => Box::new(io::sink()),
             SerialConfig::Stdio => Box::new(io::stdout()),
-            SerialConfig::File(path) => Box::new(append_to(path)?),
+            SerialConfig::File(path) => {
+                Box::new(Bounded::open(path).map_err(|source| SerialError { path: path.to_owned(), source })?)
+            }
         };
         Ok(Self { uart: Arc::new(Mutex::new(Serial::new(Edge(interrupt), output))) })
     }
@@ -136,14 +138,6 @@ impl Console {
     fn lock(&self) -> MutexGuard<'_, Uart> {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn append_to(path: &std::path::Path) -> Result<File, SerialError> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .map_err(|source| SerialError { path: path.to_owned(), source })
 }
 
 /// Registers are one byte wide: of a wider access the first byte counts.

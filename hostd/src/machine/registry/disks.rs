@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::life::stop;
+use super::life::end_process;
 use super::turn::Turn;
 use super::{Entry, Machines, Result, call};
 use crate::api::types::{Disk, DiskSize, Machine, MachineStatus, NewDisk};
@@ -152,13 +152,6 @@ async fn enlarge(entry: &Arc<Entry>, status: MachineStatus, disk: &Disk, size: &
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),
         Err(panic) => Err(MachineError::Invalid(format!("the disk could not be resized: {panic}"))),
-    }
-}
-
-/// The process of a guest that turned itself off may still be there, and hold its images.
-async fn end_process(entry: &Arc<Entry>) {
-    if let Some(process) = entry.process() {
-        stop(entry, &process).await;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::turn::Turn;
 use super::{Entry, Machines, Result};
 use crate::api::types::{Machine, MachineStatus};
 use crate::clock::unix_ms;
@@ -22,44 +23,28 @@ impl Machines {
     /// [`MachineError::State`] if it is not stopped, or its kernel is on another host.
     pub async fn start(&self, name: &str) -> Result<Machine> {
         let entry = self.get(name)?;
-        {
-            let mut state = entry.state();
-            let (status, elsewhere) = (state.record.status, state.record.arrived && !state.record.kernel.is_bundled());
-            let remedy = match status {
-                MachineStatus::Stopped if state.record.incomplete => {
-                    "its disks lack blocks that never arrived; delete it, and start it from its disks on the host that it came from, or from a backup"
-                }
-                MachineStatus::Stopped if elsewhere => {
-                    "it came from another host, and its kernel is a file of that host; delete it and create it anew with its disks"
-                }
-                MachineStatus::Stopped if state.changing => "it is being changed: try again in a moment",
-                MachineStatus::Stopped => "",
-                _ => "only a stopped machine can be started",
-            };
-            if !remedy.is_empty() {
-                return Err(MachineError::State { name: name.to_owned(), status, remedy });
-            }
-            state.record.status = MachineStatus::Creating;
-        }
-        // The process of a guest that turned itself off may still be there to say so.
-        if let Some(process) = entry.process() {
-            stop(&entry, &process).await;
-        }
+        let record = entry.record();
+        let (turn, _) = Turn::take(entry, |status, changing| obstacle(&record, status, changing))?;
+        let entry = &turn.0;
+        end_process(entry).await;
         let mut launch_record = entry.record();
         launch_record.initrd = launch_record.initrd.filter(|_| !launch_record.arrived);
-        let launched = launch(&self.inner.config, &launch_record, false).await;
-        let (process, info) = launched.inspect_err(|error| {
-            let mut state = entry.state();
-            state.record.status = MachineStatus::Stopped;
-            state.reason = Some(chain(error));
-        })?;
-        self.attach(&entry, process, Some(&info));
+        // It is `stopped` until it runs, in the store too: what is being made is cleared away after a crash, with its disks.
+        let note = |id| self.note_process(entry, id);
+        let launched = launch(&self.inner.config, &launch_record, false, note).await;
+        let (process, info) = launched.inspect_err(|error| entry.state().reason = Some(chain(error)))?;
+        self.attach(entry, process, Some(&info));
         {
             let mut state = entry.state();
             state.record.status = MachineStatus::Running;
             (state.reason, state.record.why_stopped) = (None, None);
         }
-        self.save(&entry)?;
+        if let Err(error) = self.save(entry) {
+            // The next daemon would find it stopped, and end it.
+            entry.state().stopped(chain(&error));
+            end_process(entry).await;
+            return Err(error);
+        }
         Ok(entry.view(&self.inner.config))
     }
 
@@ -70,7 +55,7 @@ impl Machines {
     /// [`MachineError::State`] while it is being created or moved.
     pub async fn delete(&self, name: &str) -> Result<()> {
         let entry = self.get(name)?;
-        {
+        let before = {
             let mut state = entry.state();
             let remedy = match state.record.status {
                 MachineStatus::Creating | MachineStatus::Incoming => "wait until it is there",
@@ -83,9 +68,9 @@ impl Machines {
             if !remedy.is_empty() {
                 return Err(MachineError::State { name: name.to_owned(), status: state.record.status, remedy });
             }
-            state.record.status = MachineStatus::Deleting;
-        }
-        self.save(&entry)?;
+            std::mem::replace(&mut state.record.status, MachineStatus::Deleting)
+        };
+        self.save(&entry).inspect_err(|_| entry.state().record.status = before)?;
         self.discard(&entry).await
     }
 
@@ -183,10 +168,34 @@ impl Machines {
                 MachineStatus::Running | MachineStatus::Paused if !alive => {
                     self.process_ended(&entry, "ended while hostd was not running");
                 }
-                MachineStatus::Running | MachineStatus::Paused | MachineStatus::Stopped => {}
+                MachineStatus::Running | MachineStatus::Paused => {}
+                // Its guest has ended, or it was just being started, and nobody was told that it runs.
+                MachineStatus::Stopped => end_process(&entry).await,
             }
         }
         Ok(())
+    }
+}
+
+/// Why a machine cannot be started now, and what to do; nothing if it can.
+fn obstacle(record: &MachineRecord, status: MachineStatus, changing: bool) -> Option<&'static str> {
+    match status {
+        MachineStatus::Stopped if record.incomplete => Some(
+            "its disks lack blocks that never arrived; delete it, and start it from its disks on the host that it came from, or from a backup",
+        ),
+        MachineStatus::Stopped if record.arrived && !record.kernel.is_bundled() => Some(
+            "it came from another host, and its kernel is a file of that host; delete it and create it anew with its disks",
+        ),
+        MachineStatus::Stopped if changing => Some("it is being changed: try again in a moment"),
+        MachineStatus::Stopped => None,
+        _ => Some("only a stopped machine can be started"),
+    }
+}
+
+/// The process of a guest that turned itself off may still be there, and hold its images.
+pub(super) async fn end_process(entry: &Arc<Entry>) {
+    if let Some(process) = entry.process() {
+        stop(entry, &process).await;
     }
 }
 

@@ -229,6 +229,20 @@ fn each_broken_chain_asks_for_a_reset() {
         queue.write_descriptor(ram, 0, table, 2000 * 16, F_INDIRECT, 0);
         queue.offer(ram, 0);
     });
+    breaks(&mut rig, "a request with more empty descriptors than any driver uses", |queue, ram| {
+        let table = DATA + 0x10_0000;
+        for index in 0..2000u64 {
+            let (bytes, flags) = match index {
+                0 => (16u32, F_NEXT),
+                1999 => (1, F_WRITE),
+                _ => (0, F_NEXT),
+            };
+            vm_memory::Bytes::write_obj(ram, bytes, GuestAddress(table + index * 16 + 8)).unwrap();
+            vm_memory::Bytes::write_obj(ram, flags, GuestAddress(table + index * 16 + 12)).unwrap();
+        }
+        queue.write_descriptor(ram, 0, table, 2000 * 16, F_INDIRECT, 0);
+        queue.offer(ram, 0);
+    });
 }
 
 #[test]

@@ -11,8 +11,9 @@ use super::interrupt::Interrupt;
 use super::state::QueueStateV1;
 use crate::memory::GuestRam;
 
-/// More segments than this in one chain is taken for an attack: no driver of ours or of Linux comes near, and
-/// `readv` takes no more (`UIO_MAXIOV`).
+/// More descriptors or segments than this in one chain are taken for an attack: no driver of ours or of Linux comes near, and
+/// `readv` takes no more (`UIO_MAXIOV`). An empty descriptor has no segment, and is read all the same: an indirect table has room for
+/// 65,535 of them, and each entry of the queue can name it.
 pub const MAX_SEGMENTS: usize = 1024;
 
 /// The driver does not want interrupts (virtio 1.2, section 2.7.6); meaningful without `EVENT_IDX`.
@@ -116,14 +117,15 @@ impl VirtQueue {
         chain.head = descriptors.head_index();
         let wrong = QueueError::Chain(chain.head);
         let mut ended = false;
-        for descriptor in descriptors {
+        for (count, descriptor) in (1..).zip(descriptors) {
             let into = if descriptor.is_write_only() { &mut chain.writable } else { &mut chain.readable };
             let bytes = descriptor.len() as usize;
             if !Segment::resolve(&self.ram, descriptor.addr().0, bytes, into) {
                 return Err(wrong);
             }
             let disordered = !descriptor.is_write_only() && !chain.writable.is_empty();
-            if disordered || chain.readable.len() + chain.writable.len() > MAX_SEGMENTS {
+            let segments = chain.readable.len() + chain.writable.len();
+            if disordered || segments.max(count) > MAX_SEGMENTS {
                 return Err(wrong);
             }
             // An iterator that stops after a descriptor that names a next one has met a loop or a wrong index.

@@ -78,7 +78,7 @@ impl Bank {
         f64::from(self.scales()[index])
     }
 
-    /// The share of each of [`MODEL_NAMES`] in the forecast at the tracked horizon nearest to `steps`.
+    /// The share of each of `MODEL_NAMES` in the forecast at the tracked horizon nearest to `steps`.
     #[must_use]
     pub fn weights(&self, steps: usize) -> [f64; MODELS] {
         let index = self.config.horizons.partition_point(|known| *known < steps).min(self.tracks.len() - 1);

@@ -192,22 +192,11 @@ struct Thread {
 impl Thread {
     fn main(self) {
         slice::ask_for(slice::VCPU);
-        self.warm_up();
         while self.wait_parked() {
             let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
             self.shared.first_entry.get_or_init(Instant::now);
             self.run(&mut fd);
         }
-    }
-
-    /// At the first `KVM_RUN` of a machine KVM starts a thread (it gives huge pages back that were split), and waits for it. One that
-    /// returns at once, before anything of the vCPU is looked at, does that too, and no guest waits for it then.
-    fn warm_up(&self) {
-        let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
-        fd.set_kvm_immediate_exit(1);
-        // Always EINTR.
-        let _interrupted = fd.run();
-        fd.set_kvm_immediate_exit(0);
     }
 
     /// Waits until the vCPU is to run; false when the thread is to end.

@@ -1,13 +1,13 @@
 //! The card's thread: frames in both directions, and announcements.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::timerfd::TimerFd;
 
 use super::announce::{Announcer, TIMES};
 use super::control::{self, ControlQueue};
@@ -35,6 +35,7 @@ pub struct NetWorker {
     epoll: Epoll,
     /// Watched for edges, never read; written to come back to what a batch has left.
     kicks: [EventFd; QUEUES],
+    /// Does not block: an event in the same batch may have armed it anew since it went off.
     timer: TimerFd,
     receive: Receive,
     transmit: Transmit,
@@ -74,12 +75,12 @@ impl NetWorker {
     /// For a card that has not been started by its driver.
     pub fn new(tap: Arc<Tap>, kicks: [EventFd; QUEUES], parts: Parts) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        let timer = TimerFd::new().map_err(io::Error::from)?;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
         let edge = |token| EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
         epoll.ctl(ControlOperation::Add, kicks[0].as_raw_fd(), edge(RECEIVE_KICK))?;
         epoll.ctl(ControlOperation::Add, kicks[1].as_raw_fd(), edge(TRANSMIT_KICK))?;
         epoll.ctl(ControlOperation::Add, kicks[CONTROL].as_raw_fd(), edge(CONTROL_KICK))?;
-        epoll.ctl(ControlOperation::Add, timer.as_raw_fd(), EpollEvent::new(EventSet::IN, TIMER))?;
+        epoll.ctl(ControlOperation::Add, timer.as_fd().as_raw_fd(), EpollEvent::new(EventSet::IN, TIMER))?;
         let Parts { ram, interrupt, config, counters, link_up, announcer } = parts;
         Ok(Self {
             tap,
@@ -193,7 +194,8 @@ impl NetWorker {
     fn arm_timer(&mut self) {
         if let Some(next) = TIMES.get(self.announced) {
             let wait = next.saturating_sub(TIMES[self.announced - 1]);
-            if let Err(error) = self.timer.reset(wait, None) {
+            let once = Expiration::OneShot(wait.into());
+            if let Err(error) = self.timer.set(once, TimerSetTimeFlags::empty()) {
                 tracing::warn!(network = self.tap.id(), %error, "cannot repeat the announcement");
             }
         }

@@ -189,8 +189,25 @@ struct Thread {
     fd: Arc<Mutex<VcpuFd>>,
 }
 
+/// Parks a vCPU whose thread panics, for good. Whoever parks it would wait for ever otherwise, and a migration, a pause
+/// and the end of the process with it.
+struct Panicked<'a>(&'a Shared);
+
+impl Drop for Panicked<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().parked += 1;
+            self.0.stop(StopReason::Failure(
+                "a vCPU thread of the VMM panicked, which is a fault of the VMM: its log has the place, report it"
+                    .into(),
+            ));
+        }
+    }
+}
+
 impl Thread {
     fn main(self) {
+        let _panicked = Panicked(&self.shared);
         slice::ask_for(slice::VCPU);
         while self.wait_parked() {
             let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);

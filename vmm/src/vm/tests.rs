@@ -15,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::boot::testing::kernel;
+use crate::device::BusDevice;
 use crate::device::state::StateError;
 use crate::kvm::capability::host_for_test;
 
@@ -205,6 +206,34 @@ fn a_machine_that_stops_by_itself_says_why() {
         assert!(matches!(machine.pause(), Err(MachineError::Stopped(_))), "a migration must not take it along");
         assert!(matches!(machine.resume(), Err(MachineError::State { state: MachineState::Stopped, .. })));
     }
+}
+
+/// A fault of ours, which no guest should be able to cause; the process must stay usable.
+struct Faulty;
+
+impl BusDevice for Faulty {
+    fn read(&mut self, _: u64, _: &mut [u8]) {}
+
+    fn write(&mut self, _: u64, _: &[u8]) {
+        panic!("a register that panics, as asked for by the test");
+    }
+}
+
+#[test]
+fn a_vcpu_thread_that_panics_stops_the_machine_and_nobody_waits_for_it() {
+    if host_for_test("a_vcpu_thread_that_panics_stops_the_machine_and_nobody_waits_for_it").is_none() {
+        return;
+    }
+    // out 0x99, al; jmp -2
+    let (_file, config) = config(&[0xe6, 0x99, 0xeb, 0xfe], &serde_json::json!({"vcpus": 2}));
+    let machine = Machine::boot(config).unwrap();
+    machine.parts.bus.insert_ports(0x99..0x9a, Arc::new(Mutex::new(Faulty))).unwrap();
+    machine.resume().unwrap();
+    until("the stop", || machine.state() == MachineState::Stopped);
+    assert!(machine.stop_reason().unwrap().to_string().contains("panicked"));
+    assert!(matches!(machine.pause(), Err(MachineError::Stopped(_))));
+    // Joins all threads.
+    drop(machine);
 }
 
 /// Switches the keyboard on, and resets the machine once Del is down.

@@ -1,5 +1,7 @@
 //! What the process does: it holds one machine, or waits for one, and serves requests about it.
 
+mod error;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,72 +12,15 @@ use crate::api::{
     BalloonInfo, BalloonTarget, ChangedLimits, DirtyRate, DirtyRateRequest, DirtyRateSource, DiskSize, MachineDigest,
     MachineInfo, MachineState, Metrics, MigrationStatus, Receiving, Settle,
 };
-use crate::config::{BalloonConfig, ConfigError, MachineConfig, ReceiveConfig, SendConfig};
+use crate::config::{BalloonConfig, MachineConfig, ReceiveConfig, SendConfig};
 use crate::dirty_rate::{self, INTERVAL_MS, Turns};
-use crate::memory::{MemoryError, Usage};
-use crate::migrate::{Job, JobError};
-use crate::snapshot::{self, SnapshotError};
+use crate::memory::Usage;
+use crate::migrate::Job;
+use crate::snapshot;
 use crate::vcpu::StopReason;
-use crate::vm::{DigestError, Machine, MachineError};
+use crate::vm::{Machine, MachineError};
 
-/// A request cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum ServiceError {
-    /// No machine yet.
-    #[error("no machine is here yet: this VMM waits for a migration to arrive")]
-    NoMachine,
-    /// A machine is here already.
-    #[error("a machine is here already: an incoming migration needs a VMM started with --incoming")]
-    Occupied,
-    /// A migration is under way.
-    #[error("migration {0} is under way: wait for its end, or cancel it")]
-    Migrating(String),
-    /// There was no migration.
-    #[error("there has been no migration since this VMM started")]
-    NoMigration,
-    /// No balloon.
-    #[error("this machine has no balloon: give it one in its configuration (\"balloon\": {{}}) and start it again")]
-    NoBalloon,
-    /// A target that cannot be.
-    #[error(transparent)]
-    Target(#[from] ConfigError),
-    /// An interval that cannot be.
-    #[error("interval_ms is {0}: {low} to {high} are possible", low = INTERVAL_MS.start(), high = INTERVAL_MS.end())]
-    Interval(u64),
-    /// One at a time.
-    #[error("the dirty rate is being estimated already: wait for that answer")]
-    Estimating,
-    /// It stopped meanwhile.
-    #[error("the machine was stopped while its dirty rate was estimated: ask again")]
-    StoppedMeanwhile,
-    /// Guest memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// Cancelled too late.
-    #[error(transparent)]
-    TooLate(#[from] migration::control::TooLate),
-    /// Nothing to steer.
-    #[error("migration {0} has ended: there is nothing to change")]
-    Over(String),
-    /// A machine that arrives is steered at its source.
-    #[error("migration {0} arrives here: change it at its source")]
-    Arriving(String),
-    /// Nothing to settle.
-    #[error("no migration is in doubt: there is nothing to settle")]
-    NotInDoubt,
-    /// The machine.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    /// Hashing.
-    #[error(transparent)]
-    Digest(#[from] DigestError),
-    /// Saving.
-    #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
-    /// A migration's parameters.
-    #[error(transparent)]
-    Job(#[from] JobError),
-}
+pub use error::ServiceError;
 
 /// When the process began.
 #[derive(Clone, Copy, Debug)]

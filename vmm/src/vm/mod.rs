@@ -16,6 +16,7 @@
 
 mod digest;
 mod disks;
+mod error;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -32,71 +33,25 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::api::{MachineState, Metrics};
 use crate::builder::Sockets;
 use crate::config::MachineConfig;
+use crate::device::Device;
 use crate::device::bus::Bus;
 use crate::device::keyboard::Keyboard;
 use crate::device::serial::Console;
 use crate::device::virtio::balloon::Balloon;
 use crate::device::virtio::block::Block;
 use crate::device::virtio::net::Net;
-use crate::device::{Device, DeviceError};
-use crate::disk::{DiskError, RawDisk};
-use crate::kvm::{Capabilities, KvmError};
-use crate::memory::{DirtyTracker, Memory, Slots, TrackError};
-use crate::vcpu::StopReason;
+use crate::disk::RawDisk;
+use crate::kvm::Capabilities;
+use crate::memory::{DirtyTracker, Memory, Slots};
 use crate::vcpu::ring_choice::Tracking;
-use crate::vcpu::{VcpuError, Vcpus};
+use crate::vcpu::{StopReason, Vcpus};
 
 pub use digest::DigestError;
+pub use error::MachineError;
 pub use state::StateFailure;
 
 /// How long a machine that has come back waits for its disks on shared storage: the other host may still be letting go of them.
 const TAKE_BACK: Duration = Duration::from_secs(10);
-
-/// The machine cannot do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum MachineError {
-    /// Not in this state.
-    #[error("the machine is {state:?}: it cannot be {action}{remedy}")]
-    State {
-        /// What it does now.
-        state: MachineState,
-        /// What was asked.
-        action: &'static str,
-        /// What to do, beginning with a comma, or nothing.
-        remedy: &'static str,
-    },
-    /// It stopped by itself.
-    #[error("the machine has stopped by itself: {0}")]
-    Stopped(StopReason),
-    /// A device.
-    #[error(transparent)]
-    Device(#[from] DeviceError),
-    /// KVM.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// Dirty tracking.
-    #[error(transparent)]
-    Track(#[from] TrackError),
-    /// One of its disks.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// Its guest cannot be asked.
-    #[error(
-        "the guest does not listen to Ctrl-Alt-Del: it has no driver for a keyboard (Linux: CONFIG_SERIO_I8042, CONFIG_KEYBOARD_ATKBD and CONFIG_VT), or not yet; turn it off from inside"
-    )]
-    Deaf,
-    /// It has no such disk.
-    #[error("the machine has no disk {id}; it has {there}")]
-    NoDisk {
-        /// What was asked for.
-        id: String,
-        /// Those that it has.
-        there: String,
-    },
-    /// Throttling.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
-}
 
 /// The virtio devices, in the order in which the guest sees them.
 #[derive(Default)]
@@ -292,8 +247,9 @@ impl Machine {
             }
             state => return refuse(state, ""),
         }
-        if let Some(restored) = transition.restored.take() {
+        if let Some(restored) = &transition.restored {
             restored.start_clocks(&self.parts)?;
+            transition.restored = None;
         }
         self.run()
     }

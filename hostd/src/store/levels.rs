@@ -2,8 +2,13 @@
 
 use redb::{TableDefinition, TableError, WriteTransaction};
 
-/// Key: series (`machine/vm1`, `host`), time in ms. Value: five numbers and how many samples they are the mean of.
-pub(super) type Samples = TableDefinition<'static, (&'static str, u64), [f64; 6]>;
+/// Series (`machine/vm1`, `host`), time in ms.
+pub(super) type Key = (&'static str, u64);
+
+/// Five numbers and how many samples they are the mean of.
+pub(super) type Value = [f64; 6];
+
+pub(super) type Samples = TableDefinition<'static, Key, Value>;
 
 /// One resolution.
 pub(super) struct Level {

@@ -3,7 +3,7 @@
 
 use redb::{Durability, ReadableTable};
 
-use super::levels::LEVELS;
+use super::levels::{Key, LEVELS, Value};
 use super::{Store, StoreError};
 use crate::api::types::Usage;
 
@@ -35,22 +35,7 @@ impl Store {
     ///
     /// If they cannot be read.
     pub fn series(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        use std::ops::Bound::{Excluded, Included, Unbounded};
-        self.read(|read| {
-            let table = read.open_table(LEVELS[0].table)?;
-            let mut found: Vec<String> = Vec::new();
-            loop {
-                let after = match found.last() {
-                    Some(last) => Excluded((last.as_str(), u64::MAX)),
-                    None => Included((prefix, 0)),
-                };
-                let next = table.range::<(&str, u64)>((after, Unbounded))?.next().transpose()?;
-                match next.map(|(key, _)| key.value().0.to_owned()).filter(|series| series.starts_with(prefix)) {
-                    Some(series) => found.push(series),
-                    None => return Ok(found),
-                }
-            }
-        })
+        self.read(|read| names(&read.open_table(LEVELS[0].table)?, prefix))
     }
 
     /// Measurements of a series since `since_unix_ms` in the finest resolution that reaches back so far.
@@ -83,14 +68,33 @@ impl Store {
             for level in &LEVELS {
                 let oldest = now_unix_ms.saturating_sub(level.keep_ms);
                 let mut table = write.open_table(level.table)?;
-                table.retain(|(_, at), _| {
-                    let keep = at >= oldest;
-                    expired += usize::from(!keep);
-                    keep
-                })?;
+                // Series by series: nothing is read of what stays, which is nearly all.
+                for series in names(&table, "")? {
+                    table.retain_in((series.as_str(), 0)..(series.as_str(), oldest), |_, _| {
+                        expired += 1;
+                        false
+                    })?;
+                }
             }
             Ok(expired)
         })
+    }
+}
+
+/// The series in `table` that begin with `prefix`, in order; one look-up for each.
+fn names(table: &impl ReadableTable<Key, Value>, prefix: &str) -> Result<Vec<String>, StoreError> {
+    use std::ops::Bound::{Excluded, Included, Unbounded};
+    let mut found: Vec<String> = Vec::new();
+    loop {
+        let after = match found.last() {
+            Some(last) => Excluded((last.as_str(), u64::MAX)),
+            None => Included((prefix, 0)),
+        };
+        let next = table.range::<(&str, u64)>((after, Unbounded))?.next().transpose()?;
+        match next.map(|(key, _)| key.value().0.to_owned()).filter(|series| series.starts_with(prefix)) {
+            Some(series) => found.push(series),
+            None => return Ok(found),
+        }
     }
 }
 
@@ -140,6 +144,27 @@ mod tests {
         assert_eq!(means, [29.5, 89.5]);
         assert_eq!(store.expire_samples(later + 8 * 24 * HOUR_MS).unwrap(), 2);
         assert_eq!(store.expire_samples(later + 91 * 24 * HOUR_MS).unwrap(), 1);
+    }
+
+    #[test]
+    fn each_series_loses_what_is_old_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("s.redb")).unwrap();
+        let add = |at, names: &[&str]| {
+            let samples: Vec<_> = names.iter().map(|name| ((*name).to_owned(), Usage::default())).collect();
+            store.add_samples(at, &samples, false).unwrap();
+        };
+        add(START, &["host", "machine/a", "machine/b"]);
+        add(START + 3 * HOUR_MS, &["host", "machine/b", "machine/c"]);
+        let now = START + 3 * HOUR_MS;
+        assert_eq!(store.expire_samples(now).unwrap(), 3);
+        assert_eq!(store.expire_samples(now).unwrap(), 0);
+        assert_eq!(store.series("").unwrap(), ["host", "machine/b", "machine/c"]);
+        let kept = store.samples("machine/b", START + 2 * HOUR_MS, now).unwrap();
+        assert_eq!(kept.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [now]);
+        // At the edge: kept for exactly as long as is promised.
+        assert_eq!(store.expire_samples(now + 2 * HOUR_MS).unwrap(), 0);
+        assert_eq!(store.expire_samples(now + 2 * HOUR_MS + 1).unwrap(), 3);
     }
 
     #[test]

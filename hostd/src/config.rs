@@ -47,6 +47,10 @@ pub struct HostConfig {
     /// use them.
     #[serde(default)]
     pub shared_dirs: Vec<PathBuf>,
+    /// Folders with kernels, images and devices that users of the control socket who are not root may give to machines; see
+    /// [`crate::security::images`].
+    #[serde(default)]
+    pub image_dirs: Vec<PathBuf>,
     /// Control socket.
     pub socket: PathBuf,
     /// Unix group whose members may use the control socket besides root.

@@ -4,16 +4,21 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
+use axum::body::Body;
 use common::{Host, authority, declared};
 use hostd::api::types::{MigrateRequest, Problem};
+use hostd::api::{control, router};
 use hostd::client::ClientError;
-use hostd::security::access::AccessRule;
-use hyper::Method;
+use hostd::security::access::{AccessRule, Actor};
+use hyper::{Method, Request};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tower::ServiceExt;
 
 async fn host(rules: &str) -> (tempfile::TempDir, Host) {
     let folder = tempfile::tempdir().unwrap();
@@ -202,6 +207,44 @@ async fn what_a_rule_denies_is_denied_and_recorded() {
     host.wait_denial(&format!("uid:{uid} create")).await;
     host.client.pools().await.unwrap();
     host.daemon.store.check_audit().unwrap();
+}
+
+/// As from a process of another user: the control socket itself would have to be reachable for one.
+async fn as_user(host: &Host, uid: u32, path: &str, body: Vec<u8>) -> (u16, String) {
+    let actor = Actor::User { uid, operator: true };
+    let router = router(control::routes(), Arc::clone(&host.daemon)).layer(Extension(actor));
+    let request = Request::post(path).header("content-type", "application/json").body(Body::from(body)).unwrap();
+    let response = router.oneshot(request).await.unwrap();
+    let status = response.status().as_u16();
+    let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+/// A guest reads and writes what its machine was given, and the VMM opens it as root.
+#[tokio::test]
+async fn only_root_gives_any_file_of_the_host_to_a_machine() {
+    let (_folder, host) = host("[]").await;
+    let uid = nix::unistd::geteuid().as_raw().wrapping_add(1).max(1);
+    let shadow: [fn(&mut Value); 3] = [
+        |json| json["kernel"] = "/etc/shadow".into(),
+        |json| json["initrd"] = "/etc/shadow".into(),
+        |json| json["disks"] = json!([{"id": "d", "size_mib": 1}, {"id": "e", "path": "/etc/shadow", "read_only": true}]),
+    ];
+    for change in shadow {
+        let (status, answer) = as_user(&host, uid, "/v1/machines", machine(change).unwrap()).await;
+        assert_eq!(status, 403, "{answer}");
+        assert!(answer.contains("/etc/shadow") && answer.contains("image_dirs"), "{answer}");
+    }
+    let disk = json!({"id": "d", "path": "/etc/shadow"}).to_string().into_bytes();
+    let (status, answer) = as_user(&host, uid, "/v1/machines/vm1/attach", disk).await;
+    assert!(status == 403 && answer.contains("image_dirs"), "{answer}");
+    host.wait_denial(&format!("uid:{uid} create")).await;
+    host.wait_denial(&format!("uid:{uid} adjust")).await;
+    // Without files of the host it goes on, to the VMM that this host does not have.
+    let (status, answer) = as_user(&host, uid, "/v1/machines", machine(|_| ()).unwrap()).await;
+    assert!(status == 500 && answer.contains("vmm-missing"), "{answer}");
+    let (status, answer) = as_user(&host, 0, "/v1/machines", machine(shadow[2]).unwrap()).await;
+    assert!(status != 403, "{answer}");
 }
 
 #[tokio::test]

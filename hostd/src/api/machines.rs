@@ -124,7 +124,9 @@ async fn create_machine(
     Extension(actor): From,
     Body(new): Body<CreateMachine>,
 ) -> Result<Response, Failure> {
-    daemon.permit(&actor, Action::Create, &object("machine", &new.name), about(&new.name))?;
+    let what = object("machine", &new.name);
+    daemon.permit(&actor, Action::Create, &what, about(&new.name))?;
+    daemon.permit_files(&actor, Action::Create, &what, new.files())?;
     if daemon.gate.closed() {
         return Err(ExecutorError::Draining(daemon.config.host.clone()).into());
     }
@@ -132,14 +134,13 @@ async fn create_machine(
         let detail = format!("a machine `{}` is on host `{host}` already: choose another name", new.name);
         return Err(Failure::new(409, "machine-exists", detail));
     }
-    let name = new.name.clone();
     // In a task of its own: a client that hangs up does not leave half a machine.
     let shared = Shared::clone(&daemon);
     let made = spawned(async move { shared.machines.create(&new).await }).await?;
     let detail = made
         .as_ref()
         .map_or_else(|error| format!("failed: {}", crate::machine::chain(error)), |_| "running".to_owned());
-    daemon.audit.noted("created", &object("machine", &name), &detail);
+    daemon.audit.noted("created", &what, &detail);
     Ok((StatusCode::CREATED, Json(made?)).into_response())
 }
 
@@ -246,6 +247,7 @@ async fn attach_disk(
 ) -> Answer<Machine> {
     let object = object("machine", &name);
     daemon.permit(&actor, Action::Adjust, &object, about(&name))?;
+    daemon.permit_files(&actor, Action::Adjust, &object, new.path.as_deref().into_iter())?;
     let shared = Shared::clone(&daemon);
     let machine = spawned(async move { shared.machines.attach_disk(&name, &new).await }).await??;
     if let Some(disk) = machine.disks.last() {

@@ -106,6 +106,7 @@ pub(super) fn init(output: &Output, arguments: Init) -> Result<(), Failure> {
         run_dir: "/run/headroom".into(),
         state_dir: "/var/lib/headroom".into(),
         shared_dirs: Vec::new(),
+        image_dirs: Vec::new(),
         socket: "/run/headroom/hostd.sock".into(),
         socket_group: None,
         listen: SocketAddr::new(arguments.address, PORT),

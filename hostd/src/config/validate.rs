@@ -135,6 +135,9 @@ fn paths(config: &HostConfig, findings: &mut Findings) {
     for folder in &config.shared_dirs {
         findings.absolute("shared_dirs", folder);
     }
+    for folder in &config.image_dirs {
+        findings.absolute("image_dirs", folder);
+    }
     findings.absolute("socket", &config.socket);
     findings.absolute("tls.ca", &config.tls.ca);
     findings.absolute("tls.certificate", &config.tls.certificate);

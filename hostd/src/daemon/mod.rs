@@ -5,7 +5,7 @@ mod dirty_rate;
 mod refit;
 mod run;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use run::{Options, RunError, run};
@@ -24,8 +24,9 @@ use crate::metrics::{capacity, room::Room};
 use crate::planner::{History, Planner, PoolState, events};
 use crate::pool::Peers;
 use crate::pool::wire::PeerSummary;
-use crate::security::access::{Access, Action, Actor, Object};
+use crate::security::access::{Access, Action, Actor, Object, Verdict};
 use crate::security::audit::Audit;
+use crate::security::images;
 use crate::security::tls::{Identity, TlsError};
 use crate::store::embedded::Kind;
 use crate::store::{Store, StoreError};
@@ -154,6 +155,25 @@ impl Daemon {
             verdict.rule
         );
         Err(Failure::new(403, "denied", detail))
+    }
+
+    /// Whether `actor` may give these files of this host to a machine, and records it if not.
+    ///
+    /// # Errors
+    ///
+    /// 403 if not, with the remedy.
+    pub fn permit_files<'a>(
+        &self,
+        actor: &Actor,
+        action: Action,
+        what: &str,
+        mut files: impl Iterator<Item = &'a Path>,
+    ) -> Result<(), Failure> {
+        files.try_for_each(|file| images::check(actor, file, &self.config.image_dirs)).map_err(|refused| {
+            let failure = Failure::of(403, "denied", &refused);
+            self.audit.decided(actor, action, what, &Verdict { allowed: false, rule: failure.0.detail.clone() });
+            failure
+        })
     }
 
     /// The planner; held for moments only.

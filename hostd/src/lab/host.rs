@@ -116,6 +116,7 @@ impl LabHost {
             run_dir: self.directory.join("run"),
             state_dir: self.directory.join("state"),
             shared_dirs: Vec::new(),
+            image_dirs: Vec::new(),
             socket: self.socket(),
             socket_group: None,
             listen: SocketAddr::from((self.address, PEER_PORT)),

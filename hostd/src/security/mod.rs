@@ -1,6 +1,7 @@
-//! Who may do what, TLS between hosts, and the record of both.
+//! Who may do what and with which files, TLS between hosts, and the record of it.
 
 pub mod access;
 pub mod audit;
+pub mod images;
 pub mod pki;
 pub mod tls;

@@ -49,6 +49,7 @@ pub fn config(folder: &Path, host: &str, tls: TlsPaths, peers: Vec<PeerConfig>) 
         run_dir: own.join("run"),
         state_dir: own.join("state"),
         shared_dirs: Vec::new(),
+        image_dirs: Vec::new(),
         socket: own.join("run/hostd.sock"),
         socket_group: None,
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),

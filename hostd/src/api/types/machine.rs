@@ -1,7 +1,7 @@
 //! Machines: what an operator asks for and what there is.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vmm::config::MigrationLimits;
@@ -87,6 +87,18 @@ pub struct CreateMachine {
     /// What its migrations may cost, unless the request says otherwise.
     #[serde(default)]
     pub limits: MigrationLimits,
+}
+
+impl CreateMachine {
+    /// All files of the host that it names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let kernel = match &self.kernel {
+            KernelChoice::Path(path) => Some(path.as_path()),
+            KernelChoice::Bundled => None,
+        };
+        let disks = self.disks.iter().filter_map(|disk| disk.path.as_deref());
+        kernel.into_iter().chain(self.initrd.as_deref()).chain(disks)
+    }
 }
 
 fn one() -> u16 {

@@ -51,7 +51,7 @@ const CONSOLE: Group = &[SYS_ftruncate, SYS_lseek, SYS_pread64];
 const QUEUES: Group =
     &[SYS_epoll_ctl, SYS_epoll_pwait, SYS_epoll_wait, SYS_io_uring_enter, SYS_timerfd_gettime, SYS_timerfd_settime];
 
-/// Making threads and confining them; `clone` for threads only, `prctl` for names.
+/// Making threads and confining them; `clone` for threads only, `prctl` for names and the auxiliary vector.
 const MAKING_THREADS: Group =
     &[SYS_capget, SYS_capset, SYS_clone, SYS_prctl, SYS_rseq, SYS_seccomp, SYS_set_robust_list, SYS_set_tid_address];
 
@@ -71,6 +71,7 @@ const PATHS: Group = &[
     SYS_mkdir,
     SYS_mkdirat,
     SYS_newfstatat,
+    SYS_open,
     SYS_openat,
     SYS_readlink,
     SYS_readlinkat,
@@ -126,9 +127,22 @@ const SOCKETS: Group = &[
 /// Making what threads wait for.
 const WAITING: Group = &[SYS_epoll_create1, SYS_eventfd2, SYS_pipe2, SYS_ppoll, SYS_signalfd4, SYS_timerfd_create];
 
-/// Disks, missing pages, the guest's clock (`adjtimex` only tells whether the host's is right: setting it needs a capability), processor time.
-const MACHINE: Group =
-    &[SYS_adjtimex, SYS_getrusage, SYS_io_uring_register, SYS_io_uring_setup, SYS_sysinfo, SYS_uname, SYS_userfaultfd];
+/// Disks, missing pages, the guest's clock (`adjtimex`, under either name, only tells whether the host's is right: setting it needs a capability), who
+/// the process is.
+const MACHINE: Group = &[
+    SYS_adjtimex,
+    SYS_clock_adjtime,
+    SYS_getegid,
+    SYS_geteuid,
+    SYS_getgid,
+    SYS_getrusage,
+    SYS_getuid,
+    SYS_io_uring_register,
+    SYS_io_uring_setup,
+    SYS_sysinfo,
+    SYS_uname,
+    SYS_userfaultfd,
+];
 
 /// Other programs. A VMM never executes one, and has no children.
 const PROGRAMS: Group = &[SYS_execve, SYS_execveat, SYS_fork, SYS_vfork];

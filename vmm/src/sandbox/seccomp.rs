@@ -19,6 +19,9 @@ type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 /// `SECCOMP_SET_MODE_FILTER` (seccomp(2)).
 const SET_FILTER: u64 = 1;
 
+/// `PR_GET_AUXV` (Linux 6.4), by which rustix finds the kernel's page of functions.
+const GET_AUXV: libc::c_int = 0x4155_5856;
+
 /// What a thread's `clone` must and must not have: no process, no namespace.
 const THREAD: u64 = libc::CLONE_THREAD as u64;
 const NAMESPACES: u64 = (libc::CLONE_NEWNS
@@ -70,9 +73,9 @@ fn allowed(pid: u32) -> Result<Rules, BackendError> {
     only(libc::SYS_prlimit64, vec![all([is(0, 0)?])?]);
     only(libc::SYS_sched_getattr, vec![all([is(0, 0)?])?]);
     only(libc::SYS_sched_setattr, vec![all([is(0, 0)?])?]);
-    // Names of threads, and what comes with a filter.
-    let name = |option: libc::c_int| all([is(0, option as u64)?]);
-    only(libc::SYS_prctl, vec![name(libc::PR_SET_NAME)?, name(libc::PR_SET_NO_NEW_PRIVS)?]);
+    // Names of threads, what comes with a filter, what the process was started with.
+    let about = |option: libc::c_int| all([is(0, option as u64)?]);
+    only(libc::SYS_prctl, vec![about(libc::PR_SET_NAME)?, about(libc::PR_SET_NO_NEW_PRIVS)?, about(GET_AUXV)?]);
     only(libc::SYS_seccomp, vec![all([is(0, SET_FILTER)?, is(1, 0)?])?]);
     let family = |family: libc::c_int| all([is(0, family as u64)?]);
     only(libc::SYS_socket, vec![family(libc::AF_UNIX)?, family(libc::AF_INET)?, family(libc::AF_INET6)?]);

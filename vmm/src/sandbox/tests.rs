@@ -31,6 +31,7 @@ const CASES: &[Case] = &[
     ("file", open_file),
     ("socket", || call(libc::SYS_socket, [libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0, 0])),
     ("thread", start_thread),
+    ("clock", look_at_clock),
     ("capabilities", capabilities_are_few),
     ("capabilities of a device", capabilities_are_none),
     ("niceness", niceness_comes_back),
@@ -78,6 +79,14 @@ fn old_architecture() -> i32 {
 
 fn open_file() -> i32 {
     std::fs::File::open("/dev/null").map_or_else(|error| error.raw_os_error().unwrap(), |_| 0)
+}
+
+/// Refused, a machine that arrives would take its host's clock for a wrong one.
+fn look_at_clock() -> i32 {
+    // SAFETY: all zeroes is a valid request that changes nothing.
+    let mut request: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: `request` is valid for reading and writing.
+    errno(unsafe { libc::adjtimex(&raw mut request) } < 0)
 }
 
 fn start_thread() -> i32 {
@@ -187,7 +196,9 @@ fn what_is_on_no_list_does_not_exist() {
 
 #[test]
 fn what_a_vmm_does_works() {
-    expect(&["memory", "file", "socket", "thread", "memory in a vCPU", "panic in a device"].map(|case| (case, 0)));
+    expect(
+        &["memory", "file", "socket", "thread", "clock", "memory in a vCPU", "panic in a device"].map(|case| (case, 0)),
+    );
     expect(&["ring's work in a device", "KVM in a vCPU"].map(|case| (case, libc::EBADF)));
 }
 

@@ -13,6 +13,7 @@ pub mod kvm;
 pub mod log;
 pub mod memory;
 pub mod migrate;
+pub mod sandbox;
 pub mod service;
 pub mod signals;
 mod slice;

@@ -9,11 +9,11 @@ use anyhow::Context;
 use clap::Parser;
 use vmm::api::MachineState;
 use vmm::api::server::{Socket, SocketFile};
-use vmm::config::{MachineConfig, SerialConfig};
+use vmm::config::{MachineConfig, SerialConfig, TapSource};
 use vmm::service::{Service, Started};
 use vmm::terminal::Terminal;
 use vmm::vm::Machine;
-use vmm::{signals, snapshot};
+use vmm::{sandbox, signals, snapshot};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Longest configuration that is read.
@@ -50,6 +50,11 @@ struct Arguments {
     /// What to log to standard error: error, warn, info, debug, trace, or filters such as vmm=debug.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
+
+    /// Do not confine the process, for debugging: it keeps its capabilities, and no system call is refused. Whoever breaks out of the guest
+    /// then has all that the user of this process may do.
+    #[arg(long)]
+    no_sandbox: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -84,7 +89,9 @@ fn run(arguments: &Arguments, started: Started) -> anyhow::Result<ExitCode> {
     // Blocked before the first thread exists: they all inherit it, and the signals arrive where they are waited for.
     let signals = signals::Signals::block().context("cannot wait for signals")?;
     let quit = EventFd::new(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK).context("cannot make an event descriptor")?;
-    let (config, machine) = machine(arguments)?;
+    let config = arguments.config.as_deref().map(read_config).transpose()?;
+    confine(arguments, config.as_ref())?;
+    let (config, machine) = machine(arguments, config)?;
     let console = machine.clone().filter(|_| config.serial == SerialConfig::Stdio);
     let service = Arc::new(Service::new(config, machine.clone(), started, quit.try_clone()?));
     let api = serve(arguments, &service)?;
@@ -112,8 +119,24 @@ fn run(arguments: &Arguments, started: Started) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(code as u8))
 }
 
-fn machine(arguments: &Arguments) -> anyhow::Result<(MachineConfig, Option<Arc<Machine>>)> {
-    let config = arguments.config.as_deref().map(read_config).transpose()?;
+/// Before the first thread.
+fn confine(arguments: &Arguments, config: Option<&MachineConfig>) -> anyhow::Result<()> {
+    if arguments.no_sandbox {
+        tracing::warn!("this process is not confined (--no-sandbox)");
+        return Ok(());
+    }
+    let by_name =
+        |config: &MachineConfig| config.networks.iter().any(|network| matches!(network.source, TapSource::Tap(_)));
+    // What a snapshot has is not known yet.
+    sandbox::enter(config.is_none_or(by_name))?;
+    tracing::debug!("this process is confined");
+    Ok(())
+}
+
+fn machine(
+    arguments: &Arguments,
+    config: Option<MachineConfig>,
+) -> anyhow::Result<(MachineConfig, Option<Arc<Machine>>)> {
     if let Some(directory) = &arguments.restore {
         let machine = snapshot::restore(directory, config)?;
         return Ok((machine.config().clone(), Some(Arc::new(machine))));

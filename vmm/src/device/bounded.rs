@@ -1,21 +1,30 @@
 //! A file that a guest writes without end and that does not grow without end.
+//!
+//! All files are opened at the beginning: the thread that writes runs a vCPU and may open none ([`crate::sandbox`]).
 
-use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read, Seek, Write};
+use std::path::Path;
 
 /// What a file has at most, in bytes; with the one before it, twice as much is kept.
 pub const BYTES_MAX: u64 = 1 << 20;
 
-/// Appends to a file. One that is full gets the ending `.old`, in place of the one that had it, and a new one begins.
+/// Appends to a file. One that is full is copied to the file beside it with the ending `.old`, in place of what that had, and begins anew.
 #[derive(Debug)]
 pub struct Bounded {
-    path: PathBuf,
     file: File,
     bytes: u64,
-    /// A pipe or a terminal keeps nothing.
-    grows: bool,
+    /// None for a pipe or a terminal, which keep nothing.
+    before: Option<Before>,
+}
+
+/// Where the contents go that make room.
+#[derive(Debug)]
+struct Before {
+    /// The same file, to be read.
+    reader: File,
+    /// None where it cannot be made: what makes room is lost then.
+    old: Option<File>,
 }
 
 impl Bounded {
@@ -25,29 +34,45 @@ impl Bounded {
     ///
     /// What the kernel says.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = append_to(path)?;
+        let file = OpenOptions::new().append(true).create(true).open(path)?;
         let metadata = file.metadata()?;
-        Ok(Self { path: path.to_owned(), file, bytes: metadata.len(), grows: metadata.is_file() })
+        let before = if metadata.is_file() { Some(Before::open(path)?) } else { None };
+        Ok(Self { file, bytes: metadata.len(), before })
+    }
+}
+
+impl Before {
+    fn open(path: &Path) -> io::Result<Self> {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".old");
+        let old = OpenOptions::new().write(true).create(true).truncate(false).open(name);
+        let old = old.inspect_err(|error| tracing::debug!(%error, "a console's old contents will not be kept")).ok();
+        Ok(Self { reader: File::open(path)?, old })
     }
 
-    fn begin_anew(&mut self) -> io::Result<()> {
-        let mut old = OsString::from(&self.path);
-        old.push(".old");
-        if std::fs::rename(&self.path, old).is_ok() {
-            self.file = append_to(&self.path)?;
-        } else {
-            // Somebody has removed it, or its folder may not be written.
-            self.file.set_len(0)?;
+    fn keep(&mut self) -> io::Result<()> {
+        let Some(old) = &mut self.old else { return Ok(()) };
+        old.set_len(0)?;
+        old.rewind()?;
+        self.reader.rewind()?;
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            let read = self.reader.read(&mut piece)?;
+            if read == 0 {
+                return Ok(());
+            }
+            old.write_all(&piece[..read])?;
         }
-        self.bytes = 0;
-        Ok(())
     }
 }
 
 impl Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.grows && self.bytes >= BYTES_MAX {
-            self.begin_anew()?;
+        if let Some(before) = self.before.as_mut().filter(|_| self.bytes >= BYTES_MAX) {
+            // On a full file system the old contents are lost: the guest must not fill it further.
+            let _ = before.keep();
+            self.file.set_len(0)?;
+            self.bytes = 0;
         }
         let written = self.file.write(bytes)?;
         self.bytes += written as u64;
@@ -57,10 +82,6 @@ impl Write for Bounded {
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
     }
-}
-
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
 }
 
 #[cfg(test)]

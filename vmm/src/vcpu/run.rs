@@ -31,6 +31,7 @@ use super::VcpuError;
 use super::exit::{Exits, Next};
 use super::shared::{Holds, Kick, Shared, State, StopHandle, Target, install_kick_handler};
 use super::stop::StopReason;
+use crate::sandbox::{self, Role};
 use crate::slice;
 
 /// Stack of a vCPU thread. Its deepest path is an exit into a device's registers.
@@ -209,6 +210,10 @@ impl Thread {
     fn main(self) {
         let _panicked = Panicked(&self.shared);
         slice::ask_for(slice::VCPU);
+        if let Err(error) = sandbox::confine(Role::Vcpu) {
+            // It never enters the guest: a machine that has stopped does not run again.
+            self.shared.stop(StopReason::Failure(crate::migrate::chain(&error)));
+        }
         while self.wait_parked() {
             let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
             self.shared.first_entry.get_or_init(Instant::now);

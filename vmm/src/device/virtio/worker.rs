@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue::VirtQueue;
 use crate::device::DeviceError;
+use crate::sandbox::{self, Role};
 use crate::slice;
 
 /// Enough for the deepest call with room to spare; only touched pages cost memory.
@@ -127,6 +128,11 @@ impl<B: Backend> Drop for Worker<B> {
 
 fn serve<B: Backend>(mut backend: B, control: &EventFd, calls: &mpsc::Receiver<Call<B>>) {
     slice::ask_for(slice::DEVICE);
+    if let Err(error) = sandbox::confine(Role::Device) {
+        let error = &error as &dyn std::error::Error;
+        tracing::error!(error, "a device's thread ends: it must not serve a guest like this");
+        return;
+    }
     let mut events = [EpollEvent::default(); 8];
     loop {
         let count = match backend.epoll().wait(-1, &mut events) {

@@ -228,7 +228,9 @@ async fn only_root_gives_any_file_of_the_host_to_a_machine() {
     let shadow: [fn(&mut Value); 3] = [
         |json| json["kernel"] = "/etc/shadow".into(),
         |json| json["initrd"] = "/etc/shadow".into(),
-        |json| json["disks"] = json!([{"id": "d", "size_mib": 1}, {"id": "e", "path": "/etc/shadow", "read_only": true}]),
+        |json| {
+            json["disks"] = json!([{"id": "d", "size_mib": 1}, {"id": "e", "path": "/etc/shadow", "read_only": true}])
+        },
     ];
     for change in shadow {
         let (status, answer) = as_user(&host, uid, "/v1/machines", machine(change).unwrap()).await;

@@ -10,6 +10,7 @@ use clap::Parser;
 use vmm::api::MachineState;
 use vmm::api::server::{Socket, SocketFile};
 use vmm::config::{MachineConfig, SerialConfig, TapSource};
+use vmm::sandbox::{AllowedPath, Paths};
 use vmm::service::{Service, Started};
 use vmm::terminal::Terminal;
 use vmm::vm::Machine;
@@ -50,6 +51,12 @@ struct Arguments {
     /// What to log to standard error: error, warn, info, debug, trace, or filters such as vmm=debug.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
+
+    /// Confine the process to this file or folder, `:ro` for reading only, and to what its configuration names (kernel, initial RAM disk, disks). May be
+    /// given several times; folders of the API socket and the console's file, identities for migrations and places for snapshots need it
+    /// too. Without it files can be opened wherever the user of this process may.
+    #[arg(long, value_name = "PATH[:ro]")]
+    allow_path: Vec<AllowedPath>,
 
     /// Do not confine the process, for debugging: it keeps its capabilities, and no system call is refused. Whoever breaks out of the guest
     /// then has all that the user of this process may do.
@@ -127,8 +134,13 @@ fn confine(arguments: &Arguments, config: Option<&MachineConfig>) -> anyhow::Res
     }
     let by_name =
         |config: &MachineConfig| config.networks.iter().any(|network| matches!(network.source, TapSource::Tap(_)));
+    let paths = (!arguments.allow_path.is_empty()).then(|| {
+        let mut paths = Paths::of(config, &arguments.allow_path);
+        paths.read(arguments.restore.iter());
+        paths
+    });
     // What a snapshot has is not known yet.
-    sandbox::enter(config.is_none_or(by_name))?;
+    sandbox::enter(config.is_none_or(by_name), paths.as_ref())?;
     tracing::debug!("this process is confined");
     Ok(())
 }

@@ -97,6 +97,28 @@ fn each_thread_of_a_working_machine_is_confined() {
     assert_eq!(vmm.quit(), Some(0));
 }
 
+/// Also where the API, whoever uses it, asks for more.
+#[test]
+fn a_machine_reaches_no_file_but_those_it_was_allowed() {
+    if !ready("a_machine_reaches_no_file_but_those_it_was_allowed") {
+        return;
+    }
+    let (lab, outside) = (Lab::new(), tempfile::tempdir().expect("a directory"));
+    lab.tap("tap0");
+    let allowed = lab.directory.path().display().to_string();
+    let vmm = working(&lab, &["--allow-path", &allowed]);
+    vmm.client.pause().expect("paused");
+    let refused = vmm.client.save(&outside.path().join("snapshot")).expect_err("it is out of reach");
+    assert!(refused.to_string().contains("Permission denied"), "{refused}");
+    assert_eq!(std::fs::read_dir(outside.path()).expect("a directory").count(), 0);
+    vmm.client.save(&lab.directory.path().join("snapshot")).expect("saved");
+    vmm.client.resume().expect("it runs on");
+    let mut guest = guest();
+    let before = guest.status().expect("an answer").disk_sequence;
+    until("more work", PATIENCE, || guest.status().ok().filter(|now| now.disk_sequence > before));
+    assert_eq!(vmm.quit(), Some(0));
+}
+
 #[test]
 fn nothing_is_confined_where_that_is_asked_for() {
     if !ready("nothing_is_confined_where_that_is_asked_for") {

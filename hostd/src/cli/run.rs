@@ -77,6 +77,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut command = Command::new(&vmm);
     command.arg("--config").arg(&path).arg("--log").arg(&arguments.log).kill_on_drop(true);
+    // Its disks and kernel are named in the configuration; everything else of this user is none of the guest's business.
+    command.arg("--allow-path").arg(&scratch.0);
     // SAFETY: prctl(2) is async-signal-safe and touches nothing of the parent. The runtime has one thread, so the parent of
     // the process is this thread, which lives as long as this program.
     unsafe {

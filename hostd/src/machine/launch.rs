@@ -61,6 +61,8 @@ pub async fn launch(
     let guard = FolderGuard { folder: Some(folder.clone()) };
     let _ = std::fs::remove_dir_all(&folder);
     disk::make_folder(&folder)?;
+    // The VMM leaves its mark there when the machine arrives, and cannot be allowed a folder that is made later.
+    disk::make_folder(&config.machine_state_dir(&record.name))?;
     let log = folder.join("vmm.log");
     let (program, machine) = prepare(config, record, incoming, &folder, &log)?;
     let path = program.path.clone();
@@ -105,7 +107,25 @@ fn prepare(
     if incoming {
         arguments.push("--incoming".into());
     }
+    for (path, access) in reach(config, record, folder) {
+        let mut allowed = path.into_os_string();
+        allowed.push(access);
+        arguments.extend(["--allow-path".into(), allowed]);
+    }
     Ok((Program { path: vmm, arguments, log: log.to_owned(), descriptors }, machine))
+}
+
+/// What a VMM opens besides what its configuration names: its sockets and logs, what hostd makes for the machine, and the identity of
+/// this host when it migrates. Of that the folders, since a new certificate is another file.
+fn reach(config: &HostConfig, record: &MachineRecord, folder: &Path) -> Vec<(PathBuf, &'static str)> {
+    let mut reach = vec![(folder.to_owned(), ""), (config.machine_state_dir(&record.name), "")];
+    for file in [&config.tls.ca, &config.tls.certificate, &config.tls.key] {
+        let identity = (file.parent().unwrap_or(file).to_owned(), ":ro");
+        if !reach.contains(&identity) {
+            reach.push(identity);
+        }
+    }
+    reach
 }
 
 pub(super) fn disk_config(disk: &crate::api::types::Disk) -> DiskConfig {

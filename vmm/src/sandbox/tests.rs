@@ -152,7 +152,7 @@ fn niceness_comes_back() -> i32 {
 fn confined_process() {
     let Ok(wanted) = std::env::var(CASE) else { return };
     let (_, action) = CASES.iter().find(|(name, _)| *name == wanted).unwrap();
-    enter(false).unwrap();
+    enter(false, None).unwrap();
     std::process::exit(action());
 }
 

@@ -162,8 +162,8 @@ async fn wait_for_api(name: &str, process: &Process, socket: &Path, log: &Path) 
         }
         tokio::select! {
             _ = ended.wait_for(Option::is_some) => {
-                let how = process.ended().unwrap_or_default();
-                return Err(failed(how));
+                let how = process.ended().map(|end| end.to_string());
+                return Err(failed(how.unwrap_or_default()));
             }
             () = tokio::time::sleep(Duration::from_millis(2)) => {}
         }

@@ -1,9 +1,11 @@
 //! The VMM process of a machine: started here, or found again after a restart of hostd.
 
+use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,36 @@ impl ProcessId {
     }
 }
 
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// In words that follow `it`.
+    Ended(String),
+    /// The kernel killed it for a system call that a VMM never makes (SIGSYS, `vmm::sandbox`).
+    ForbiddenCall,
+}
+
+impl End {
+    fn of(status: ExitStatus) -> Self {
+        if status.signal() == Some(libc::SIGSYS) {
+            Self::ForbiddenCall
+        } else {
+            Self::Ended(format!("ended with {status}"))
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ended(how) => formatter.write_str(how),
+            Self::ForbiddenCall => formatter.write_str(
+                "was killed by the kernel for a system call that a VMM never makes (SIGSYS): its guest may have broken into it",
+            ),
+        }
+    }
+}
+
 /// What to start.
 #[derive(Debug)]
 pub struct Program {
@@ -51,7 +83,7 @@ pub struct Program {
 pub struct Process {
     id: ProcessId,
     pidfd: OwnedFd,
-    ended: watch::Receiver<Option<String>>,
+    ended: watch::Receiver<Option<End>>,
 }
 
 impl Process {
@@ -85,8 +117,8 @@ impl Process {
         let (sender, ended) = watch::channel(None);
         tokio::spawn(async move {
             let how = match child.wait().await {
-                Ok(status) => format!("ended with {status}"),
-                Err(error) => format!("was lost: {error}"),
+                Ok(status) => End::of(status),
+                Err(error) => End::Ended(format!("was lost: {error}")),
             };
             sender.send_replace(Some(how));
         });
@@ -108,9 +140,9 @@ impl Process {
         let waiter = unsafe { AsyncFd::register(pidfd.try_clone()?) }?;
         let (sender, ended) = watch::channel(None);
         tokio::spawn(async move {
-            // A pidfd becomes readable when its process ends (pidfd_open(2)).
+            // A pidfd becomes readable when its process ends (pidfd_open(2)). How it ended is told to its parent only.
             let _ = waiter.readable().await;
-            sender.send_replace(Some("ended".to_owned()));
+            sender.send_replace(Some(End::Ended("ended".to_owned())));
         });
         Ok(Self { id, pidfd, ended })
     }
@@ -121,12 +153,12 @@ impl Process {
     }
 
     /// How it ended, if it did.
-    pub fn ended(&self) -> Option<String> {
+    pub fn ended(&self) -> Option<End> {
         self.ended.borrow().clone()
     }
 
     /// A receiver that changes once, when the process ends.
-    pub fn watch(&self) -> watch::Receiver<Option<String>> {
+    pub fn watch(&self) -> watch::Receiver<Option<End>> {
         self.ended.clone()
     }
 
@@ -143,11 +175,11 @@ impl Process {
 }
 
 /// Waits for the end of a process; `None` if it did not end in time.
-pub async fn wait_end(mut watch: watch::Receiver<Option<String>>, patience: Duration) -> Option<String> {
+pub async fn wait_end(mut watch: watch::Receiver<Option<End>>, patience: Duration) -> Option<End> {
     let ended = tokio::time::timeout(patience, watch.wait_for(Option::is_some)).await;
     match ended {
         Ok(Ok(how)) => how.clone(),
-        Ok(Err(_)) => Some("ended".to_owned()),
+        Ok(Err(_)) => Some(End::Ended("ended".to_owned())),
         Err(_) => None,
     }
 }
@@ -206,8 +238,18 @@ mod tests {
         let (process, _input) =
             Process::spawn(program(folder.path(), "echo cannot open the disk >&2; exit 3")).unwrap();
         let how = wait_end(process.watch(), Duration::from_secs(10)).await.unwrap();
-        assert!(how.contains('3'), "{how}");
+        assert!(how.to_string().contains('3'), "{how}");
         assert_eq!(log_tail(&folder.path().join("log"), 2), "cannot open the disk");
+    }
+
+    #[tokio::test]
+    async fn a_forbidden_call_is_told_from_other_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        for (signal, expected) in [("SYS", true), ("KILL", false)] {
+            let (process, _input) = Process::spawn(program(folder.path(), &format!("kill -{signal} $$"))).unwrap();
+            let end = wait_end(process.watch(), Duration::from_secs(10)).await.unwrap();
+            assert_eq!(end == End::ForbiddenCall, expected, "{end}");
+        }
     }
 
     #[tokio::test]

@@ -16,12 +16,13 @@ use vmm::api::{MachineInfo, MachineState};
 use super::entry::{Entry, MachineRecord};
 use super::launch::{last_words, launch};
 use super::partial::Partial;
-use super::process::{Process, ProcessId};
+use super::process::{End, Process, ProcessId};
 use super::{MachineError, chain, disk, name, spec};
 use crate::api::types::{Capacity, CreateMachine, Machine, MachineStatus, Network};
 use crate::clock::unix_ms;
 use crate::config::HostConfig;
 use crate::metrics::room::{Kept, Room};
+use crate::security::audit::Audit;
 use crate::store::Store;
 use crate::store::embedded::Kind;
 
@@ -239,12 +240,18 @@ impl Machines {
         tokio::spawn(async move {
             let mut watch = process.watch();
             let _ = watch.wait_for(Option::is_some).await;
-            machines.process_ended(&entry, &process.ended().unwrap_or_default());
+            if let Some(end) = process.ended() {
+                machines.process_ended(&entry, &end);
+            }
         });
     }
 
-    fn process_ended(&self, entry: &Entry, how: &str) {
+    fn process_ended(&self, entry: &Entry, end: &End) {
         let name = entry.record().name;
+        if *end == End::ForbiddenCall {
+            // Whatever becomes of the machine: somebody should look at it, and at what else it may have done.
+            Audit::new(self.inner.store.clone()).noted("alarm", &format!("machine:{name}"), &format!("its VMM {end}"));
+        }
         let words = last_words(&self.inner.config.machine_run_dir(&name).join("vmm.log"));
         {
             let mut state = entry.state();
@@ -256,7 +263,7 @@ impl Machines {
             ) {
                 return;
             }
-            let why = format!("its VMM {how}; it said: {words}");
+            let why = format!("its VMM {end}; it said: {words}");
             // It may run at its destination: only the executor, once it has asked there, says that it is stopped.
             if matches!(state.record.status, MachineStatus::Migrating | MachineStatus::InDoubt) {
                 state.reason = Some(why);
@@ -264,7 +271,7 @@ impl Machines {
             }
             state.stopped(why);
         }
-        tracing::warn!(machine = name, how, words, "a VMM ended");
+        tracing::warn!(machine = name, how = %end, words, "a VMM ended");
         if let Err(error) = self.save(entry) {
             tracing::error!(machine = name, error = &error as &dyn std::error::Error, "cannot store that it ended");
         }

@@ -8,7 +8,7 @@ use super::{Entry, Machines, Result};
 use crate::api::types::{Machine, MachineStatus};
 use crate::clock::unix_ms;
 use crate::machine::launch::launch;
-use crate::machine::process::{Process, wait_end};
+use crate::machine::process::{End, Process, wait_end};
 use crate::machine::{MachineError, MachineRecord, chain, disk};
 use crate::store::embedded::Kind;
 
@@ -166,7 +166,7 @@ impl Machines {
                 // The migration that it belongs to is settled by the executor.
                 MachineStatus::Incoming | MachineStatus::Migrating | MachineStatus::InDoubt => {}
                 MachineStatus::Running | MachineStatus::Paused if !alive => {
-                    self.process_ended(&entry, "ended while hostd was not running");
+                    self.process_ended(&entry, &End::Ended("ended while hostd was not running".to_owned()));
                 }
                 MachineStatus::Running | MachineStatus::Paused => {}
                 // Its guest has ended, or it was just being started, and nobody was told that it runs.

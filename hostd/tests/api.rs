@@ -225,15 +225,10 @@ async fn as_user(host: &Host, uid: u32, path: &str, body: Vec<u8>) -> (u16, Stri
 async fn only_root_gives_any_file_of_the_host_to_a_machine() {
     let (_folder, host) = host("[]").await;
     let uid = nix::unistd::geteuid().as_raw().wrapping_add(1).max(1);
-    let shadow: [fn(&mut Value); 3] = [
-        |json| json["kernel"] = "/etc/shadow".into(),
-        |json| json["initrd"] = "/etc/shadow".into(),
-        |json| {
-            json["disks"] = json!([{"id": "d", "size_mib": 1}, {"id": "e", "path": "/etc/shadow", "read_only": true}])
-        },
-    ];
-    for change in shadow {
-        let (status, answer) = as_user(&host, uid, "/v1/machines", machine(change).unwrap()).await;
+    let disks = json!([{"id": "d", "size_mib": 1}, {"id": "e", "path": "/etc/shadow", "read_only": true}]);
+    let with = |field: &str, value: &Value| machine(|json| json[field] = value.clone()).unwrap();
+    for (field, value) in [("kernel", &"/etc/shadow".into()), ("initrd", &"/etc/shadow".into()), ("disks", &disks)] {
+        let (status, answer) = as_user(&host, uid, "/v1/machines", with(field, value)).await;
         assert_eq!(status, 403, "{answer}");
         assert!(answer.contains("/etc/shadow") && answer.contains("image_dirs"), "{answer}");
     }
@@ -245,7 +240,7 @@ async fn only_root_gives_any_file_of_the_host_to_a_machine() {
     // Without files of the host it goes on, to the VMM that this host does not have.
     let (status, answer) = as_user(&host, uid, "/v1/machines", machine(|_| ()).unwrap()).await;
     assert!(status == 500 && answer.contains("vmm-missing"), "{answer}");
-    let (status, answer) = as_user(&host, 0, "/v1/machines", machine(shadow[2]).unwrap()).await;
+    let (status, answer) = as_user(&host, 0, "/v1/machines", with("disks", &disks)).await;
     assert!(status != 403, "{answer}");
 }
 

@@ -108,10 +108,10 @@ fn a_machine_reaches_no_file_but_those_it_was_allowed() {
     let allowed = lab.directory.path().display().to_string();
     let vmm = working(&lab, &["--allow-path", &allowed]);
     vmm.client.pause().expect("paused");
-    let refused = vmm.client.save(&outside.path().join("snapshot")).expect_err("it is out of reach");
+    let refused = vmm.client.save(outside.path().join("snapshot")).expect_err("it is out of reach");
     assert!(refused.to_string().contains("Permission denied"), "{refused}");
     assert_eq!(std::fs::read_dir(outside.path()).expect("a directory").count(), 0);
-    vmm.client.save(&lab.directory.path().join("snapshot")).expect("saved");
+    vmm.client.save(lab.directory.path().join("snapshot")).expect("saved");
     vmm.client.resume().expect("it runs on");
     let mut guest = guest();
     let before = guest.status().expect("an answer").disk_sequence;

@@ -27,9 +27,9 @@ impl Rig {
         self.driver.get(ANSWER, 1)[0]
     }
 
-    /// Waits for the request by interrupts alone.
+    /// Waits for the request by interrupts alone. The question is there a moment before it is announced.
     fn wait_asked(&mut self) {
-        while self.status() != 3 {
+        while self.status() != 3 || self.driver.read(0x60) & 2 == 0 {
             assert!(self.driver.wait_interrupt(Duration::from_secs(10)), "nothing is asked");
         }
     }

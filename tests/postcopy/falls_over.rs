@@ -18,7 +18,7 @@ fn a_storm_of_writes_moves_and_answers_all_the_way() {
     let observer = world.observe(&[&spec], 200, 50);
     let start = observer.now();
     // What the guest writes shrinks to a fiftieth on the way: it is faster than this link all the same.
-    let report = world.moves(&spec, "a1", "b1", limits(MigrationMode::Hybrid, 2));
+    let report = world.moves(&spec, "a1", "b1", limits(MigrationMode::Hybrid, 4));
     println!("{}", serde_json::to_string_pretty(&report).unwrap());
     assert_eq!(report.mode, Mode::Hybrid);
     let postcopy = report.postcopy.as_ref().expect("what post-copy did");
